@@ -1,0 +1,247 @@
+"""Which tensor of a torch model is which parameter of ours: one table a model, read in both directions.
+
+A rule names a layer in torch's state dict, the same layer in our module, and the kind of layer, which says what becomes
+of its tensors. `*` stands for a number. Names are those that today's diffusers and transformers write.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+from distrijax.checkpoint.tensors import WEIGHT_DTYPES, Shape, Tensor
+from distrijax.errors import DistrijaxError
+
+SHOWN = 12  # of each sort of fault; the rest is counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of layer: torch's tensor name -> (our name, the axes of torch's tensor in our order)."""
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+LINEAR = Kind({"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))})  # [O, I] -> [I, O]
+CONV = Kind({"weight": ("kernel", (0, 2, 3, 1)), "bias": ("bias", (0,))})  # OIHW -> OHWI
+NORM = Kind({"weight": ("scale", (0,)), "bias": ("bias", (0,))})
+EMBED = Kind({"weight": ("embedding", (0, 1))})
+
+Rule = tuple[str, str, Kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A tensor's name on the other side, and the axes that bring it there."""
+
+    name: str
+    axes: tuple[int, ...]
+
+
+class Table:
+    """Rules compiled for both directions.
+
+    aliases: older names (regular expression, replacement), applied to a file's names before the rules.
+    ignored: regular expressions of tensors that files contain and no model needs.
+    flatten: regular expression of linear weights that old files keep as 1x1 convolutions, [O, I, 1, 1].
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        *,
+        aliases: Iterable[tuple[str, str]] = (),
+        ignored: Iterable[str] = (),
+        flatten: str | None = None,
+    ):
+        self._to_ours: list[tuple[re.Pattern[str], str, tuple[int, ...]]] = []
+        self._to_torch: list[tuple[re.Pattern[str], str, tuple[int, ...]]] = []
+        for theirs, ours, kind in rules:
+            for leaf, (our_leaf, axes) in kind.tensors.items():
+                name, path = f"{theirs}.{leaf}", f"{ours}.{our_leaf}"
+                inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+                self._to_ours.append((_pattern(name), path, axes))
+                self._to_torch.append((_pattern(path), name, inverse))
+        self._aliases = [(re.compile(old), new) for old, new in aliases]
+        self._ignored = re.compile("|".join(ignored)) if ignored else None
+        self._flatten = re.compile(flatten) if flatten else None
+
+    def to_ours(self, name: str) -> Entry | None:
+        """Torch's name -> our path, and the axes of torch's tensor in our order."""
+        return _find(self._to_ours, name)
+
+    def to_torch(self, path: str) -> Entry | None:
+        """Our path -> torch's name, and the axes of our array in torch's order."""
+        return _find(self._to_torch, path)
+
+    def canonical(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """A file's tensor under today's name and in today's shape; None if it is one to ignore."""
+        if self._ignored and self._ignored.fullmatch(name):
+            return None
+        for old, new in self._aliases:
+            name = old.sub(new, name)
+        if self._flatten and self._flatten.fullmatch(name) and set(tensor.shape[2:]) == {1}:
+            tensor = tensor.reshape(tensor.shape[:2])
+        return name, tensor
+
+
+def convert(table: Table, tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], what: str) -> dict[str, Tensor]:
+    """Our parameters, path -> tensor in our layout, from a torch state dict; nothing is read.
+
+    expected: path -> shape of every parameter of the model.
+    Raises one DistrijaxError that lists every tensor that is missing, unexpected, there twice, of another shape, or of a
+    dtype that weights cannot have.
+    """
+    found: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    unexpected, twice, shapes, dtypes = [], [], [], []
+    for name, tensor in tensors.items():
+        canonical = table.canonical(name, tensor)
+        if canonical is None:
+            continue
+        entry = table.to_ours(canonical[0])
+        if entry is None or entry.name not in expected:
+            unexpected.append(f"{name} {list(tensor.shape)}{_in(tensor)}")
+            continue
+        path, tensor = entry.name, canonical[1]
+        if path in found:
+            twice.append(f"{name}{_in(tensor)} and {origin[path]}{_in(found[path])}")
+            continue
+        back = table.to_torch(path)
+        assert back is not None and back.name == canonical[0], f"the table is not one to one at {name}, {path}"
+        need = tuple(expected[path][axis] for axis in back.axes)
+        if tensor.shape != need:
+            shapes.append(f"{name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
+        elif tensor.dtype not in WEIGHT_DTYPES:
+            dtypes.append(f"{name}: {tensor.dtype.name}{_in(tensor)}")
+        else:
+            tensor = tensor.transpose(entry.axes)
+        found[path], origin[path] = tensor, name
+    missing = []
+    for path in expected:
+        if path not in found:
+            back = table.to_torch(path)
+            assert back is not None, f"the table has no rule for {path}"
+            missing.append(f"{back.name} {[expected[path][axis] for axis in back.axes]}")
+    faults = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "there twice": twice,
+        "of the wrong shape": shapes,
+        "of a dtype that weights cannot have (float64, float32, float16 and bfloat16 can)": dtypes,
+    }
+    if any(faults.values()):
+        raise DistrijaxError(f"{what}: its tensors are not those of the model in its configuration" + _listed(faults))
+    return {path: found[path] for path in expected}
+
+
+def _listed(faults: Mapping[str, list[str]]) -> str:
+    lines = []
+    for title, names in faults.items():
+        if names:
+            lines.append(f"\n  {len(names)} {title}:")
+            lines += [f"\n    {name}" for name in sorted(names)[:SHOWN]]
+            lines += [f"\n    and {len(names) - SHOWN} more"] * (len(names) > SHOWN)
+    return "".join(lines)
+
+
+def _in(tensor: Tensor) -> str:
+    return f" in {tensor.file}" if tensor.file else ""
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(re.escape(glob).replace(r"\*", r"(0|[1-9]\d*)"))
+
+
+def _find(rules: list[tuple[re.Pattern[str], str, tuple[int, ...]]], name: str) -> Entry | None:
+    for pattern, template, axes in rules:
+        if match := pattern.fullmatch(name):
+            numbers = iter(match.groups())
+            return Entry(re.sub(r"\*", lambda _: next(numbers), template), axes)
+    return None
+
+
+def _same(names: str, kind: Kind) -> list[Rule]:
+    return [(name, name, kind) for name in names.split()]
+
+
+def _under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    return [(f"{prefix}.{theirs}", f"{prefix}.{ours}", kind) for theirs, ours, kind in rules]
+
+
+def unet_table(use_linear_projection: bool = True) -> Table:
+    """UNet2DConditionModel of the SDXL family. Without linear projections, a transformer's two ends are 1x1 convolutions."""
+    attention = [*_same("to_q to_k to_v", LINEAR), ("to_out.0", "to_out", LINEAR)]
+    transformer = [
+        *_same("norm1 norm2 norm3", NORM),
+        *_under("attn1", attention),
+        *_under("attn2", attention),
+        ("ff.net.0.proj", "ff.proj_in", LINEAR),
+        ("ff.net.2", "ff.proj_out", LINEAR),
+    ]
+    block = [
+        *_under("resnets.*", [*_same("norm1 norm2", NORM), *_same("conv1 conv2 conv_shortcut", CONV)]),
+        ("resnets.*.time_emb_proj", "resnets.*.time_emb_proj", LINEAR),
+        ("attentions.*.norm", "attentions.*.norm", NORM),
+        *_under("attentions.*", _same("proj_in proj_out", LINEAR if use_linear_projection else CONV)),
+        *_under("attentions.*.transformer_blocks.*", transformer),
+    ]
+    return Table(
+        [
+            *_same("conv_in conv_out", CONV),
+            *_same("conv_norm_out", NORM),
+            *_under("time_embedding", _same("linear_1 linear_2 cond_proj", LINEAR)),
+            *_under("add_embedding", _same("linear_1 linear_2", LINEAR)),
+            *_under("down_blocks.*", [*block, *_same("downsamplers.*.conv", CONV)]),
+            *_under("mid_block", block),
+            *_under("up_blocks.*", [*block, *_same("upsamplers.*.conv", CONV)]),
+        ]
+    )
+
+
+def vae_table() -> Table:
+    """AutoencoderKL, with its attention under today's names or those of before diffusers 0.17."""
+    resnets = _under("resnets.*", [*_same("norm1 norm2", NORM), *_same("conv1 conv2 conv_shortcut", CONV)])
+    attention = [
+        ("attentions.*.group_norm", "attentions.*.group_norm", NORM),
+        *_under("attentions.*", _same("to_q to_k to_v", LINEAR)),
+        ("attentions.*.to_out.0", "attentions.*.to_out", LINEAR),
+    ]
+    both = [
+        *_same("conv_in conv_out", CONV),
+        *_same("conv_norm_out", NORM),
+        *_under("mid_block", [*resnets, *attention]),
+    ]
+    at = r"(?<=mid_block\.attentions\.0\.)"
+    return Table(
+        [
+            *_under("encoder", [*both, *_under("down_blocks.*", [*resnets, *_same("downsamplers.*.conv", CONV)])]),
+            *_under("decoder", [*both, *_under("up_blocks.*", [*resnets, *_same("upsamplers.*.conv", CONV)])]),
+            *_same("quant_conv post_quant_conv", CONV),
+        ],
+        aliases=[(at + old, new) for old, new in (
+            (r"query(?=\.)", "to_q"), (r"key(?=\.)", "to_k"), (r"value(?=\.)", "to_v"), (r"proj_attn(?=\.)", "to_out.0")
+        )],
+        flatten=r".*\.attentions\.0\.(to_q|to_k|to_v|to_out\.0)\.weight",
+    )
+
+
+def text_encoder_table(prefix: str = "text_model.") -> Table:
+    """CLIPTextModel and CLIPTextModelWithProjection.
+
+    prefix: what the exported names begin with. Files have it, or (CLIPTextModel of transformers 5) do not; read both.
+    """
+    layer = [
+        *_same("layer_norm1 layer_norm2", NORM),
+        *_under("self_attn", _same("q_proj k_proj v_proj out_proj", LINEAR)),
+        *_under("mlp", _same("fc1 fc2", LINEAR)),
+    ]
+    model = [
+        *_same("embeddings.token_embedding embeddings.position_embedding", EMBED),
+        *_under("encoder.layers.*", layer),
+        *_same("final_layer_norm", NORM),
+    ]
+    return Table(
+        [*((prefix + theirs, ours, kind) for theirs, ours, kind in model), *_same("text_projection", LINEAR)],
+        aliases=[(r"^(?:text_model\.)?(?=embeddings\.|encoder\.|final_layer_norm\.)", prefix)],
+        ignored=[r"(text_model\.)?embeddings\.position_ids"],
+    )

@@ -1,0 +1,142 @@
+"""The autoencoder of SDXL (`AutoencoderKL` in diffusers): pixels to latents and back."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from distrijax.config import VAEConfig
+from distrijax.nn.attention import SelfAttention
+from distrijax.nn.conv import Conv, Downsample, PointwiseConv, Upsample
+from distrijax.nn.norm import GroupNorm
+from distrijax.nn.build import set_paths
+from distrijax.nn.resnet import ResnetBlock
+from distrijax.parallel.exchange import Exchange
+
+_EPS = 1e-6  # of every group norm in the autoencoder; the U-Net's residual blocks have 1e-5
+
+
+class PixelAttention(SelfAttention):
+    """Self-attention with one head over all pixels, group norm before and a residual around it."""
+
+    def __init__(self, channels: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(channels, 1, bias=True, dtype=dtype, rngs=rngs)
+        self.group_norm = GroupNorm(channels, groups, eps=_EPS, dtype=dtype)
+
+    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
+        b, h, w, c = x.shape
+        return x + super().__call__(self.group_norm(x, px).reshape(b, h * w, c), px).reshape(b, h, w, c)
+
+
+class Block(nnx.Module):
+    """Residual blocks, and a change of size at the end."""
+
+    def __init__(
+        self,
+        channels: list[tuple[int, int]],
+        groups: int,
+        *,
+        downsample: bool = False,
+        upsample: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        kw = {"dtype": dtype, "rngs": rngs}
+        out = channels[-1][1]
+        self.resnets = nnx.List([ResnetBlock(i, o, None, groups=groups, eps=_EPS, **kw) for i, o in channels])
+        # Zeros below and to the right alone: the encoder was trained with torch.nn.functional.pad(x, (0, 1, 0, 1)).
+        self.downsamplers = nnx.List([Downsample(out, padding=((0, 1), (0, 1)), **kw)] if downsample else [])
+        self.upsamplers = nnx.List([Upsample(out, **kw)] if upsample else [])
+
+    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
+        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = layer(x, px)
+        return x
+
+
+class MidBlock(Block):
+    """Two residual blocks with attention between."""
+
+    def __init__(self, channels: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__([(channels, channels)] * 2, groups, dtype=dtype, rngs=rngs)
+        self.attentions = nnx.List([PixelAttention(channels, groups, dtype=dtype, rngs=rngs)])
+
+    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, px), px), px)
+
+
+class Encoder(nnx.Module):
+    """A picture [B, H, W, 3] to the moments of its latents [B, h, w, 2 * latent_channels], before `quant_conv`."""
+
+    def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        kw = {"dtype": dtype, "rngs": rngs}
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = Conv(config.in_channels, widths[0], **kw)
+        down, x = [], widths[0]
+        for i, width in enumerate(widths):
+            channels = [(x if j == 0 else width, width) for j in range(config.layers_per_block)]
+            down.append(Block(channels, groups, downsample=i < len(widths) - 1, **kw))
+            x = width
+        self.down_blocks = nnx.List(down)
+        self.mid_block = MidBlock(x, groups, **kw)
+        self.conv_norm_out = GroupNorm(x, groups, eps=_EPS, dtype=dtype)
+        self.conv_out = Conv(x, 2 * config.latent_channels, **kw)
+
+    def __call__(self, x: Array, px: Exchange) -> Array:
+        x = self.conv_in(x, px)
+        for block in self.down_blocks:
+            x = block(x, px)
+        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x, px), px)), px)
+
+
+class Decoder(nnx.Module):
+    """Latents [B, h, w, C], after `post_quant_conv`, to a picture [B, H, W, 3]."""
+
+    def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        kw = {"dtype": dtype, "rngs": rngs}
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        x = widths[0]
+        self.conv_in = Conv(config.latent_channels, x, **kw)
+        self.mid_block = MidBlock(x, groups, **kw)
+        up = []
+        for i, width in enumerate(widths):
+            channels = [(x if j == 0 else width, width) for j in range(config.layers_per_block + 1)]
+            up.append(Block(channels, groups, upsample=i < len(widths) - 1, **kw))
+            x = width
+        self.up_blocks = nnx.List(up)
+        self.conv_norm_out = GroupNorm(x, groups, eps=_EPS, dtype=dtype)
+        self.conv_out = Conv(x, config.out_channels, **kw)
+
+    def __call__(self, x: Array, px: Exchange) -> Array:
+        x = self.mid_block(self.conv_in(x, px), px)
+        for block in self.up_blocks:
+            x = block(x, px)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x, px)), px)
+
+
+class VAE(nnx.Module):
+    """The autoencoder. Latents here are as the encoder makes them: multiply by `config.scaling_factor` for the U-Net.
+
+    Args:
+        config: from the checkpoint's `config.json`.
+        dtype: of the weights and of the arithmetic. SDXL's own decoder overflows in fp16: use bf16 or fp32.
+    """
+
+    def __init__(self, config: VAEConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        kw = {"dtype": dtype, "rngs": rngs}
+        channels = config.latent_channels
+        self.encoder, self.decoder = Encoder(config, **kw), Decoder(config, **kw)
+        self.quant_conv = PointwiseConv(2 * channels, 2 * channels, **kw)
+        self.post_quant_conv = PointwiseConv(channels, channels, **kw)
+        set_paths(self)
+
+    def encode(self, image: Array, px: Exchange) -> tuple[Array, Array]:
+        """Mean and log variance, [B, H / factor, W / factor, C] each, of `image` [B, H, W, 3] in [-1, 1]."""
+        moments = self.quant_conv(self.encoder(image.astype(self.dtype), px))
+        mean, logvar = jnp.split(moments, 2, -1)
+        return mean, jnp.clip(logvar, -30, 20)
+
+    def decode(self, latents: Array, px: Exchange) -> Array:
+        """A picture [B, H, W, 3], in [-1, 1] but for overshoot, of `latents` [B, H / factor, W / factor, C]."""
+        return self.decoder(self.post_quant_conv(latents.astype(self.dtype)), px)

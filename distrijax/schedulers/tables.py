@@ -1,0 +1,173 @@
+"""Noise tables on the host: betas, cumulative alphas, training noise levels, and ways of choosing steps among them.
+
+Everything is numpy in the precision that diffusers uses (float32 tables, float64 where it computes in Python or
+numpy), so that the tables are equal to its own, bit for bit where torch's operations are correctly rounded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from distrijax.errors import DistrijaxError
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+def linspace32(start: float, end: float, count: int) -> np.ndarray:
+    """`torch.linspace(start, end, count)` in float32 -> [count].
+
+    torch counts up from the start in the first half and down from the end in the second, each with a fused
+    multiply-add. float64 holds the product of two float32 exactly, so one rounding at the end is the fused one.
+    """
+    low, high = np.float32(start), np.float32(end)
+    if count == 1:
+        return np.asarray([low])
+    step = np.float64((high - low) / np.float32(count - 1))
+    index = np.arange(count)
+    up, down = np.float64(low) + step * index, np.float64(high) - step * (count - 1 - index)
+    return np.where(index < count // 2, up, down).astype(np.float32)
+
+
+def log32(x: np.ndarray) -> np.ndarray:
+    """Natural logarithm of float32 values, correctly rounded to float32 (numpy's own float32 log is not); log 0 = -inf."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(np.asarray(x, np.float64)).astype(np.float32)
+
+
+def exp32(x: np.ndarray) -> np.ndarray:
+    """Exponential of float32 values, correctly rounded to float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.exp(np.asarray(x, np.float64)).astype(np.float32)
+
+
+def expm132(x: np.ndarray) -> np.ndarray:
+    """exp(x) - 1 of float32 values, correctly rounded to float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.expm1(np.asarray(x, np.float64)).astype(np.float32)
+
+
+def _cosine_betas(count: int) -> np.ndarray:
+    """The cosine schedule of Nichol & Dhariwal (arXiv 2102.09672), capped at 0.999 -> [count]."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    values = [min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in range(count)]
+    return np.asarray(values, np.float32)
+
+
+def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Betas rescaled so that the last step is pure noise (arXiv 2305.08891, algorithm 1) -> [T]."""
+    root = np.sqrt(cumulative(1 - betas))
+    first, last = root[0], root[-1]
+    root = (root - last) * (first / (first - last))
+    bar = root**2
+    alphas = np.concatenate([bar[:1], bar[1:] / bar[:-1]])
+    return np.float32(1) - alphas
+
+
+def cumulative(alphas: np.ndarray) -> np.ndarray:
+    """`torch.cumprod` of float32 on a CPU: accumulated in float64, stored in float32 -> [T]."""
+    return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
+
+
+def alphas_cumprod(
+    schedule: str,
+    start: float,
+    end: float,
+    count: int,
+    trained: tuple[float, ...] | None,
+    zero_snr: bool,
+) -> np.ndarray:
+    """Signal power left at each training timestep -> float32 [T], falling."""
+    if trained is not None:
+        betas = np.asarray(trained, np.float32)
+    elif schedule == "linear":
+        betas = linspace32(start, end, count)
+    elif schedule == "scaled_linear":
+        betas = linspace32(start**0.5, end**0.5, count) ** 2
+    elif schedule == "squaredcos_cap_v2":
+        betas = _cosine_betas(count)
+    else:
+        raise DistrijaxError(f"beta_schedule {schedule!r} is not supported; supported: {', '.join(BETA_SCHEDULES)}")
+    if zero_snr:
+        betas = _zero_terminal_snr(betas)
+    return cumulative(np.float32(1) - betas)
+
+
+def sigmas_of(alphas: np.ndarray) -> np.ndarray:
+    """Noise-to-signal ratio sqrt((1 - a) / a) of each training timestep -> float32 [T], rising."""
+    with np.errstate(divide="ignore"):
+        return np.sqrt((np.float32(1) - alphas) / alphas)
+
+
+def lambdas_of(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(alpha, sigma, half log signal-to-noise ratio) of noise-to-signal ratios, variance preserving -> 3 x float32."""
+    alpha = np.float32(1) / np.sqrt(sigmas**2 + np.float32(1))
+    sigma = sigmas * alpha
+    return alpha, sigma, log32(alpha) - log32(sigma)
+
+
+def spaced_timesteps(
+    spacing: str, steps: int, train: int, offset: int, *, drop_last: bool = False, span: int | None = None
+) -> np.ndarray:
+    """Timesteps spread over training (arXiv 2305.08891, table 2) -> float64 [S], falling, not yet rounded for linspace.
+
+    Args:
+        steps: number of denoising steps.
+        train: number of training timesteps.
+        offset: added to every timestep when spacing is `leading`.
+        drop_last: spread one more timestep and leave out the lowest, as the multistep solvers do.
+        span: spread over the first `span` training timesteps only (default: all).
+
+    diffusers counts `trailing` timesteps with a float step and so makes one too many, a timestep of -1, for some
+    numbers of steps (61, 103, 121, ... of 1000); that one is left out here.
+    """
+    span = train if span is None else span
+    points = steps + 1 if drop_last else steps
+    if spacing == "linspace":
+        rising = np.linspace(0, span - 1, points)
+    elif spacing == "leading":
+        rising = np.arange(points, dtype=np.float64) * (span // points)
+    elif spacing == "trailing":
+        return np.arange(span, 0, -train / steps).round()[:steps] - 1
+    else:
+        raise DistrijaxError(f"timestep_spacing {spacing!r} is not supported; supported: linspace, leading, trailing")
+    falling = rising[::-1][:-1] if drop_last else rising[::-1]
+    return falling + offset if spacing == "leading" else falling.copy()
+
+
+def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
+    """Noise levels of Karras et al. (arXiv 2206.00364, equation 5) -> float64 [count], falling."""
+    ramp = np.linspace(0, 1, count)
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return (first + ramp * (last - first)) ** rho
+
+
+def exponential_sigmas(low: float, high: float, count: int) -> np.ndarray:
+    """Noise levels equally spaced in the logarithm -> float64 [count], falling."""
+    return np.exp(np.linspace(math.log(high), math.log(low), count))
+
+
+def beta_sigmas(low: float, high: float, count: int, alpha: float = 0.6, beta: float = 0.6) -> np.ndarray:
+    """Noise levels at quantiles of a beta distribution (arXiv 2407.12173) -> float64 [count], falling."""
+    from scipy.special import betaincinv  # scipy comes with JAX; only this schedule needs it
+
+    return low + betaincinv(alpha, beta, 1 - np.linspace(0, 1, count)) * (high - low)
+
+
+def timestep_of(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
+    """Fractional training timesteps whose noise level is `sigma`, linear in log sigma between table entries -> [n].
+
+    Args:
+        sigma: noise levels, [n]; outside the table they give its first or last timestep.
+        log_sigmas: logarithm of the training noise levels, [T], rising.
+    """
+    log_sigma = np.log(np.maximum(sigma, 1e-10))[None]  # [1, n]
+    below = log_sigma - log_sigmas[:, None] >= 0  # [T, n]
+    low = np.cumsum(below, axis=0).argmax(axis=0).clip(max=len(log_sigmas) - 2)
+    left, right = log_sigmas[low], log_sigmas[low + 1]
+    weight = np.clip((left - log_sigma[0]) / (left - right), 0, 1)
+    return (1 - weight) * low + weight * (low + 1)
