@@ -19,6 +19,7 @@ from distrijax.models.text_config import TextEncoderConfig
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
+from distrijax.nn.build import abstract
 
 Config = UNetConfig | VAEConfig | TextEncoderConfig
 MODELS: dict[type, type[nnx.Module]] = {UNetConfig: UNet, VAEConfig: VAE, TextEncoderConfig: TextEncoder}
@@ -41,12 +42,9 @@ class Blueprint:
 
     def build(self, arrays: Mapping[str, jax.Array], dtype: DTypeLike) -> Any:
         """The module, of `dtype`, holding `arrays` (path -> array of that dtype)."""
-        module = _abstract(self.config, jnp.dtype(dtype).name)
-        state = nnx.state(module)
-        for path, variable in nnx.to_flat_state(state):
-            variable.set_value(arrays[".".join(map(str, path))])
-        nnx.update(module, state)
-        return module
+        graph, variables = _structure(self.config, jnp.dtype(dtype).name)
+        filled = [(path, variable.replace(arrays[".".join(map(str, path))])) for path, variable in variables]
+        return nnx.merge(graph, nnx.from_flat_state(filled))
 
     @property
     def parameters(self) -> int:
@@ -67,13 +65,14 @@ def blueprint(name: str, json: Mapping[str, Any], where: str, *, with_projection
             config = VAEConfig.from_json(json)
         else:
             config = TextEncoderConfig.from_json(json, with_projection=with_projection)
-        module = _abstract(config, "float32")
+        _, variables = _structure(config, "float32")
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:  # of a value the config let through
         raise DistrijaxError(f"{where}: {error}") from error
-    flat = nnx.to_flat_state(nnx.state(module))
-    return Blueprint(config, {".".join(map(str, path)): tuple(variable.get_value().shape) for path, variable in flat})
+    return Blueprint(config, {".".join(map(str, path)): tuple(value.get_value().shape) for path, value in variables})
 
 
-def _abstract(config: Config, dtype: str) -> Any:
+@functools.lru_cache(maxsize=16)  # full SDXL takes a second to trace, and the same structure is wanted twice or more
+def _structure(config: Config, dtype: str) -> tuple[Any, list[tuple[tuple[Any, ...], Any]]]:
     model: Any = MODELS[type(config)]
-    return nnx.eval_shape(functools.partial(model, config, jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract(model, config, jnp.dtype(dtype)))
+    return graph, list(nnx.to_flat_state(state))

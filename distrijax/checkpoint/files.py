@@ -96,7 +96,7 @@ def _sweep(target: Path) -> None:
 
 @contextlib.contextmanager
 def _ending_cleanly() -> Iterator[None]:
-    """While this lasts, SIGTERM (which batch systems send) unwinds the stack instead of ending the process on the spot."""
+    """While this lasts, SIGTERM (which batch systems send) unwinds the stack instead of ending the process at once."""
 
     def unwind(signum: int, frame: Any) -> None:
         raise SystemExit(128 + signum)
@@ -124,7 +124,8 @@ def _flush(folder: Path) -> None:
 def _replace(partial: Path, target: Path, overwrite: bool) -> None:
     old = None
     if overwrite and target.is_dir() and any(target.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent)) / "old"
+        # Not a partial folder's name: should the process die between the two renames, the old one must not be swept.
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent)) / target.name
         target.rename(old)
     try:
         partial.rename(target)

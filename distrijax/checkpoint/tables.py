@@ -66,48 +66,53 @@ class Table:
         self._flatten = re.compile(flatten) if flatten else None
 
     def to_ours(self, name: str) -> Entry | None:
-        """Torch's name -> our path, and the axes of torch's tensor in our order."""
-        return _find(self._to_ours, name)
+        """Torch's name, today's or an older one -> our path, and the axes of torch's tensor in our order."""
+        return _find(self._to_ours, self._today(name))
 
     def to_torch(self, path: str) -> Entry | None:
         """Our path -> torch's name, and the axes of our array in torch's order."""
         return _find(self._to_torch, path)
 
-    def canonical(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """A file's tensor under today's name and in today's shape; None if it is one to ignore."""
-        if self._ignored and self._ignored.fullmatch(name):
-            return None
+    def ignores(self, name: str) -> bool:
+        return bool(self._ignored and self._ignored.fullmatch(name))
+
+    def flattened(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in today's shape."""
+        if self._flatten and self._flatten.fullmatch(self._today(name)) and set(tensor.shape[2:]) == {1}:
+            return tensor.reshape(tensor.shape[:2])
+        return tensor
+
+    def _today(self, name: str) -> str:
         for old, new in self._aliases:
             name = old.sub(new, name)
-        if self._flatten and self._flatten.fullmatch(name) and set(tensor.shape[2:]) == {1}:
-            tensor = tensor.reshape(tensor.shape[:2])
-        return name, tensor
+        return name
 
 
-def convert(table: Table, tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], what: str) -> dict[str, Tensor]:
-    """Our parameters, path -> tensor in our layout, from a torch state dict; nothing is read.
+def convert(
+    table: Table, tensors: Iterable[tuple[str, Tensor]], expected: Mapping[str, Shape], what: str
+) -> dict[str, Tensor]:
+    """Our parameters, path -> tensor in our layout, from a torch state dict's items; nothing is read.
 
     expected: path -> shape of every parameter of the model.
-    Raises one DistrijaxError that lists every tensor that is missing, unexpected, there twice, of another shape, or of a
-    dtype that weights cannot have.
+    Raises one DistrijaxError that lists every tensor that is missing, unexpected, there twice, of another shape, or of
+    a dtype that weights cannot have.
     """
     found: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     unexpected, twice, shapes, dtypes = [], [], [], []
-    for name, tensor in tensors.items():
-        canonical = table.canonical(name, tensor)
-        if canonical is None:
+    for name, tensor in tensors:
+        if table.ignores(name):
             continue
-        entry = table.to_ours(canonical[0])
+        entry = table.to_ours(name)
         if entry is None or entry.name not in expected:
             unexpected.append(f"{name} {list(tensor.shape)}{_in(tensor)}")
             continue
-        path, tensor = entry.name, canonical[1]
+        path, tensor = entry.name, table.flattened(name, tensor)
         if path in found:
             twice.append(f"{name}{_in(tensor)} and {origin[path]}{_in(found[path])}")
             continue
         back = table.to_torch(path)
-        assert back is not None and back.name == canonical[0], f"the table is not one to one at {name}, {path}"
+        assert back is not None, f"the table has no rule for {path}"
         need = tuple(expected[path][axis] for axis in back.axes)
         if tensor.shape != need:
             shapes.append(f"{name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
@@ -155,8 +160,9 @@ def _pattern(glob: str) -> re.Pattern[str]:
 def _find(rules: list[tuple[re.Pattern[str], str, tuple[int, ...]]], name: str) -> Entry | None:
     for pattern, template, axes in rules:
         if match := pattern.fullmatch(name):
-            numbers = iter(match.groups())
-            return Entry(re.sub(r"\*", lambda _: next(numbers), template), axes)
+            for number in match.groups():
+                template = template.replace("*", number, 1)
+            return Entry(template, axes)
     return None
 
 
@@ -169,7 +175,7 @@ def _under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
 
 
 def unet_table(use_linear_projection: bool = True) -> Table:
-    """UNet2DConditionModel of the SDXL family. Without linear projections, a transformer's two ends are 1x1 convolutions."""
+    """UNet2DConditionModel. Without linear projections, a transformer's two ends are 1x1 convolutions."""
     attention = [*_same("to_q to_k to_v", LINEAR), ("to_out.0", "to_out", LINEAR)]
     transformer = [
         *_same("norm1 norm2 norm3", NORM),

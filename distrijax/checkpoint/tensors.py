@@ -8,7 +8,6 @@ map: mapped pages count as the process's memory, and a model of 5 GB would show 
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,7 @@ def write_safetensors(
             if array.shape != shape or array.dtype != dtype:
                 raise RuntimeError(f"{name}: promised {shape} {dtype}, got {array.shape} {array.dtype}")
             file.seek(8 + len(text) + offsets.pop(name))
-            file.write(as_bytes(array))
+            file.write(memoryview(as_bytes(array)))  # type: ignore[arg-type]
     if offsets:
         raise RuntimeError(f"{path}: never written: {sorted(offsets)}")
 
@@ -181,7 +180,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, Shape, int, int
 def _reader(path: Path, offset: int, shape: Shape, dtype: np.dtype, name: str) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         array = np.empty(shape, dtype)
-        view, done = memoryview(as_bytes(array)) if array.size else b"", 0
+        view, done = memoryview(as_bytes(array)), 0  # type: ignore[arg-type]
         try:
             with open(path, "rb", buffering=0) as file:
                 file.seek(offset)

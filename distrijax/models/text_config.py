@@ -11,22 +11,22 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 # Written by transformers into every model's config.json; none of them changes what a text encoder computes.
 # `dropout`, `attention_dropout` and the initializers act in training only, the rest belongs to generation, to task
 # heads or to the way torch holds the weights.
-IGNORED = frozenset(
-    """
-    _attn_implementation_autoset _commit_hash _name_or_path attention_dropout attn_implementation bad_words_ids
-    begin_suppress_tokens chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dropout dtype
-    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id id2label initializer_factor initializer_range is_decoder label2id length_penalty
-    logit_scale_init_value max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_scores prefix problem_type remove_invalid_values repetition_penalty
-    return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-    transformers.js_config typical_p use_bfloat16 use_cache
-    """.split()
-)
+IGNORED = frozenset({
+    "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "attention_dropout", "attn_implementation",
+    "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
+    "initializer_factor", "initializer_range", "is_decoder", "label2id", "length_penalty", "logit_scale_init_value",
+    "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "prefix", "problem_type", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
+    "transformers.js_config", "typical_p", "use_bfloat16", "use_cache",
+})  # fmt: skip
 
 # Attributes that would change the computation: accepted only when they say "not used".
-REQUIRED = {
+REQUIRED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False, None),
@@ -62,10 +62,8 @@ class TextEncoderConfig:
     with_projection: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size hidden_size intermediate_size projection_dim num_hidden_layers num_attention_heads "
-            "max_position_embeddings"
-        ).split():
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "max_position_embeddings")
+        for name in (*sizes, "num_hidden_layers", "num_attention_heads"):
             _check_int(name, getattr(self, name), least=1)
         _check_int("eos_token_id", self.eos_token_id, least=0)
         for name in ("bos_token_id", "pad_token_id"):
@@ -112,7 +110,7 @@ class TextEncoderConfig:
             raise DistrijaxError(f"text encoder: attributes that are not supported: {', '.join(unknown)}")
         for name, allowed in REQUIRED.items():
             if name in values and values[name] not in allowed:
-                raise DistrijaxError(f"text encoder: {name} = {values[name]!r} is not supported; it must be {allowed[0]}")
+                raise DistrijaxError(f"text encoder: {name} = {values[name]!r} is not supported; only {allowed[0]} is")
 
         if with_projection is None:
             with_projection = _projection_of(architectures)

@@ -148,6 +148,4 @@ def _linear(
     inputs: int, outputs: int, dtype: DTypeLike, rngs: nnx.Rngs, std: float | None = None, use_bias: bool = True
 ) -> nnx.Linear:
     init = nnx.initializers.normal(inputs**-0.5 if std is None else std)
-    return nnx.Linear(
-        inputs, outputs, use_bias=use_bias, dtype=dtype, param_dtype=dtype, kernel_init=init, rngs=rngs
-    )
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, param_dtype=dtype, kernel_init=init, rngs=rngs)

@@ -22,9 +22,10 @@ def attend(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None, 
         return x.reshape(*x.shape[:2], heads, -1)  # [B, T, heads, C / heads]
 
     where = None if mask is None else mask[None, None, None, :]
-    y = jax.nn.dot_product_attention(
-        split(q), split(k), split(v), mask=where, is_causal=causal, implementation=_implementation(q, heads)
-    )
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes bf16 and fp32 in the softmax
+        y = jax.nn.dot_product_attention(
+            split(q), split(k), split(v), mask=where, is_causal=causal, implementation=_implementation(q, heads)
+        )
     return y.reshape(q.shape)
 
 

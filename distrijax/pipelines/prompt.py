@@ -4,8 +4,9 @@ Two stages (tokenizer and text encoder) for the base model, one for the refiner.
 batch size and clip_skip: encoders and ids are its arguments, so that neither prompts nor weights recompile.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class PromptEmbeds(NamedTuple):
     """Text conditioning of B pictures.
 
     context: [B, T, D], penultimate hidden states of all encoders, side by side.
-    pooled: [B, P], the projected end-of-text state of the encoder that has a projection.
+    pooled: [B, P], the projected end-of-text state of the encoder that has a projection (in SDXL, the last).
     """
 
     context: Array
@@ -36,8 +37,9 @@ class PromptEmbeds(NamedTuple):
 def encode_ids(encoders: tuple[TextEncoder, ...], ids: tuple[Array, ...], clip_skip: int = 0) -> tuple[Array, Array]:
     """Context [B, T, D] and pooled vector [B, P] of token ids [B, T], one array of them for each encoder.
 
-    clip_skip: layers left out below the penultimate one, which is what SDXL reads. Layers that are not read are not
-    computed: XLA drops them.
+    clip_skip: layers left out below the penultimate one, which is what SDXL reads (-1: the last layer is read). Layers
+    that are not read are not computed: XLA drops them.
+    The pooled vector is that of the first encoder that has a projection.
     """
     encodings = [encoder(i) for encoder, i in zip(encoders, ids, strict=True)]
     projects = [encoder.config.with_projection for encoder in encoders]
@@ -61,6 +63,7 @@ def encode_prompt(
     negative_prompt_embeds: ArrayLike | None = None,
     pooled_prompt_embeds: ArrayLike | None = None,
     negative_pooled_prompt_embeds: ArrayLike | None = None,
+    encode: Callable[..., tuple[Array, Array]] = encode_ids,
 ) -> tuple[PromptEmbeds, PromptEmbeds | None]:
     """Conditional and negative embeddings of B = prompts x num_images_per_prompt pictures; pictures of a prompt adjoin.
 
@@ -70,6 +73,7 @@ def encode_prompt(
     without `negative_prompt` the negative embeddings are zeros where `force_zeros_for_empty_prompt` says so, whatever
     `negative_prompt_2` is; clip_skip does not apply to the negative prompt.
     Embeddings that are given are used as they are, in the encoders' dtype.
+    encode: stands in for `encode_ids`, for instance a program compiled ahead of time.
     Raises DistrijaxError for arguments that do not fit together.
     """
     check_prompts(
@@ -83,7 +87,7 @@ def encode_prompt(
         negative_pooled_prompt_embeds,
         num_images_per_prompt,
     )
-    stages = _Stages(tokenizers, encoders)
+    stages = _Stages(tokenizers, encoders, encode)
     context, pooled = stages.cast(prompt_embeds), stages.cast(pooled_prompt_embeds)
     if context is None:
         assert prompt is not None
@@ -107,7 +111,7 @@ def encode_prompt(
             for name, given in ("negative_prompt", prompts), ("negative_prompt_2", prompts_2):
                 if len(given) != count:
                     raise DistrijaxError(
-                        f"{name} has {len(given)} entries, but there are {count} prompts; give one for each, or a string"
+                        f"{name} has {len(given)} entries for {count} prompts; give one for each, or a string for all"
                     )
             n_context, own = stages.encode([prompts, prompts_2], length=context.shape[1])
             n_pooled = own if n_pooled is None else n_pooled
@@ -115,7 +119,7 @@ def encode_prompt(
         _check_shapes("negative_prompt_embeds", n_context, "negative_pooled_prompt_embeds", n_pooled, count)
         for what, a, b in ("prompt_embeds", context, n_context), ("pooled_prompt_embeds", pooled, n_pooled):
             if a.shape != b.shape:
-                raise DistrijaxError(f"{what} has the shape {a.shape} but negative_{what} {b.shape}; they must be equal")
+                raise DistrijaxError(f"{what} is {a.shape} but negative_{what} is {b.shape}; they must be equal")
         negative = PromptEmbeds(n_context, n_pooled)
 
     if num_images_per_prompt > 1:
@@ -125,43 +129,43 @@ def encode_prompt(
     return conditional, negative
 
 
+@dataclasses.dataclass(frozen=True)
 class _Stages:
-    """The tokenizers and encoders that a prompt goes through, side by side."""
+    """The tokenizers and encoders that a prompt goes through, side by side, and the program that runs the encoders."""
 
-    def __init__(self, tokenizers: Sequence[Tokenizer], encoders: Sequence[TextEncoder]):
-        if len(tokenizers) != len(encoders):
-            raise DistrijaxError(f"{len(tokenizers)} tokenizers for {len(encoders)} text encoders; each needs its own")
-        self.tokenizers, self.encoders = tuple(tokenizers), tuple(encoders)
+    tokenizers: Sequence[Tokenizer]
+    encoders: Sequence[TextEncoder]
+    program: Callable[..., tuple[Array, Array]]
+
+    def __post_init__(self) -> None:
+        if (n := len(self.tokenizers)) != (m := len(self.encoders)):
+            raise DistrijaxError(f"{n} tokenizers for {m} text encoders; each needs its own")
 
     def cast(self, embeds: ArrayLike | None) -> Array | None:
         if embeds is None:
             return None
-        return jnp.asarray(embeds if isinstance(embeds, jax.Array) else np.asarray(embeds)).astype(self.dtype(embeds))
+        array = embeds if isinstance(embeds, jax.Array) else jnp.asarray(np.asarray(embeds))
+        return array.astype(self.encoders[-1].dtype) if self.encoders else array
 
-    def dtype(self, embeds: ArrayLike) -> Any:
-        return self.encoders[-1].dtype if self.encoders else np.asarray(embeds).dtype
-
-    def encode(
-        self, prompts: list[list[str]], *, clip_skip: int = 0, length: int | None = None
-    ) -> tuple[Array, Array]:
-        """`length` pads or cuts the prompts to as many tokens, without a warning."""
+    def encode(self, prompts: list[list[str]], *, clip_skip: int = 0, length: int | None = None) -> tuple[Array, Array]:
+        """`length` pads or cuts the prompts to as many tokens, by default what the tokenizer says."""
         if not self.encoders:
             raise DistrijaxError("there is no text encoder to read a prompt with; give prompt_embeds instead")
         if not any(encoder.config.with_projection for encoder in self.encoders):
             raise DistrijaxError(
-                "no text encoder has a projection (CLIPTextModelWithProjection), which the pooled embeddings come from; "
-                "give pooled_prompt_embeds and prompt_embeds instead"
+                "no text encoder has a projection (CLIPTextModelWithProjection), which the pooled embeddings need; "
+                "give prompt_embeds and pooled_prompt_embeds instead"
             )
         most = min(encoder.config.num_hidden_layers for encoder in self.encoders) - 1
         if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or not -1 <= clip_skip <= most:
-            raise DistrijaxError(f"clip_skip is {clip_skip!r}; for these text encoders it can be 0 to {most}")
+            raise DistrijaxError(f"clip_skip is {clip_skip!r}; for these text encoders it can be -1 to {most}")
         counts = [len(p) for p in prompts[: len(self.encoders)]]
         if len(set(counts)) > 1:
             raise DistrijaxError(f"prompt has {counts[0]} entries, but prompt_2 {counts[1]}; there must be as many")
         ids = []
         for tokenizer, encoder, texts in zip(self.tokenizers, self.encoders, prompts, strict=False):
             config = encoder.config
-            tokens = tokenizer(texts, max_length=length, warn=length is None)  # [B, T]
+            tokens = tokenizer(texts, max_length=length)  # [B, T]
             if tokens.shape[1] > config.max_position_embeddings:
                 raise DistrijaxError(
                     f"a prompt of {tokens.shape[1]} tokens is too long for a text encoder with "
@@ -169,15 +173,15 @@ class _Stages:
                 )
             if tokens.max() >= config.vocab_size:
                 raise DistrijaxError(
-                    f"the tokenizer made the id {tokens.max()}, but its text encoder knows {config.vocab_size}; the two "
-                    "do not belong together"
+                    f"the tokenizer made the id {tokens.max()}, but its text encoder knows {config.vocab_size} tokens; "
+                    "the two do not belong together"
                 )
             ids.append(tokens)
         if len({tokens.shape[1] for tokens in ids}) > 1:
             raise DistrijaxError(
                 f"the tokenizers differ in model_max_length: {[tokens.shape[1] for tokens in ids]}; they must be equal"
             )
-        return encode_ids(self.encoders, tuple(ids), clip_skip)
+        return self.program(tuple(self.encoders), tuple(ids), clip_skip=clip_skip)
 
 
 def check_prompts(
@@ -217,8 +221,9 @@ def check_prompts(
         if embeds is not None and pooled is None:
             pooled_name = name.replace("prompt", "pooled_prompt")
             raise DistrijaxError(f"{name} needs {pooled_name} beside it, made by the same text encoder")
-    if isinstance(num_images_per_prompt, bool) or not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-        raise DistrijaxError(f"num_images_per_prompt is {num_images_per_prompt!r}; it must be a whole number above zero")
+    number = num_images_per_prompt
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise DistrijaxError(f"num_images_per_prompt is {number!r}; it must be a whole number above zero")
 
 
 def _as_list(prompt: Prompt, count: int) -> list[str]:
@@ -249,12 +254,18 @@ def added_time_ids(
     Where they differ and batch > 1, the two kinds alternate over the rows, in both results: diffusers repeats the
     pair (negative, conditional) as a whole, and its pictures are what is wanted here.
     """
-    row = _row(original_size, crops_coords_top_left, target_size)
-    if negative_original_size is None or negative_target_size is None:
-        negative = row
-    else:
-        negative = _row(negative_original_size, negative_crops_coords_top_left, negative_target_size, "negative_")
-    rows = np.tile(np.stack([negative, row]), (batch, 1))  # [2 batch, 6]
+    row = negative = (
+        *_pair("original_size", original_size),
+        *_pair("crops_coords_top_left", crops_coords_top_left),
+        *_pair("target_size", target_size),
+    )
+    if negative_original_size is not None and negative_target_size is not None:
+        negative = (
+            *_pair("negative_original_size", negative_original_size),
+            *_pair("negative_crops_coords_top_left", negative_crops_coords_top_left),
+            *_pair("negative_target_size", negative_target_size),
+        )
+    rows = np.tile(np.array([negative, row], np.float32), (batch, 1))  # [2 batch, 6]
     return rows[batch:], rows[:batch]
 
 
@@ -269,10 +280,14 @@ def refiner_time_ids(
     negative_crops_coords_top_left: Sequence[int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Time ids of models that are told an aesthetic score instead of a target size: [batch, 5], as `added_time_ids`."""
-    row = _row(original_size, crops_coords_top_left, (aesthetic_score,))
-    size = original_size if negative_original_size is None else negative_original_size
-    negative = _row(size, negative_crops_coords_top_left, (negative_aesthetic_score,), "negative_")
-    return np.tile(row, (batch, 1)), np.tile(negative, (batch, 1))
+    size = _pair("original_size", original_size)
+    row = (*size, *_pair("crops_coords_top_left", crops_coords_top_left), aesthetic_score)
+    if negative_original_size is not None:
+        size = _pair("negative_original_size", negative_original_size)
+    crop = _pair("negative_crops_coords_top_left", negative_crops_coords_top_left)
+    negative = (*size, *crop, negative_aesthetic_score)
+    rows, negatives = (np.tile(np.array([r], np.float32), (batch, 1)) for r in (row, negative))  # [batch, 5]
+    return rows, negatives
 
 
 def check_time_ids(
@@ -296,12 +311,7 @@ def check_time_ids(
     )
 
 
-def _row(size: Sequence[int], crop: Sequence[int], last: Sequence[float], prefix: str = "") -> np.ndarray:
-    names = [f"{prefix}original_size", f"{prefix}crops_coords_top_left", f"{prefix}target_size"]
-    if len(last) == 1:
-        names[2] = f"{prefix}aesthetic_score"
-    for name, pair, length in zip(names, (size, crop, last), (2, 2, len(last)), strict=True):
-        numbers = isinstance(pair, (tuple, list)) and all(isinstance(value, (int, float)) for value in pair)
-        if not numbers or len(pair) != max(length, 1) or (name.endswith("size") and len(pair) != 2):
-            raise DistrijaxError(f"{name} is {pair!r}; it must be a pair of numbers, in pixels")
-    return np.array([*size, *crop, *last], np.float32)
+def _pair(name: str, pair: Sequence[int]) -> tuple[int, int]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(v, (int, float)) for v in pair):
+        raise DistrijaxError(f"{name} is {pair!r}; it must be a pair of numbers, in pixels")
+    return pair[0], pair[1]

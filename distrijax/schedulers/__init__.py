@@ -18,31 +18,36 @@ from typing import Any
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers.common import Schedule, Scheduler
 from distrijax.schedulers.ddim import DDIMScheduler
+from distrijax.schedulers.dpmsolver import DPMSolverMultistepScheduler
 from distrijax.schedulers.euler import EulerDiscreteScheduler
+from distrijax.schedulers.euler_ancestral import EulerAncestralDiscreteScheduler
+from distrijax.schedulers.lcm import LCMScheduler
+from distrijax.schedulers.tcd import TCDScheduler
+from distrijax.schedulers.unipc import UniPCMultistepScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
+    "unipc": UniPCMultistepScheduler,
 }
 """Short name -> class. `scheduler_from_config` also takes the class names that diffusers uses."""
 
 _CLASSES = {cls.class_name: cls for cls in SCHEDULERS.values()}
 
-_OTHERS = frozenset(
-    # of DDIM, LCM, TCD
-    "clip_sample clip_sample_range set_alpha_to_one dynamic_thresholding_ratio sample_max_value thresholding "
-    "original_inference_steps timestep_scaling "
-    # of Euler and its kin
-    "interpolation_type use_karras_sigmas use_exponential_sigmas use_beta_sigmas sigma_min sigma_max timestep_type "
-    "final_sigmas_type sigma_data sigma_schedule noise_sampler_seed rho "
-    # of the multistep solvers
-    "solver_order algorithm_type solver_type lower_order_final euler_at_final use_lu_lambdas use_flow_sigmas "
-    "flow_shift lambda_min_clipped variance_type use_dynamic_shifting time_shift_type predict_x0 disable_corrector "
-    "solver_p shift_terminal "
-    # of PNDM and DDPM, left over in many SDXL configs
-    "skip_prk_steps".split()
-)
-"""Options of other schedulers in diffusers: a config made for one class may be read by another, which ignores them."""
+_DIFFUSERS_OPTIONS = """
+    clip_sample clip_sample_range set_alpha_to_one thresholding dynamic_thresholding_ratio sample_max_value
+    original_inference_steps timestep_scaling interpolation_type use_karras_sigmas use_exponential_sigmas
+    use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift use_dynamic_shifting time_shift_type shift_terminal
+    sigma_min sigma_max sigma_data sigma_schedule rho noise_sampler_seed timestep_type final_sigmas_type solver_order
+    algorithm_type solver_type solver_p lower_order_final euler_at_final predict_x0 disable_corrector
+    lambda_min_clipped variance_type skip_prk_steps
+"""
+_IGNORED = frozenset(_DIFFUSERS_OPTIONS.split())
+"""Options of diffusers' other schedulers: a config made for one class is read by another, which ignores them."""
 
 
 def _class_named(name: str) -> type[Scheduler]:
@@ -82,7 +87,7 @@ def scheduler_from_config(config: Mapping[str, Any], class_name: str | None = No
                 raise DistrijaxError(
                     f"{cls.class_name}: {key} = {value!r} is not supported; leave it at {cls.neutral[key]!r}"
                 )
-        elif key not in _OTHERS:
+        elif key not in _IGNORED:
             unknown.append(key)
     if unknown:
         raise DistrijaxError(
@@ -91,4 +96,16 @@ def scheduler_from_config(config: Mapping[str, Any], class_name: str | None = No
     return cls(**given)
 
 
-__all__ = ["SCHEDULERS", "DDIMScheduler", "EulerDiscreteScheduler", "Schedule", "Scheduler", "scheduler_from_config"]
+__all__ = [
+    "SCHEDULERS",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "Schedule",
+    "Scheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+    "scheduler_from_config",
+]

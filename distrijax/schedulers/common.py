@@ -28,6 +28,8 @@ State = Any
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
+SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Options that place the noise levels by a formula instead of at the spaced timesteps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +96,9 @@ class Scheduler:
             raise self._error(
                 f"trained_betas has {len(self.trained_betas)} values, num_train_timesteps is {self.num_train_timesteps}"
             )
-        exclusive = [n for n in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if getattr(self, n, 0)]
-        if len(exclusive) > 1:
-            raise self._error(f"{' and '.join(exclusive)} exclude each other; set one of them")
+        placing = [option for option in SIGMA_OPTIONS if getattr(self, option, False)]
+        if len(placing) > 1:
+            raise self._error(f"{' and '.join(placing)} exclude each other; set one of them")
 
     def _checked(self, name: str, value: Any, default: Any) -> Any:
         allowed = {
@@ -121,7 +123,12 @@ class Scheduler:
                 raise self._error(f"{name} must be a whole number, got {value!r}")
             return int(value)
         if name == "trained_betas" or isinstance(default, tuple):
-            return None if value is None else tuple(np.asarray(value).ravel().tolist())
+            if value is None:
+                return default
+            array = np.asarray(value)
+            if array.ndim != 1 or (array.size and array.dtype.kind not in ("iu" if default == () else "iuf")):
+                raise self._error(f"{name} must be a list of numbers, got {value!r}")
+            return tuple(array.tolist())
         if value is None and default is None:
             return None
         if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or math.isnan(value):
@@ -224,7 +231,7 @@ class Scheduler:
         if timesteps is not None:
             if not takes_timesteps:
                 raise self._error("custom timesteps are not supported; give num_inference_steps")
-            for option in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"):
+            for option in SIGMA_OPTIONS:
                 if getattr(self, option, False):
                     raise self._error(f"custom timesteps cannot be used with {option}; set it to false")
             values = self._falling("timesteps", timesteps, 1)
@@ -244,6 +251,24 @@ class Scheduler:
         if not 1 <= steps <= self.num_train_timesteps:
             raise self._error(f"num_inference_steps must be in 1..{self.num_train_timesteps}, got {steps}")
         return int(steps), None, None
+
+    @property
+    def _uses_formula(self) -> bool:
+        return any(getattr(self, option, False) for option in SIGMA_OPTIONS)
+
+    def _formula_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
+        """Noise levels from `high` to `low` by the formula that the options ask for -> float64 [steps]."""
+        if getattr(self, "use_karras_sigmas", False):
+            return tables.karras_sigmas(low, high, steps)
+        if getattr(self, "use_beta_sigmas", False):
+            return tables.beta_sigmas(low, high, steps)
+        return tables.exponential_sigmas(low, high, steps)
+
+    def _whole(self, timesteps: np.ndarray) -> np.ndarray:
+        """Custom timesteps of a scheduler that looks them up in its tables -> int64 [S]."""
+        if np.any(timesteps != np.round(timesteps)):
+            raise self._error(f"timesteps must be whole numbers, got {timesteps.tolist()}")
+        return timesteps.astype(np.int64)
 
     def _falling(self, name: str, values: Sequence[float], least: int) -> np.ndarray:
         array = np.asarray(values)
@@ -300,7 +325,7 @@ def to_clean(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tupl
 
 
 def to_noise(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors (of the sample, of the prediction) whose sum is the noise, for x = alpha x0 + sigma noise. float64 [S]."""
+    """Factors (of the sample, of the prediction) whose sum is the noise, like `to_clean`. float64 [S] each."""
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         if prediction_type == "epsilon":

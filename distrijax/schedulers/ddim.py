@@ -47,7 +47,9 @@ class DDIMScheduler(Scheduler):
             one = np.float32(1)
             variance = ((one - power_after) / (one - power)) * (one - power / power_after)
             spread = np.float32(eta) * np.sqrt(variance)
-            toward_noise = np.sqrt(one - power_after - spread**2)
+            left = one - power_after - spread**2
+            # zero at eta 1 from zero SNR, and NaN in the original when it rounds to less
+            toward_noise = np.sqrt(np.maximum(left, 0) if eta <= 1 else left)
 
         alpha, sigma = np.sqrt(power), np.sqrt(one - power)
         clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)

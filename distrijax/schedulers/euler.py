@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class EulerDiscreteScheduler(Scheduler):
     final_sigmas_type: str = "zero"
 
     class_name = "EulerDiscreteScheduler"
-    choices = {"interpolation_type": ("linear", "log_linear"), "timestep_type": ("discrete", "continuous")}
+    choices: ClassVar = {"interpolation_type": ("linear", "log_linear"), "timestep_type": ("discrete", "continuous")}
 
     def schedule(
         self,
@@ -84,13 +85,8 @@ class EulerDiscreteScheduler(Scheduler):
             noise = tables.exp32(tables.linspace32(np.log(table[-1]), np.log(table[0]), steps + 1))
         low = float(noise[-1]) if self.sigma_min is None else self.sigma_min
         high = float(noise[0]) if self.sigma_max is None else self.sigma_max
-        if self.use_karras_sigmas or self.use_exponential_sigmas or self.use_beta_sigmas:
-            if self.use_karras_sigmas:
-                noise = tables.karras_sigmas(low, high, steps)
-            elif self.use_exponential_sigmas:
-                noise = tables.exponential_sigmas(low, high, steps)
-            else:
-                noise = tables.beta_sigmas(low, high, steps)
+        if self._uses_formula:
+            noise = self._formula_sigmas(low, high, steps)
             visited = tables.timestep_of(noise, np.log(table))
         final = table[0] if self.final_sigmas_type == "sigma_min" else 0.0
         return visited, np.concatenate([noise, [final]]).astype(np.float32)

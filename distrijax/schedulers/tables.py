@@ -1,7 +1,8 @@
 """Noise tables on the host: betas, cumulative alphas, training noise levels, and ways of choosing steps among them.
 
-Everything is numpy in the precision that diffusers uses (float32 tables, float64 where it computes in Python or
-numpy), so that the tables are equal to its own, bit for bit where torch's operations are correctly rounded.
+Everything is numpy in the precision that diffusers uses: float32 tables, float64 where it computes in Python or numpy.
+Betas and alphas are equal to its own bit for bit, noise levels to an ulp, because torch's square root is not correctly
+rounded on every processor.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def linspace32(start: float, end: float, count: int) -> np.ndarray:
 
 
 def log32(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm of float32 values, correctly rounded to float32 (numpy's own float32 log is not); log 0 = -inf."""
+    """Natural logarithm of float32 values, correctly rounded to float32, as numpy's own is not; log 0 = -inf."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(np.asarray(x, np.float64)).astype(np.float32)
 
@@ -40,12 +41,6 @@ def exp32(x: np.ndarray) -> np.ndarray:
     """Exponential of float32 values, correctly rounded to float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.exp(np.asarray(x, np.float64)).astype(np.float32)
-
-
-def expm132(x: np.ndarray) -> np.ndarray:
-    """exp(x) - 1 of float32 values, correctly rounded to float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.expm1(np.asarray(x, np.float64)).astype(np.float32)
 
 
 def _cosine_betas(count: int) -> np.ndarray:

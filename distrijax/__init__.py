@@ -1,0 +1,17 @@
+"""Stable Diffusion XL in JAX and Flax: one picture spread over a mesh of devices."""
+
+from distrijax.config import UNetConfig, VAEConfig
+from distrijax.errors import DistrijaxError
+from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, StableDiffusionXLPipelineOutput
+from distrijax.schedulers import scheduler_from_config
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DistrijaxError",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
+    "UNetConfig",
+    "VAEConfig",
+    "scheduler_from_config",
+]

@@ -1,0 +1,73 @@
+"""Where a source is: a path on this machine, or a repository on the Hugging Face hub, fetched if need be."""
+
+import re
+from pathlib import Path
+
+from distrijax.errors import DistrijaxError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+
+TOKENIZER_PATTERNS = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+TOKENIZER_PATTERNS += ["tokenizer/*", "tokenizer_2/*"]
+
+
+def weight_names(name: str, variant: str | None) -> tuple[str, str]:
+    """What a component's weights are called: the file, and the index when they are split."""
+    stem, infix = STEMS[name], f".{variant}" if variant else ""
+    return f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json"
+
+
+def pipeline_patterns(variant: str | None) -> list[str]:
+    """The files of a whole pipeline's repository that are needed, and no other weights than those."""
+    patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
+    patterns += ["tokenizer_2/*.json", "tokenizer_2/*.txt"]
+    return patterns + [f"{name}/{pattern}" for name in STEMS for pattern in component_patterns(name, variant)]
+
+
+def component_patterns(name: str, variant: str | None) -> list[str]:
+    file, index = weight_names(name, variant)
+    stem = STEMS[name]
+    # A part of a split file is called model-00001-of-00002.fp16.safetensors or model.fp16-00001-of-00002.safetensors.
+    parts = [f"{stem}.{variant}-*-of-*.safetensors", f"{stem}-*-of-*.{variant}.safetensors"]
+    return ["config.json", file, index, *(parts if variant else [f"{stem}-?????-of-?????.safetensors"])]
+
+
+def locate(source: str | Path, patterns: list[str]) -> Path:
+    """The path, if there is one; otherwise the repository of that name, with the files that match `patterns`.
+
+    Raises DistrijaxError if there is neither, saying what to do.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.endswith((".safetensors", ".ckpt")):
+        raise DistrijaxError(
+            f"{source}: there is no such file or folder, and it is not a hub id of the form owner/name either"
+        )
+    import huggingface_hub  # slow to import, and not needed for what lies on the disk
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise DistrijaxError(
+            f"{source}: its licence must be accepted first: at https://huggingface.co/{source}, then `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DistrijaxError(
+            f"{source}: there is no such folder here and no such repository on the hub; check the spelling, or "
+            "`hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # the client's own errors, those of its HTTP library, of sockets and of the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DistrijaxError(
+            f"{source}: there is no such folder here, and it could not be fetched from the hub ({reason}); check the "
+            "network, or download it elsewhere and give the folder's path"
+        ) from error

@@ -1,0 +1,76 @@
+"""Tokenizer folders, as the bytes of their files. Transformers reads them; here they are only carried along."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from distrijax.errors import DistrijaxError
+
+Files = Mapping[str, bytes]
+
+NAMES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PADS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}  # SDXL's two tokenizers differ in this alone
+
+
+def read_tokenizer(folder: Path) -> Files:
+    """The files of a CLIP tokenizer: vocab.json and merges.txt, or tokenizer.json, and what goes with them."""
+    if not folder.is_dir():
+        raise DistrijaxError(f"{folder}: there is no such tokenizer folder")
+    try:
+        files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
+    except OSError as error:
+        raise DistrijaxError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
+        found = ", ".join(files) or "none of these"
+        raise DistrijaxError(f"{folder}: CLIP needs vocab.json and merges.txt, or tokenizer.json; found: {found}")
+    for name, content in files.items():
+        try:
+            text = content.decode("utf-8")
+            if name.endswith(".json"):
+                json.loads(text)
+        except ValueError as error:
+            raise DistrijaxError(f"{folder / name}: is damaged ({error}); download or copy it again") from error
+    return files
+
+
+def write_tokenizer(files: Files, folder: Path) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def tokenizer_folder(files: Files) -> Iterator[Path]:
+    """The files in a folder that lasts as long as the block, for loaders that want a path."""
+    with tempfile.TemporaryDirectory(prefix="distrijax-tokenizer-") as parent:
+        folder = Path(parent) / "tokenizer"
+        write_tokenizer(files, folder)
+        yield folder
+
+
+def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
+    """SDXL's tokenizers from a pipeline's folder, which has them, or from one CLIP vocabulary, which both share."""
+    if any((folder / name).is_dir() for name in names):
+        return {name: read_tokenizer(folder / name) for name in names}
+    files = read_tokenizer(folder)
+    return {name: _padded(files, PADS[name]) for name in names}
+
+
+def _padded(files: Files, pad: str) -> Files:
+    """The same vocabulary, padding with another token."""
+    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77} | settings | {"pad_token": pad}
+    tokens = json.loads(files.get("special_tokens_map.json", b"{}"))
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"} | tokens
+    tokens["pad_token"] = pad
+    new = {"tokenizer_config.json": settings, "special_tokens_map.json": tokens}
+    return {**files, **{name: (json.dumps(values, indent=2) + "\n").encode() for name, values in new.items()}}

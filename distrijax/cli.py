@@ -1,0 +1,295 @@
+"""The command line: `distrijax generate` and `distrijax convert`. Thin: every option is an argument of the library."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distrijax import __version__
+from distrijax.errors import DistrijaxError
+
+METADATA = "distrijax"  # the PNG text chunk that holds a picture's settings, as JSON
+DTYPES = ("float32", "bfloat16", "float16")
+
+# What a picture's settings are where neither the command line nor --like says otherwise.
+DEFAULTS: dict[str, Any] = {
+    "model": "demo",
+    "variant": None,
+    "vae": None,
+    "tokenizer": None,
+    "dtype": None,
+    "scheduler": None,
+    "prompt_2": None,
+    "negative_prompt": None,
+    "negative_prompt_2": None,
+    "height": None,
+    "width": None,
+    "steps": 30,
+    "guidance_scale": 5.0,
+    "guidance_rescale": 0.0,
+    "eta": 0.0,
+    "clip_skip": None,
+    "seed": None,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0 done, 2 a mistake of the user's, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except DistrijaxError as error:
+        print(f"distrijax: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"distrijax: error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("distrijax: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="distrijax", description="Stable Diffusion XL in JAX and Flax.")
+    parser.add_argument("--version", action="version", version=f"distrijax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add_generate(commands: Any) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="make pictures from prompts",
+        description="Make a picture of each prompt, as PNG with its settings inside. Without --model, the built-in demo "
+        "model draws coloured shapes. The first run of a size compiles it, later ones start at once.",
+        argument_default=argparse.SUPPRESS,  # so that what was given can be told from what is left to --like
+    )
+    command.set_defaults(run=_generate)
+    command.add_argument("prompts", nargs="*", metavar="PROMPT", default=[], help="what to draw; each makes pictures")
+    command.add_argument("--like", metavar="PNG", type=Path, help="take the settings of a picture made before")
+
+    model = command.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        metavar="SOURCE",
+        help="a converted checkpoint, a diffusers folder, a .safetensors file, or a hub id (default: demo)",
+    )
+    model.add_argument("--variant", metavar="NAME", help='of the weights\' files in a folder or on the hub, e.g. "fp16"')
+    model.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
+    model.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
+    model.add_argument(
+        "--dtype", choices=DTYPES, help="of weights and arithmetic (default: bfloat16 on a GPU, float32 on a CPU)"
+    )
+
+    picture = command.add_argument_group("picture")
+    picture.add_argument("--prompt-2", metavar="TEXT", help="for the second text encoder (default: the prompt)")
+    picture.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
+    picture.add_argument("--negative-prompt-2", metavar="TEXT", help="the same for the second text encoder")
+    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
+    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
+    picture.add_argument("--seed", type=int, metavar="N", help="of the first picture; the next have N + 1, ... (default: new)")
+    picture.add_argument("--num-images", type=int, metavar="N", help="pictures of each prompt (default: 1)")
+
+    sampling = command.add_argument_group("sampling")
+    sampling.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 30)")
+    sampling.add_argument("--guidance-scale", type=float, metavar="X", help="up to 1: no guidance (default: 5)")
+    sampling.add_argument("--guidance-rescale", type=float, metavar="X", help="0 to 1 (default: 0)")
+    sampling.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="ddim, euler, euler_ancestral, dpmsolver++, lcm, tcd or unipc (default: the checkpoint's)",
+    )
+    sampling.add_argument("--eta", type=float, metavar="X", help="noise of ddim and tcd, 0 to 1 (default: 0)")
+    sampling.add_argument("--clip-skip", type=int, metavar="N", help="layers of the text encoders to leave out")
+
+    output = command.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        type=Path,
+        metavar="PNG",
+        help="where to write; several pictures get -1, -2, ... (default: named after the prompt, beside those there are)",
+    )
+    output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")
+    output.add_argument("--quiet", action="store_true", default=False, help="no progress, only the pictures' paths")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    given = vars(options)
+    like = _settings_of(options.like) if "like" in given else {}
+    settings = DEFAULTS | {k: v for k, v in like.items() if k in DEFAULTS}
+    settings |= {k: v for k, v in given.items() if k in DEFAULTS}
+    prompts = options.prompts or ([like["prompt"]] if "prompt" in like else [])
+    if not prompts:
+        raise DistrijaxError('there is no prompt; give one, as in: distrijax generate "a red circle above a blue square"')
+    count = given.get("num_images", 1)
+    if count < 1:
+        raise DistrijaxError(f"--num-images is {count}; it must be at least 1")
+    targets = _targets(given.get("output"), prompts, count, options.overwrite)
+
+    import numpy as np  # JAX and the models take seconds to import: --help and mistakes above do not wait for them
+
+    from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
+    from distrijax.schedulers import scheduler_from_config
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        _source(settings["model"]),
+        dtype=_dtype(settings),
+        progress=not options.quiet,
+        **{name: settings[name] for name in ("variant", "vae", "tokenizer")},
+    )
+    pipe.set_progress_bar_config(disable=options.quiet)
+    if settings["scheduler"] is not None:
+        pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), settings["scheduler"])
+    if settings["seed"] is None:
+        settings["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
+    settings["dtype"] = np.dtype(pipe.dtype).name
+    passed = "prompt_2 negative_prompt negative_prompt_2 height width guidance_scale guidance_rescale eta clip_skip".split()
+    for prompt in prompts:
+        seeds = [settings["seed"] + i for i in range(count)]
+        images = pipe(
+            prompt,
+            num_inference_steps=settings["steps"],
+            num_images_per_prompt=count,
+            seed=seeds,
+            **{name: settings[name] for name in passed},
+        ).images
+        for image, seed in zip(images, seeds, strict=True):
+            size = {"height": image.height, "width": image.width}
+            made = {"version": __version__, "prompt": prompt, **settings, **size, "seed": seed}
+            target = targets.pop(0)
+            _write(image, target, made, options.overwrite)
+            print(target)
+
+
+def _source(model: str) -> str | Path:
+    if model == "demo":
+        from distrijax.demo import MODEL
+
+        return MODEL
+    return model
+
+
+def _dtype(settings: dict[str, Any]) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    fast = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    return jnp.dtype(settings["dtype"] or fast)
+
+
+def _settings_of(picture: Path) -> dict[str, Any]:
+    """The settings that a picture carries."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(picture) as image:
+            text = image.info.get(METADATA)
+    except FileNotFoundError:
+        raise DistrijaxError(f"{picture}: there is no such picture") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DistrijaxError(f"{picture}: cannot be read as a picture ({error})") from None
+    try:
+        settings = json.loads(text or "")
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise DistrijaxError(f"{picture}: carries no settings; only PNGs that `distrijax generate` made do")
+    return settings
+
+
+def _targets(output: Path | None, prompts: list[str], count: int, overwrite: bool) -> list[Path]:
+    """A path for every picture, none of which exists unless it may be overwritten."""
+    if output is None:
+        return [path for prompt in prompts for path in _free(_slug(prompt), prompts.count(prompt) * count)]
+    if output.suffix.lower() != ".png":
+        raise DistrijaxError(f"--output is {str(output)!r}; it must end in .png")
+    if not output.parent.is_dir():
+        raise DistrijaxError(f"--output: there is no folder {output.parent}; make it first")
+    total = len(prompts) * count
+    paths = [output] if total == 1 else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(total)]
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        raise DistrijaxError(f"{there[0]} exists; choose another --output, or say --overwrite")
+    return paths
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
+
+
+def _free(name: str, count: int) -> list[Path]:
+    """`name.png`, `name-2.png`, ...: the first ones that do not exist."""
+    paths: list[Path] = []
+    number = 1
+    while len(paths) < count:
+        path = Path(f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        number += 1
+        if not path.exists():
+            paths.append(path)
+    return paths
+
+
+def _write(image: Any, target: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """The picture appears whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt(METADATA, json.dumps(settings, ensure_ascii=False))
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        image.save(partial, format="PNG", pnginfo=info)
+        if not overwrite and target.exists():
+            raise DistrijaxError(f"{target} exists by now; nothing is overwritten without --overwrite")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _add_convert(commands: Any) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="convert a checkpoint",
+        description="Convert SDXL weights: from a diffusers folder, a hub id or an original .safetensors file to a "
+        "checkpoint that loads fast and straight to each device; or from any of these to a diffusers folder. The target "
+        "appears only when it is complete.",
+    )
+    command.set_defaults(run=_convert)
+    command.add_argument("source", help="a diffusers folder, a hub id, a .safetensors file, or a converted checkpoint")
+    command.add_argument("target", type=Path, help="the folder to write")
+    command.add_argument(
+        "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format of the target (default: distrijax)"
+    )
+    command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own, bit for bit)")
+    command.add_argument("--variant", metavar="NAME", help='of the source\'s weights\' files, e.g. "fp16"')
+    command.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
+    command.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
+    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder with the configuration of a .safetensors file")
+    command.add_argument("--overwrite", action="store_true", help="replace a checkpoint at the target")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from distrijax.checkpoint.load import convert, export
+
+    shared = {
+        "dtype": options.dtype,
+        "overwrite": options.overwrite,
+        "vae": options.vae,
+        "tokenizer": options.tokenizer,
+        "config": options.config,
+        "progress": not options.quiet,
+        "variant": options.variant,
+    }
+    write = convert if options.to == "distrijax" else export
+    print(write(options.source, options.target, **shared))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Compiled programs: ahead of time, once for each set of shapes, announced and timed, kept on disk between processes."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+Report = Callable[[str], None]
+
+
+def keep_compiled_programs(folder: str | Path | None = None) -> None:
+    """Keep compiled programs on disk, so that the next process with the same shapes starts at once.
+
+    The folder is JAX's own persistent compilation cache: what the user has set (`jax_compilation_cache_dir`, or the
+    environment variable JAX_COMPILATION_CACHE_DIR, an empty one to keep nothing) is left as it is; else `folder`, by
+    default `distrijax/programs` in the user's cache folder.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder or _user_cache() / "distrijax" / "programs"))
+
+
+def _user_cache() -> Path:
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+
+
+class Program:
+    """A function compiled ahead of time for each set of shapes that it is called with.
+
+    Args:
+        name: what is announced, e.g. "denoising".
+        function: a pure function of pytrees of arrays; weights are among its arguments, never constants.
+        static: names of its arguments that are not arrays but hashable choices; they are given by name.
+        report: takes the announcements.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], *, static: Sequence[str] = (), report: Report):
+        self.name, self._report = name, report
+        self._jit = jax.jit(function, static_argnames=tuple(static))
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self.compile_seconds = 0.0
+
+    def prepare(self, *args: Any, **static: Any) -> Callable[..., Any]:
+        """The program for these shapes, to be called with arguments alone: compiled now if it has not been yet."""
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, tuple(jax.typeof(x) for x in leaves), tuple(sorted(static.items()))
+        if key not in self._compiled:
+            self._report(f"compiling {self.name} ...")
+            start = time.perf_counter()
+            self._compiled[key] = self._jit.lower(*args, **static).compile()
+            seconds = time.perf_counter() - start
+            self.compile_seconds += seconds
+            self._report(f"compiled {self.name} in {seconds:.1f} s")
+        return self._compiled[key]
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        return self.prepare(*args, **static)(*args)

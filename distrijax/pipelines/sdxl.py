@@ -1,0 +1,383 @@
+"""Prompt in, picture out: diffusers' `StableDiffusionXLPipeline`, argument for argument."""
+
+import dataclasses
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from PIL import Image
+from tqdm import tqdm
+
+from distrijax.checkpoint.load import load
+from distrijax.compile import Program, keep_compiled_programs
+from distrijax.denoise import Guidance, Steps, denoise
+from distrijax.errors import DistrijaxError
+from distrijax.models.text_encoder import TextEncoder
+from distrijax.models.unet import Conditioning, UNet
+from distrijax.models.vae import VAE
+from distrijax.nn.embeddings import guidance_embedding
+from distrijax.noise import TorchGenerator, randn
+from distrijax.parallel.exchange import Whole
+from distrijax.pipelines.prompt import added_time_ids, check_time_ids, encode_ids, encode_prompt, refiner_time_ids
+from distrijax.pipelines.tokenizer import Tokenizer
+from distrijax.schedulers import Schedule, Scheduler, scheduler_from_config
+
+StepCallback = Callable[["StableDiffusionXLPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusionXLPipelineOutput:
+    """Attributes:
+
+    images: PIL images; or an array, [B, H, W, 3] in [0, 1] for `output_type="np"`, [B, C, h, w] for "latent".
+    seed: what makes the same pictures again.
+    """
+
+    images: Any
+    seed: int | Sequence[int]
+
+
+class StableDiffusionXLPipeline:
+    """Text to picture with a checkpoint of the SDXL family: base or refiner U-Net, one or two text encoders.
+
+    Most callers want `from_pretrained`. The parts are attributes and may be replaced; a new scheduler is
+    `pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), "ddim")`.
+
+    Args:
+        unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler: the parts; the refiner has no
+            `text_encoder` and no `tokenizer`.
+        force_zeros_for_empty_prompt: without a negative prompt, guide away from zero embeddings instead of from "".
+        requires_aesthetics_score: the U-Net is told an aesthetic score in place of the target size, as the refiner's.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: UNet,
+        vae: VAE,
+        text_encoder: TextEncoder | None,
+        text_encoder_2: TextEncoder | None,
+        tokenizer: Tokenizer | None,
+        tokenizer_2: Tokenizer | None,
+        scheduler: Scheduler,
+        force_zeros_for_empty_prompt: bool = True,
+        requires_aesthetics_score: bool = False,
+    ):
+        self.unet, self.vae, self.scheduler = unet, vae, scheduler
+        self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
+        self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        self.requires_aesthetics_score = requires_aesthetics_score
+        self.interrupt = False  # a step callback may set it: the remaining steps are left out
+        self._progress: dict[str, Any] = {}
+
+        keep_compiled_programs()
+        px = Whole()
+        self._encode = Program("text encoding", encode_ids, static=["clip_skip"], report=self._report)
+        self._condition = Program("conditioning", UNet.condition, report=self._report)
+        self._denoise = Program(
+            "denoising", lambda *args, scheduler: denoise(*args, scheduler=scheduler, px=px), static=["scheduler"],
+            report=self._report,
+        )  # fmt: skip
+        self._decode = Program("decoding", lambda vae, latents: decode(vae, latents, px), report=self._report)
+        self._programs = self._encode, self._condition, self._denoise, self._decode
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """The pipeline of a checkpoint.
+
+        Args:
+            source: a converted checkpoint, a diffusers folder, a `.safetensors` file in the original layout, or a hub id.
+            options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `sharding`, `vae`, `tokenizer`, ...
+
+        Raises:
+            DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
+        """
+        parts = load(source, **options)
+        return cls(
+            unet=parts.unet,
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            text_encoder_2=parts.text_encoder_2,
+            tokenizer=parts.tokenizer and Tokenizer(parts.tokenizer, "tokenizer"),
+            tokenizer_2=Tokenizer(parts.tokenizer_2, "tokenizer_2"),
+            scheduler=scheduler_from_config(parts.scheduler),
+            force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
+            requires_aesthetics_score=parts.index.get("requires_aesthetics_score", False),
+        )
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Arguments of the `tqdm` progress bar; `disable=True` also silences what is said of compiling."""
+        self._progress = config
+
+    def _report(self, message: str) -> None:
+        if not self._progress.get("disable"):
+            tqdm.write(message, file=self._progress.get("file"))
+
+    @property
+    def dtype(self) -> Any:
+        """Of the U-Net's weights and arithmetic. Latents are fp32 between the steps, whatever it is."""
+        return self.unet.dtype
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        latents: ArrayLike | None = None,
+        prompt_embeds: ArrayLike | None = None,
+        negative_prompt_embeds: ArrayLike | None = None,
+        pooled_prompt_embeds: ArrayLike | None = None,
+        negative_pooled_prompt_embeds: ArrayLike | None = None,
+        output_type: str = "pil",
+        guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        *,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+    ) -> StableDiffusionXLPipelineOutput:
+        """Make pictures: `num_images_per_prompt` of each prompt, those of one prompt side by side.
+
+        Args:
+            prompt: what to draw; a list makes a batch.
+            prompt_2: for the second text encoder; by default `prompt`.
+            height, width: of the pictures, in pixels: multiples of 8. By default what the U-Net was trained on.
+            num_inference_steps: denoising steps.
+            timesteps, sigmas: the steps to take, in place of `num_inference_steps`, where the scheduler takes them.
+            denoising_end: between 0 and 1: stop after that part of the noise schedule (for a refiner to go on).
+            guidance_scale: classifier-free guidance; at 1 or below there is none, and each step costs half as much.
+            negative_prompt, negative_prompt_2: what to guide away from.
+            eta: noise of DDIM and TCD, 0 to 1; other schedulers ignore it.
+            seed: whole number; the pictures are those of diffusers with `torch.Generator("cpu").manual_seed(seed)`. A
+                list gives each picture its own. By default a new one, found in the output.
+            latents: unit-variance noise [B, C, height / 8, width / 8] in place of that of the seed.
+            prompt_embeds, negative_prompt_embeds: [B, T, D], pooled_...: [B, P], in place of the prompts.
+            output_type: "pil", "np" or "latent".
+            guidance_rescale: 0 to 1, against the over-exposure of strong guidance (arXiv 2305.08891).
+            original_size, crops_coords_top_left, target_size, negative_...: SDXL's micro-conditioning, (height, width)
+                or (top, left) in pixels (arXiv 2307.01952, section 2.2).
+            clip_skip: layers of the text encoders to leave out, counted from the usual last but one.
+            callback_on_step_end: called as `callback(pipe, step, timestep, {"latents": [B, C, h, w]})` after every
+                step; it may return a dictionary with new latents, or set `pipe.interrupt`. The steps are then
+                dispatched one by one, each waiting for the host.
+            aesthetic_score, negative_aesthetic_score: for a U-Net that is told one (the refiner).
+
+        Raises:
+            DistrijaxError: arguments that cannot be used, before anything is compiled.
+        """
+        height, width = self._size("height", height), self._size("width", width)
+        if output_type not in ("pil", "np", "latent"):
+            raise DistrijaxError(f"output_type is {output_type!r}; it must be 'pil', 'np' or 'latent'")
+        for name, value in (("guidance_scale", guidance_scale), ("guidance_rescale", guidance_rescale)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+                raise DistrijaxError(f"{name} is {value!r}; it must be a finite number")
+        if denoising_end is not None and not (isinstance(denoising_end, float) and 0 < denoising_end < 1):
+            raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
+        schedule = self._schedule(num_inference_steps, timesteps, sigmas, denoising_end, eta)
+        distilled = self.unet.config.time_cond_proj_dim is not None  # guidance is an input of the U-Net (LCM)
+        guided = guidance_scale > 1 and not distilled
+
+        text = encode_prompt(
+            [t for t in (self.tokenizer, self.tokenizer_2) if t is not None],
+            [e for e in (self.text_encoder, self.text_encoder_2) if e is not None],
+            prompt,
+            prompt_2,
+            negative_prompt=negative_prompt,
+            negative_prompt_2=negative_prompt_2,
+            num_images_per_prompt=num_images_per_prompt,
+            guided=guided,
+            clip_skip=clip_skip,
+            force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            encode=self._encode,
+        )
+        batch = text[0].context.shape[0]
+        original, target = original_size or (height, width), target_size or (height, width)
+        if self.requires_aesthetics_score:
+            ids = refiner_time_ids(
+                original,
+                crops_coords_top_left,
+                batch=batch,
+                aesthetic_score=aesthetic_score,
+                negative_aesthetic_score=negative_aesthetic_score,
+                negative_original_size=negative_original_size,
+                negative_crops_coords_top_left=negative_crops_coords_top_left,
+            )
+        else:
+            ids = added_time_ids(
+                original,
+                crops_coords_top_left,
+                target,
+                batch=batch,
+                negative_original_size=negative_original_size,
+                negative_crops_coords_top_left=negative_crops_coords_top_left,
+                negative_target_size=negative_target_size,
+            )
+        branches = [(t, i) for t, i in zip(text, ids, strict=True) if t is not None][::-1]  # the negative one first
+        context, pooled = (jnp.concatenate([getattr(t, name) for t, _ in branches]) for name in ("context", "pooled"))
+        time_ids = np.concatenate([i for _, i in branches])
+        config = self.unet.config
+        check_time_ids(
+            time_ids.shape[1],
+            pooled.shape[1],
+            config.addition_time_embed_dim,
+            config.projection_class_embeddings_input_dim,
+        )
+
+        seed = secrets.randbits(32) if seed is None else seed
+        start, noise = self._noise(seed, batch, height, width, schedule, latents)
+        embedding = None
+        if distilled:
+            embedding = guidance_embedding(jnp.full(batch, guidance_scale, jnp.float32), config.time_cond_proj_dim)
+        cond = self._condition(self.unet, context, pooled, jnp.asarray(time_ids), embedding)
+        guidance = Guidance(jnp.float32(guidance_scale), jnp.float32(guidance_rescale))
+        steps = Steps(schedule.rows, schedule.timesteps, noise)
+        final = self._run(start, steps, cond, guidance, callback_on_step_end)
+        return StableDiffusionXLPipelineOutput(self._output(final, output_type), seed)
+
+    def _size(self, name: str, value: int | None) -> int:
+        factor = self.vae.config.factor
+        if value is None:
+            return self.unet.config.sample_size * factor
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < factor or value % factor:
+            below = max(factor, int(value) // factor * factor) if isinstance(value, int | float) else factor
+            raise DistrijaxError(
+                f"{name} is {value!r}; it must be a whole multiple of {factor} pixels, such as {below} or {below + factor}"
+            )
+        return int(value)
+
+    def _schedule(
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        denoising_end: float | None,
+        eta: float,
+    ) -> Schedule:
+        custom = timesteps is not None or sigmas is not None
+        schedule = self.scheduler.schedule(
+            None if custom else num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
+        )
+        if denoising_end is not None:
+            total = self.scheduler.num_train_timesteps
+            kept = int(np.sum(schedule.timesteps >= int(round(total - denoising_end * total))))
+            if not kept:
+                raise DistrijaxError(f"denoising_end {denoising_end} leaves none of {len(schedule)} steps; raise it")
+            schedule = schedule[:kept]
+        return schedule
+
+    def _noise(
+        self,
+        seed: int | Sequence[int],
+        batch: int,
+        height: int,
+        width: int,
+        schedule: Schedule,
+        latents: ArrayLike | None,
+    ) -> tuple[Array, np.ndarray | None]:
+        """Latents to start from [B, h, w, C], and the noise of every step [S, B, h, w, C] if one draws any.
+
+        Drawn for the whole picture on the host, in torch's order: first the latents, then step by step.
+        """
+        factor, channels = self.vae.config.factor, self.unet.config.in_channels
+        shape = batch, channels, height // factor, width // factor
+        seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
+        if len(seeds) not in (1, batch) or (len(seeds) == 1 and not isinstance(seed, int | np.integer) and batch != 1):
+            raise DistrijaxError(f"{len(seeds)} seeds for {batch} pictures; give one number, or a list with one for each")
+        generators = [TorchGenerator(s) for s in seeds]
+        if latents is None:
+            start = randn(generators, shape)
+        else:
+            start = np.asarray(latents, np.float32)
+            if start.shape != shape:
+                raise DistrijaxError(f"latents have the shape {start.shape}; for these prompts and size it must be {shape}")
+        noise = None
+        if schedule.draws.any():
+            nothing = np.zeros(shape, np.float32)
+            drawn = np.stack([randn(generators, shape) if draws else nothing for draws in schedule.draws])
+            noise = drawn.transpose(0, 1, 3, 4, 2)
+        return jnp.asarray(start.transpose(0, 2, 3, 1)) * jnp.float32(schedule.init_noise_sigma), noise
+
+    def _run(
+        self, latents: Array, steps: Steps, cond: Conditioning, guidance: Guidance, callback: StepCallback | None
+    ) -> Array:
+        """All steps: equal segments of one compiled scan, dispatched ahead of the device while the bar follows it.
+
+        A segment's scan runs without the host. The next is queued before the last has ended, so the device never
+        waits; the host waits for the end of a segment only to move the bar.
+        """
+        total = len(steps.timesteps)
+        length = 1 if callback else segment_length(total)
+        carry = latents, self.scheduler.init_state(latents)
+        run = self._denoise.prepare(self.unet, carry, steps[:length], cond, guidance, scheduler=self.scheduler)
+        self.interrupt = False
+        ends: deque[Array] = deque()
+        with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | self._progress) as bar:
+            for i in range(0, total, length):
+                carry, end = run(self.unet, carry, steps[i : i + length], cond, guidance)
+                ends.append(end)
+                if callback is not None:
+                    carry = self._call_back(callback, i, steps.timesteps[i], carry)
+                while len(ends) > (0 if i + length == total or self.interrupt else 2):
+                    ends.popleft().block_until_ready()
+                    bar.update(length)
+                if self.interrupt:
+                    break
+        return carry[0]
+
+    def _call_back(self, callback: StepCallback, step: int, timestep: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        latents, state = carry
+        returned = callback(self, step, timestep, {"latents": latents.transpose(0, 3, 1, 2)}) or {}
+        unknown = sorted(set(returned) - {"latents"})
+        if unknown:
+            raise DistrijaxError(f"callback_on_step_end returned {', '.join(unknown)}; it may return only latents")
+        if "latents" in returned:
+            latents = jnp.asarray(np.asarray(returned["latents"], np.float32).transpose(0, 2, 3, 1))
+        return latents, state
+
+    def _output(self, latents: Array, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents.transpose(0, 3, 1, 2)
+        # One picture at a time: decoding needs far more memory than denoising, and a batch as many times as much.
+        images = np.concatenate([np.asarray(self._decode(self.vae, latents[i : i + 1])) for i in range(len(latents))])
+        if output_type == "np":
+            return images
+        return [Image.fromarray(image) for image in np.rint(images * 255).astype(np.uint8)]
+
+
+def decode(vae: VAE, latents: Array, px: Whole) -> Array:
+    """Pictures [B, H, W, 3] fp32 in [0, 1] of `latents` [B, h, w, C] as the U-Net has them."""
+    image = vae.decode(latents / vae.config.scaling_factor, px).astype(jnp.float32)
+    return jnp.clip(image / 2 + 0.5, 0, 1)
+
+
+def segment_length(steps: int, segments: int = 8) -> int:
+    """Steps of one dispatch: a divisor of `steps`, so that one program serves all of them, for `segments` or more."""
+    return next(k for k in range(max(1, steps // segments), 0, -1) if steps % k == 0)

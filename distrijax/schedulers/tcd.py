@@ -1,0 +1,54 @@
+"""Trajectory consistency distillation (Zheng et al., arXiv 2402.19159): eta (gamma there) trades path for noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distrijax.schedulers.common import Array, Row, Schedule, State, combine, to_clean, to_noise
+from distrijax.schedulers.lcm import DistilledScheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class TCDScheduler(DistilledScheduler):
+    """diffusers' `TCDScheduler`. With `eta` above 0 it draws noise at every step but the last.
+
+    diffusers' class has clip_sample, set_alpha_to_one and timestep_scaling too, but its step does not use them.
+    """
+
+    class_name = "TCDScheduler"
+
+    def schedule(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float = 0.0,
+    ) -> Schedule:
+        now = self._distilled_timesteps(num_inference_steps, timesteps, sigmas)
+        eta = self._eta(eta, 1.0)
+        after = np.append(now[1:], 0)
+        # float32 like the original: the product decides which whole timestep the floor takes
+        down = np.floor(np.float32(1 - eta) * after.astype(np.float32)).astype(np.int64)
+
+        table = self.alphas_cumprod.astype(np.float64)
+        power, power_down, kept = table[now], table[down], table[after] / table[down]
+        alpha, sigma = np.sqrt(power), np.sqrt(1 - power)
+        clean, direction = to_clean(self.prediction_type, alpha, sigma), to_noise(self.prediction_type, alpha, sigma)
+        # to the lower noise level `down` without noise, then up to `after` with it
+        of_sample, of_prediction = (
+            np.sqrt(kept) * (np.sqrt(power_down) * c + np.sqrt(1 - power_down) * d)
+            for c, d in zip(clean, direction, strict=True)
+        )
+        rows = {"sample": of_sample, "prediction": of_prediction, "fresh_noise": np.sqrt(1 - kept)}
+        draws = (np.arange(len(now)) < len(now) - 1) & (eta > 0)
+        return self._finished(now.astype(np.int32), rows, 1.0, draws)
+
+    def step(
+        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
+    ) -> tuple[Array, State]:
+        terms = (row["sample"], sample), (row["prediction"], prediction), (row["fresh_noise"], noise)
+        return combine(*terms), state

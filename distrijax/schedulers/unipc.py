@@ -1,0 +1,178 @@
+"""UniPC, multistep (Zhao et al., arXiv 2302.04867): each step first corrects the one before, then predicts the next.
+
+Both halves are combinations of the sample before, the present and past predictions, with factors that depend on the
+step only: they are worked out on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from distrijax.schedulers import tables
+from distrijax.schedulers.common import Array, Row, Schedule, Scheduler, State, combine, to_clean, to_noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPCMultistepScheduler(Scheduler):
+    """diffusers' `UniPCMultistepScheduler`. With `predict_x0` off it extrapolates the noise, not the clean image.
+
+    With solver_type bh1 and a final sigma of zero diffusers multiplies zero by infinity in the last step and returns
+    NaN; the term is absent there, and is left out here.
+    """
+
+    solver_order: int = 2
+    predict_x0: bool = True
+    solver_type: str = "bh2"
+    lower_order_final: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    final_sigmas_type: str = "zero"
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+
+    class_name = "UniPCMultistepScheduler"
+    choices: ClassVar = {"solver_type": ("bh1", "bh2")}
+    aliases: ClassVar = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
+    neutral: ClassVar = {
+        "thresholding": False,
+        "use_flow_sigmas": False,
+        "use_dynamic_shifting": False,
+        "shift_terminal": None,
+        "solver_p": None,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver_order < 1:
+            raise self._error(f"solver_order must be at least 1, got {self.solver_order}")
+
+    def schedule(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float = 0.0,
+    ) -> Schedule:
+        steps, _, _ = self._choose(num_inference_steps, timesteps, sigmas)
+        visited, levels = self._placed(steps)
+        steps = len(visited)
+        alpha, sigma, _ = tables.lambdas_of(levels[:-1])
+        converted = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
+        rows = {"model_sample": converted[0], "model_prediction": converted[1]}
+
+        order = self.solver_order
+        correct, predict = np.zeros((steps, 3 + order)), np.zeros((steps, 1 + order))
+        orders = [min(order, steps - i if self.lower_order_final else order, i + 1) for i in range(steps)]
+        for i in range(steps):
+            predict[i] = self._predictor(levels, i, orders[i])
+            if i > 0 and i - 1 not in self.disable_corrector:
+                correct[i, 1:] = self._corrector(levels, i, orders[i - 1])
+            else:
+                correct[i, 0] = 1.0  # keep the sample
+        rows |= {"keep": correct[:, 0], "correct_sample": correct[:, 1]}
+        rows |= {f"correct_{age}": correct[:, 2 + age] for age in range(order + 1)}
+        rows |= {"predict_sample": predict[:, 0]}
+        rows |= {f"predict_{age}": predict[:, 1 + age] for age in range(order)}
+        return self._finished(visited.astype(np.int32), rows, 1.0, False)
+
+    def _placed(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Timesteps and noise levels -> (int64 [S], float32 [S + 1])."""
+        table = self.train_sigmas
+        train = self.num_train_timesteps
+        if self._uses_formula:
+            low = float(table[0]) if self.sigma_min is None else self.sigma_min
+            high = float(table[-1]) if self.sigma_max is None else self.sigma_max
+            noise = self._formula_sigmas(low, high, steps)
+            visited = tables.timestep_of(noise, np.log(table))
+            visited = visited.round() if self.use_karras_sigmas else visited
+            lowest = noise[-1]
+        else:
+            visited = tables.spaced_timesteps(
+                self.timestep_spacing, steps, train, self.steps_offset, drop_last=True
+            ).round()
+            noise, lowest = np.interp(visited, np.arange(train), table), table[0]
+        final = lowest if self.final_sigmas_type == "sigma_min" else 0.0
+        return visited.astype(np.int64), np.append(noise, final).astype(np.float32)
+
+    def _update(
+        self, levels: np.ndarray, start: int, order: int
+    ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, np.ndarray]:
+        """The parts of B(h) updates from level `start` to the next (arXiv 2302.04867, equations 7 to 11).
+
+        Returns:
+            factors of (sample, prediction at `start`) of the first-order step, float64 [2]; the factor of the
+            differences; ratios r of past steps and 1, float64 [order]; and the system R rho = b of their weights.
+        """
+        alpha, sigma, lambdas = (values.astype(np.float64) for values in tables.lambdas_of(levels))
+        h = lambdas[start + 1] - lambdas[start]
+        r = np.array([(lambdas[start - age] - lambdas[start]) / h for age in range(1, order)] + [1.0])
+        to, other = (alpha, sigma) if self.predict_x0 else (sigma, alpha)
+        hh = -h if self.predict_x0 else h
+        phi_1 = np.expm1(hh)
+        scale = phi_1 if self.solver_type == "bh2" else hh
+        phi, factorial, b = phi_1 / hh - 1, 1, []
+        for k in range(1, order + 1):
+            b.append(phi * factorial / scale)
+            factorial *= k + 1
+            phi = phi / hh - 1 / factorial
+        first = np.array([other[start + 1] / other[start], -to[start + 1] * phi_1])
+        return first, -to[start + 1] * scale, r, np.stack([r**k for k in range(order)]), np.array(b)
+
+    def _predictor(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
+        """Factors of (sample, this prediction, the one before, ...) -> float64 [1 + solver_order]."""
+        with np.errstate(all="ignore"):  # the last step's h may be infinite; what is not finite is refused at the end
+            first, scale, r, matrix, b = self._update(levels, index, order)
+            factors = np.zeros(1 + self.solver_order)
+            factors[:2] = first
+            if order > 1:
+                weights = np.full(1, 0.5) if order == 2 else _solve(matrix[:-1, :-1], b[:-1])
+                share = scale * weights / r[:-1]
+                factors[1] -= share.sum()
+                factors[2 : 1 + order] += share
+        return factors
+
+    def _corrector(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
+        """Factors of (sample before, this prediction, the one before, ...) -> float64 [2 + solver_order]."""
+        with np.errstate(all="ignore"):
+            first, scale, r, matrix, b = self._update(levels, index - 1, order)
+            weights = np.full(1, 0.5) if order == 1 else _solve(matrix, b)
+            share = scale * weights / r  # the last one, with r = 1, weighs the difference to this prediction
+            factors = np.zeros(2 + self.solver_order)
+            factors[[0, 2]] = first
+            factors[2] -= share.sum()
+            factors[1] += share[-1]
+            factors[3 : 2 + order] += share[:-1]
+        return factors
+
+    def init_state(self, sample: Array) -> State:
+        """The (corrected) sample before, and the predictions before, youngest first."""
+        return tuple(jnp.zeros_like(sample) for _ in range(1 + self.solver_order))
+
+    def step(
+        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
+    ) -> tuple[Array, State]:
+        before, *past = state
+        model = combine((row["model_sample"], sample), (row["model_prediction"], prediction))
+        models = (model, *past)
+        corrections = [(row[f"correct_{age}"], value) for age, value in enumerate(models)]
+        sample = combine((row["keep"], sample), (row["correct_sample"], before), *corrections)
+        predictions = [(row[f"predict_{age}"], value) for age, value in enumerate(models[:-1])]
+        return combine((row["predict_sample"], sample), *predictions), (sample, *models[:-1])
+
+
+def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Solution of a small linear system; NaN where there is none, to be refused with the other factors."""
+    if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(b))):
+        return np.full(len(b), np.nan)
+    try:
+        return np.linalg.solve(matrix, b)
+    except np.linalg.LinAlgError:
+        return np.full(len(b), np.nan)

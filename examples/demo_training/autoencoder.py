@@ -1,0 +1,155 @@
+"""Stage `vae`: the autoencoder, on crops first and on whole pictures at the end; stage `latents`: encode once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from demo_training import common
+from demo_training.configs import vae_config
+from distrijax.demo import scenes
+from distrijax.models.vae import VAE
+from distrijax.nn.conv import Downsample, Upsample
+from distrijax.parallel.exchange import Whole
+
+PX = Whole()
+KL_WEIGHT = 3e-4  # against the mean L1 error in [-1, 1]; 48 pixel values stand behind each latent
+PHASES = ((0.4, 64, 8), (0.75, 128, 2), (1.0, 256, 1))  # up to this part of the steps: side of the crops, batch
+
+
+def _batches(start: int, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Crops of rendered scenes, [B, side, side, 3] in [-1, 1]; most of them show an edge."""
+    rng = np.random.default_rng((seed, start))
+    pool = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(250)])
+    for step in range(start, steps):
+        if step % 4 == 0:
+            pool[rng.integers(len(pool))] = scenes.render(scenes.sample(rng), rng)
+        _, side, count = next(p for p in PHASES if step < p[0] * steps)
+        crops = []
+        for _ in range(count):
+            options = []
+            for _ in range(3 if side == 64 else 1):
+                y, x = rng.integers(0, scenes.SIZE - side + 1, 2)
+                options.append(pool[rng.integers(len(pool)), y : y + side, x : x + side])
+            crops.append(max(options, key=lambda c: float(c[::4, ::4].std())) if rng.random() < 0.8 else options[0])
+        yield np.stack(crops).astype(np.float32) / 127.5 - 1
+
+
+def begin_as_pooling(vae: VAE) -> None:
+    """Start as the mean colour of 8x8 pixels and its nearest-neighbour enlargement: an autoencoder of 20 dB.
+
+    With the residual branches at zero what is left is linear but for the last norm and SiLU of each half. Colours are
+    carried as pairs (x, -x), for which silu(x) - silu(-x) = x, beside a pair of constants (2, -2) that keeps the norm
+    from dividing the brightness away. From a random start the colours alone took a thousand steps.
+    """
+    carried = jnp.eye(12)
+
+    def pass_on(layer: nnx.Module, taps: tuple[tuple[int, int], ...]) -> None:
+        kernel = layer.kernel[...]
+        kernel = kernel.at[:12].set(0.0)
+        for y, x in taps:
+            kernel = kernel.at[:12, y, x, :12].set(carried / len(taps))
+        layer.kernel[...] = kernel
+
+    for _, module in nnx.iter_modules(vae):
+        if (shortcut := getattr(module, "conv_shortcut", None)) is not None:
+            pass_on(shortcut, ((0, 0),))
+        if isinstance(module, Downsample):
+            pass_on(module.conv, ((0, 0), (0, 1), (1, 0), (1, 1)))
+        if isinstance(module, Upsample):
+            pass_on(module.conv, ((1, 1),))
+    for half in (vae.encoder, vae.decoder):
+        kernel, bias = half.conv_in.kernel[...].at[:12].set(0.0), half.conv_in.bias[...]
+        for colour in range(3):
+            kernel = kernel.at[4 * colour, 1, 1, colour].set(1.0).at[4 * colour + 1, 1, 1, colour].set(-1.0)
+            bias = bias.at[4 * colour + 2].set(2.0).at[4 * colour + 3].set(-2.0)
+        half.conv_in.kernel[...], half.conv_in.bias[...] = kernel, bias
+        kernel = half.conv_out.kernel[...].at[:3].set(0.0)
+        for colour in range(3):
+            kernel = kernel.at[colour, 1, 1, 4 * colour].set(1.5).at[colour, 1, 1, 4 * colour + 1].set(-1.5)
+        half.conv_out.kernel[...] = kernel
+    half = vae.encoder.conv_out
+    half.kernel[...], half.bias[...] = half.kernel[...].at[4:].set(0.0), half.bias[...].at[4:].set(-5.0)
+    for layer in (vae.quant_conv, vae.post_quant_conv):
+        layer.kernel[...] = jnp.eye(len(layer.kernel[...]))[:, None, None, :]
+
+
+def train(out: Path, steps: int, resume: bool) -> None:
+    """Train and write OUT/vae; then measure the latents' deviation: OUT/vae/scaling.json."""
+    vae = VAE(vae_config(), rngs=nnx.Rngs(0))
+    common.quiet_residuals(vae)
+    begin_as_pooling(vae)
+    graph, params = nnx.split(vae)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(common.schedule(4e-4, steps, warmup=50), b2=0.99, weight_decay=1e-4)
+    )
+
+    def loss_fn(params: Any, image: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        vae = nnx.merge(graph, params)
+        mean, logvar = vae.encode(image, PX)
+        latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        error = vae.decode(latents, PX) - image
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
+        l1 = jnp.abs(error).mean()
+        return l1 + 0.5 * jnp.square(error).mean() + KL_WEIGHT * kl, {"l1": l1, "kl": kl}
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: common.State, image: jax.Array) -> tuple[common.State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(1), state["count"])
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], image, key)
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "opt": opt, "count": state["count"] + 1}, metrics
+
+    state = {"params": params, "opt": optimizer.init(params), "count": jnp.zeros((), jnp.int32)}
+    rng = np.random.default_rng(7)
+    fixed = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(8)])
+
+    def look(step: int, state: common.State) -> None:
+        decoded, _ = _reconstruct(graph, state["params"], fixed)
+        common.sheet(np.concatenate([fixed, decoded]), 8, out / f"vae-{step:06d}.png")
+
+    folder = out / "vae"
+    state = common.run(
+        folder, state, step, partial(_batches, steps=steps), steps, resume=resume, every=400, at_checkpoint=look
+    )
+    pictures = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(64)])
+    decoded, latents = _reconstruct(graph, state["params"], pictures)
+    error = np.square(decoded.astype(np.float64) - pictures).mean((1, 2, 3))
+    facts = {
+        "scaling_factor": float(1 / latents.std()),
+        "latent_mean": latents.mean((0, 1, 2)).tolist(),
+        "latent_std": latents.std((0, 1, 2)).tolist(),
+        "psnr_mean": float((10 * np.log10(255**2 / error)).mean()),
+        "psnr_worst": float((10 * np.log10(255**2 / error)).min()),
+    }
+    (folder / "scaling.json").write_text(json.dumps(facts, indent=1))
+    print(facts)
+
+
+def _reconstruct(graph: Any, params: Any, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @jax.jit
+    def both(params: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        vae = nnx.merge(graph, params)
+        mean, _ = vae.encode(image, PX)
+        return vae.decode(mean, PX), mean
+
+    parts = [both(params, pictures[i : i + 4].astype(np.float32) / 127.5 - 1) for i in range(0, len(pictures), 4)]
+    return common.to_uint8(np.concatenate([p[0] for p in parts])), np.concatenate([np.asarray(p[1]) for p in parts])
+
+
+def load(out: Path) -> tuple[VAE, float]:
+    """The trained autoencoder and its scaling factor."""
+    vae = VAE(vae_config(), rngs=nnx.Rngs(0))
+    common.fill(vae, common.load_params(out / "vae"))
+    return vae, json.loads((out / "vae" / "scaling.json").read_text())["scaling_factor"]

@@ -1,0 +1,175 @@
+"""Stage `unet`: the U-Net, by v-prediction over a schedule that ends without any signal; text encoders are frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from demo_training import autoencoder, common, text
+from demo_training.configs import SCHEDULER_JSON, unet_config
+from demo_training.latents import Pool
+from distrijax.demo import check, scenes
+from distrijax.models.unet import UNet
+from distrijax.parallel.exchange import Whole
+
+PX = Whole()
+DROPOUT = 0.1  # captions replaced by nothing: zero embeddings, which is what the pipeline puts for no negative prompt
+SIZES = np.array([256, 256, 0, 0, 256, 256], np.float32)  # original size, crop, target size
+PEAK, DECAY_FROM = 1e-3, 0.65  # learning rate; the part of the steps after which it falls to zero
+
+
+def alphas_cumprod() -> np.ndarray:
+    """Signal power at each of the 1000 timesteps, float64; zero at the last (arXiv 2305.08891, algorithm 1)."""
+    start, end = SCHEDULER_JSON["beta_start"], SCHEDULER_JSON["beta_end"]
+    root = np.sqrt(np.cumprod(1 - np.linspace(start**0.5, end**0.5, 1000) ** 2))
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def learning_rate(steps: int) -> optax.Schedule:
+    """Warm-up, a long plateau, and a linear fall to zero: where it begins can still change when a run is resumed."""
+    fall = int(DECAY_FROM * steps)
+    return optax.join_schedules(
+        [optax.linear_schedule(0, PEAK, 200), optax.constant_schedule(PEAK), optax.linear_schedule(PEAK, 0, steps - fall)],
+        [200, fall],
+    )
+
+
+def build() -> UNet:
+    unet = UNet(unet_config(), rngs=nnx.Rngs(3))
+    for _, module in nnx.iter_modules(unet):  # every residual branch begins at zero
+        for layer in (getattr(module, "conv2", None), getattr(module, "proj_in", None) and getattr(module, "proj_out", None)):
+            if layer is not None and hasattr(module, "norm" if layer is not getattr(module, "conv2", None) else "norm2"):
+                layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    unet.conv_out.kernel[...] = jnp.zeros_like(unet.conv_out.kernel[...])
+    return unet
+
+
+def embed(encoders: Any, ids: jax.Array, ids_2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Context [B, 77, D1 + D2] and pooled vector [B, P], as the pipeline makes them."""
+    first, second = encoders[0](ids), encoders[1](ids_2)
+    return jnp.concatenate([first.hidden_states[-2], second.hidden_states[-2]], -1), second.pooled
+
+
+class Sampler:
+    """DDIM with guidance from given parameters: for the sheets, and to see how many captions are obeyed."""
+
+    def __init__(self, out: Path, graph: Any, tokenizers: Any, text_graph: Any, text_params: Any):
+        self.graph, self.tokenizers, self.text_graph, self.text_params = graph, tokenizers, text_graph, text_params
+        self.vae, self.scaling = autoencoder.load(out)
+        self.decode = jax.jit(lambda z: self.vae.decode(z / self.scaling, PX))
+        self.denoise = jax.jit(self._denoise, static_argnums=(4, 5))
+
+    def _denoise(
+        self, params: Any, ids: jax.Array, ids_2: jax.Array, noise: jax.Array, steps: int, guidance: float
+    ) -> jax.Array:
+        unet = nnx.merge(self.graph, params)
+        context, pooled = embed(nnx.merge(self.text_graph, self.text_params), ids, ids_2)
+        context, pooled = (jnp.concatenate([jnp.zeros_like(x), x]) for x in (context, pooled))
+        cond = unet.condition(context, pooled, jnp.tile(jnp.asarray(SIZES)[None], (len(context), 1)))
+        power = jnp.asarray(alphas_cumprod(), jnp.float32)
+        times = jnp.round(jnp.arange(1000, 0, -1000 / steps)).astype(jnp.int32) - 1
+
+        def step(x: jax.Array, t: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            v = unet(jnp.concatenate([x, x]), t[0].astype(jnp.float32), cond, PX)
+            off, on = jnp.split(v, 2)
+            v = off + guidance * (on - off)
+            now, then = power[t[0]], jnp.where(t[1] < 0, 1.0, power[t[1]])
+            clean = jnp.sqrt(now) * x - jnp.sqrt(1 - now) * v
+            eps = jnp.sqrt(now) * v + jnp.sqrt(1 - now) * x
+            return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * eps, None
+
+        return jax.lax.scan(step, noise, (times, jnp.append(times[1:], -1)))[0]
+
+    def __call__(self, params: Any, prompts: list[str], seed: int = 0, steps: int = 25, guidance: float = 5.0) -> np.ndarray:
+        """Pictures, uint8 [N, 256, 256, 3]."""
+        noise = jax.random.normal(jax.random.key(seed), (len(prompts), 32, 32, 4))
+        latents = self.denoise(params, *(t(prompts) for t in self.tokenizers), noise, steps, guidance)
+        return np.concatenate([common.to_uint8(self.decode(latents[i : i + 4])) for i in range(0, len(prompts), 4)])
+
+
+def obeyed(picture: np.ndarray, prompt: str) -> bool:
+    return not check.check(picture, scenes.parse(prompt))
+
+
+def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 500) -> None:
+    """Train and write OUT/unet, with a sheet of samples at each checkpoint."""
+    *tokenizers, encoders = text.load(out)
+    text_graph, text_params = nnx.split(nnx.List(encoders))
+    graph, params = nnx.split(build())
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(learning_rate(steps), b2=0.99, weight_decay=0.01)
+    )
+    power = jnp.asarray(alphas_cumprod(), jnp.float32)
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+    def loss_fn(params: Any, text_params: Any, data: dict[str, jax.Array]) -> jax.Array:
+        unet = nnx.merge(graph, params)
+        context, pooled = embed(nnx.merge(text_graph, text_params), data["ids"], data["ids_2"])
+        keep = data["keep"]
+        cond = unet.condition(context * keep[:, None, None], pooled * keep[:, None], data["sizes"])
+        signal, noise = jnp.sqrt(power[data["time"]]), jnp.sqrt(1 - power[data["time"]])
+        signal, noise = signal[:, None, None, None], noise[:, None, None, None]
+        noisy = signal * data["latents"] + noise * data["noise"]
+        v = signal * data["noise"] - noise * data["latents"]
+        return jnp.square(unet(noisy, data["time"].astype(jnp.float32), cond, PX) - v).mean()
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(
+        state: common.State, text_params: Any, data: dict[str, jax.Array]
+    ) -> tuple[common.State, dict[str, jax.Array]]:
+        loss, grads = jax.value_and_grad(loss_fn)(state["params"], text_params, data)
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        count = state["count"] + 1
+        decay = jnp.minimum(0.9985, (1 + count) / (10 + count))
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
+        return {"params": params, "ema": ema, "opt": opt, "count": count}, {"loss": loss}
+
+    def step(state: common.State, data: dict[str, np.ndarray]) -> tuple[common.State, dict[str, jax.Array]]:
+        return update(state, text_params, {k: jax.device_put(v, split) for k, v in data.items()})
+
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+        pool, rng = Pool(out), np.random.default_rng((5, start))
+        for number in range(start, steps):
+            if number % 50 == 0:
+                pool.refresh()
+            latents, captions = pool.draw(rng, batch)
+            # Flat pictures stay readable deep into the noise, so half of the timesteps lean to the noisy end.
+            uniform = rng.random(batch)
+            time = 1000 * np.where(rng.random(batch) < 0.5, uniform, 1 - uniform**2)
+            odd = rng.random((batch, 1)) < 0.1  # other sizes now and then, so that they do no harm
+            sizes = np.where(odd, np.round(SIZES + rng.uniform(0, 1, (batch, 6)) * [256, 256, 48, 48, 256, 256]), SIZES)
+            yield {
+                "latents": latents,
+                "noise": rng.standard_normal(latents.shape, np.float32),
+                "time": np.minimum(time, 999).astype(np.int32),
+                "keep": (rng.random(batch) >= DROPOUT).astype(np.float32),
+                "sizes": sizes.astype(np.float32),
+                **{name: t(captions) for name, t in zip(("ids", "ids_2"), tokenizers, strict=True)},
+            }
+
+    copy = jax.tree.map(jnp.copy, params)
+    state = {"params": params, "ema": copy, "opt": optimizer.init(params), "count": jnp.zeros((), jnp.int32)}
+    state, text_params = jax.device_put(state, whole), jax.device_put(text_params, whole)
+    prompts = [scenes.caption(scenes.EXAMPLE), *scenes.held_out_prompts(15, seed=1)]
+    sampler = Sampler(out, graph, tokenizers, text_graph, jax.device_put(text_params, jax.devices()[0]))
+
+    def look(number: int, state: common.State) -> None:
+        pictures = sampler(jax.device_put(state["ema"], jax.devices()[0]), prompts)
+        common.sheet(pictures, 8, out / f"unet-{number:06d}.png")
+        right = sum(obeyed(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True))
+        with (out / "unet" / "adherence.jsonl").open("a") as file:
+            file.write(json.dumps({"step": number, "obeyed": right, "of": len(prompts)}) + "\n")
+
+    common.run(out / "unet", state, step, batches, steps, resume=resume, every=every, at_checkpoint=look)

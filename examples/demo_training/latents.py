@@ -1,0 +1,70 @@
+"""Stage `latents`: render the training pictures and encode them once, in shards that the U-Net may already read.
+
+A picture is known by its number: the same generator gives the scene, the picture and later the captions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from demo_training import autoencoder
+from distrijax.demo import scenes
+
+SHARD = 500  # pictures
+
+
+def scene_of(number: int) -> tuple[scenes.Scene, np.random.Generator]:
+    """The training scene of that number, never a held-out one, and the generator that places its items."""
+    rng = np.random.default_rng((2026, number))
+    while (scene := scenes.sample(rng)).held_out:
+        pass
+    return scene, rng
+
+
+def build(out: Path, count: int) -> None:
+    """Write OUT/latents/NNNN.npy, float16 [500, 32, 32, 4] each, scaled to deviation 1; present ones are kept."""
+    folder = out / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    vae, scaling = autoencoder.load(out)
+    graph, params = nnx.split(vae)
+    encode = jax.jit(lambda params, image: nnx.merge(graph, params).encode(image, autoencoder.PX)[0] * scaling)
+    for shard in tqdm(range(count // SHARD), desc="latents"):
+        path = folder / f"{shard:04d}.npy"
+        if path.exists():
+            continue
+        parts = []
+        for start in range(shard * SHARD, (shard + 1) * SHARD, 4):
+            pictures = np.stack([scenes.render(*scene_of(n)) for n in range(start, start + 4)])
+            parts.append(np.asarray(encode(params, pictures.astype(np.float32) / 127.5 - 1), np.float16))
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(parts))
+        partial.rename(path)
+
+
+class Pool:
+    """The latents encoded so far; `refresh` takes up shards that have appeared since."""
+
+    def __init__(self, out: Path):
+        self.folder, self.shards = out / "latents", list[np.ndarray]()
+        self.scenes: list[scenes.Scene] = []
+        self.refresh()
+        if not self.shards:
+            raise SystemExit(f"no latents in {self.folder}: run the stage `latents` first")
+
+    def refresh(self) -> None:
+        while (path := self.folder / f"{len(self.shards):04d}.npy").exists():
+            first = len(self.shards) * SHARD
+            self.scenes += [scene_of(n)[0] for n in range(first, first + SHARD)]
+            self.shards.append(np.load(path))
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+        """Latents, float32 [count, 32, 32, 4], and a fresh caption of each."""
+        numbers = rng.integers(len(self.scenes), size=count)
+        latents = np.stack([self.shards[n // SHARD][n % SHARD] for n in numbers]).astype(np.float32)
+        return latents, [scenes.caption(self.scenes[n], rng) for n in numbers]

@@ -1,0 +1,89 @@
+"""A CLIP tokenizer of the demo world: byte-level, so that any text has tokens; each word of the grammar has one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from distrijax.demo import scenes
+
+LENGTH = 77
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 printable stand-ins for bytes, in the order of CLIP's and GPT-2's vocabularies ("!" comes first)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [b for b in range(256) if b not in shown]
+    return [chr(b) for b in shown] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def words() -> list[str]:
+    """Every word that captions of the grammar use."""
+    rng, found = np.random.default_rng(0), set[str]()
+    for _ in range(20000):
+        found |= set(re.findall(r"[a-z]+|[^\sa-z]", scenes.caption(scenes.sample(rng), rng)))
+    return sorted(found | {"grey", "centre", "photo", "painting", "two", "three", "are", "against", "front", "of"})
+
+
+def merges() -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first, until every word is a single token."""
+    parts = {word: (*word[:-1], word[-1] + "</w>") for word in words()}
+    done = []
+    while any(len(p) > 1 for p in parts.values()):
+        pairs = Counter(pair for p in parts.values() for pair in zip(p, p[1:], strict=False))
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        done.append(best)
+        for word, pieces in parts.items():
+            merged: list[str] = []
+            for piece in pieces:
+                if merged and (merged[-1], piece) == best:
+                    merged[-1] += piece
+                else:
+                    merged.append(piece)
+            parts[word] = tuple(merged)
+    return done
+
+
+def write(folder: Path, pad: str) -> int:
+    """Write vocab.json, merges.txt and the two JSON files beside them; returns the size of the vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs, alphabet = merges(), byte_alphabet()
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(p) for p in pairs)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(p) for p in pairs) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special["pad_token"] = pad
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | special, indent=1))
+    return len(tokens)
+
+
+class Tokenizer:
+    """Fast enough for training: looks whole words up, which is what the merges come to inside the grammar."""
+
+    def __init__(self, folder: Path):
+        self.vocabulary = json.loads((folder / "vocab.json").read_text())
+        pad = json.loads((folder / "special_tokens_map.json").read_text())["pad_token"]
+        self.pad, self.size = self.vocabulary[pad], len(self.vocabulary)
+
+    def __call__(self, captions: list[str]) -> np.ndarray:
+        """Token ids, int32 [N, 77]."""
+        ids = np.full((len(captions), LENGTH), self.pad, np.int32)
+        for row, text in zip(ids, captions, strict=True):
+            found = [self.vocabulary[w + "</w>"] for w in re.findall(r"[a-z]+|[^\sa-z]", text.lower())]
+            row[: len(found) + 2] = [self.size - 2, *found, self.size - 1]
+        return ids
+
+
