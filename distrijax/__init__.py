@@ -1,6 +1,6 @@
 """Stable Diffusion XL in JAX and Flax: one picture spread over a mesh of devices."""
 
-from distrijax.config import UNetConfig, VAEConfig
+from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.errors import DistrijaxError
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, StableDiffusionXLPipelineOutput
 from distrijax.schedulers import scheduler_from_config
@@ -11,6 +11,7 @@ __all__ = [
     "DistrijaxError",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLPipelineOutput",
+    "TextEncoderConfig",
     "UNetConfig",
     "VAEConfig",
     "scheduler_from_config",

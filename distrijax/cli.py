@@ -67,8 +67,8 @@ def _add_generate(commands: Any) -> None:
     command = commands.add_parser(
         "generate",
         help="make pictures from prompts",
-        description="Make a picture of each prompt, as PNG with its settings inside. Without --model, the built-in demo "
-        "model draws coloured shapes. The first run of a size compiles it, later ones start at once.",
+        description="Make a picture of each prompt, as PNG with its settings inside. Without --model, the built-in "
+        "demo model draws coloured shapes. The first run of a size compiles it, later ones start at once.",
         argument_default=argparse.SUPPRESS,  # so that what was given can be told from what is left to --like
     )
     command.set_defaults(run=_generate)
@@ -81,7 +81,9 @@ def _add_generate(commands: Any) -> None:
         metavar="SOURCE",
         help="a converted checkpoint, a diffusers folder, a .safetensors file, or a hub id (default: demo)",
     )
-    model.add_argument("--variant", metavar="NAME", help='of the weights\' files in a folder or on the hub, e.g. "fp16"')
+    model.add_argument(
+        "--variant", metavar="NAME", help='of the files of weights in a folder or on the hub, e.g. "fp16"'
+    )
     model.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
     model.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
     model.add_argument(
@@ -94,7 +96,7 @@ def _add_generate(commands: Any) -> None:
     picture.add_argument("--negative-prompt-2", metavar="TEXT", help="the same for the second text encoder")
     picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
     picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
-    picture.add_argument("--seed", type=int, metavar="N", help="of the first picture; the next have N + 1, ... (default: new)")
+    picture.add_argument("--seed", type=int, metavar="N", help="of the first picture; then N + 1, ... (default: new)")
     picture.add_argument("--num-images", type=int, metavar="N", help="pictures of each prompt (default: 1)")
 
     sampling = command.add_argument_group("sampling")
@@ -114,7 +116,7 @@ def _add_generate(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="PNG",
-        help="where to write; several pictures get -1, -2, ... (default: named after the prompt, beside those there are)",
+        help="where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)",
     )
     output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")
     output.add_argument("--quiet", action="store_true", default=False, help="no progress, only the pictures' paths")
@@ -127,7 +129,7 @@ def _generate(options: argparse.Namespace) -> None:
     settings |= {k: v for k, v in given.items() if k in DEFAULTS}
     prompts = options.prompts or ([like["prompt"]] if "prompt" in like else [])
     if not prompts:
-        raise DistrijaxError('there is no prompt; give one, as in: distrijax generate "a red circle above a blue square"')
+        raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
     count = given.get("num_images", 1)
     if count < 1:
         raise DistrijaxError(f"--num-images is {count}; it must be at least 1")
@@ -150,7 +152,8 @@ def _generate(options: argparse.Namespace) -> None:
     if settings["seed"] is None:
         settings["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
     settings["dtype"] = np.dtype(pipe.dtype).name
-    passed = "prompt_2 negative_prompt negative_prompt_2 height width guidance_scale guidance_rescale eta clip_skip".split()
+    passed = ["prompt_2", "negative_prompt", "negative_prompt_2", "height", "width"]
+    passed += ["guidance_scale", "guidance_rescale", "eta", "clip_skip"]
     for prompt in prompts:
         seeds = [settings["seed"] + i for i in range(count)]
         images = pipe(
@@ -257,20 +260,24 @@ def _add_convert(commands: Any) -> None:
         "convert",
         help="convert a checkpoint",
         description="Convert SDXL weights: from a diffusers folder, a hub id or an original .safetensors file to a "
-        "checkpoint that loads fast and straight to each device; or from any of these to a diffusers folder. The target "
-        "appears only when it is complete.",
+        "checkpoint that loads fast and straight to each device; or from any of these to a diffusers folder. The "
+        "target appears only when it is complete.",
     )
     command.set_defaults(run=_convert)
     command.add_argument("source", help="a diffusers folder, a hub id, a .safetensors file, or a converted checkpoint")
     command.add_argument("target", type=Path, help="the folder to write")
     command.add_argument(
-        "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format of the target (default: distrijax)"
+        "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
-    command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own, bit for bit)")
-    command.add_argument("--variant", metavar="NAME", help='of the source\'s weights\' files, e.g. "fp16"')
+    command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own)")
+    command.add_argument(
+        "--variant",
+        metavar="NAME",
+        help='of the files of weights, e.g. "fp16": those read, or those written by --to diffusers',
+    )
     command.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
     command.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
-    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder with the configuration of a .safetensors file")
+    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
     command.add_argument("--overwrite", action="store_true", help="replace a checkpoint at the target")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 

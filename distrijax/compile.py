@@ -1,4 +1,4 @@
-"""Compiled programs: ahead of time, once for each set of shapes, announced and timed, kept on disk between processes."""
+"""Compiled programs: ahead of time, once for each set of shapes, announced and timed, kept on disk."""
 
 import os
 import sys
@@ -19,7 +19,8 @@ def keep_compiled_programs(folder: str | Path | None = None) -> None:
     environment variable JAX_COMPILATION_CACHE_DIR, an empty one to keep nothing) is left as it is; else `folder`, by
     default `distrijax/programs` in the user's cache folder.
     """
-    if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder or _user_cache() / "distrijax" / "programs"))
 

@@ -19,9 +19,9 @@ Carry = tuple[Array, Any]  # latents [B, h, w, C] fp32, and what the scheduler r
 class Steps:
     """What differs from step to step; every array has the steps as its first axis."""
 
-    rows: dict[str, Array]  # the scheduler's coefficients, [S]
-    timesteps: Array  # as the U-Net is told them, [S]
-    noise: Array | None  # [S, B, h, w, C]; None if no step draws any
+    rows: dict[str, Any]  # the scheduler's coefficients, [S]
+    timesteps: Any  # as the U-Net is told them, [S]
+    noise: Any  # [S, B, h, w, C]; None if no step draws any
 
     def __getitem__(self, part: slice) -> "Steps":
         return jax.tree.map(lambda x: x[part], self)
@@ -30,14 +30,21 @@ class Steps:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (arXiv 2207.12598), scalars: arguments of the program, so that a change compiles nothing."""
+    """Classifier-free guidance (arXiv 2207.12598): arguments of the program, so that a change compiles nothing."""
 
     scale: Array
     rescale: Array  # arXiv 2305.08891, section 3.4; 0 leaves the prediction as it is
 
 
 def denoise(
-    unet: UNet, carry: Carry, steps: Steps, cond: Conditioning, guidance: Guidance, *, scheduler: Scheduler, px: Exchange
+    unet: UNet,
+    carry: Carry,
+    steps: Steps,
+    cond: Conditioning,
+    guidance: Guidance,
+    *,
+    scheduler: Scheduler,
+    px: Exchange,
 ) -> tuple[Carry, Array]:
     """Take some denoising steps.
 
@@ -48,7 +55,7 @@ def denoise(
         The carry after the last step, and that step's timestep: a host that waits for it waits for nothing larger.
     """
 
-    def step(carry: Carry, now: Steps) -> tuple[Carry, None]:
+    def step(carry: Carry, now: Steps) -> tuple[Any, None]:
         latents, state = carry
         branches = cond.embedding.shape[0] // latents.shape[0]
         x = jnp.concatenate([scheduler.scale_model_input(now.rows, latents)] * branches)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +47,10 @@ class TorchGenerator:
             raise DistrijaxError(f"the seed must be a whole number, got {seed!r}") from None
         if not -(2**63) <= seed < 2**64:
             raise DistrijaxError(f"the seed must be from -2**63 to 2**64 - 1, got {seed}")
-        self._bits = np.random.MT19937()
         # RandomState seeds with the init_genrand of the original MT19937, like torch; MT19937 by itself does not
-        _, key, position, *_ = np.random.RandomState(seed % 2**32).get_state(legacy=True)
-        self._bits.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
+        seeded: Any = np.random.RandomState(seed % 2**32).get_state(legacy=False)
+        self._bits = np.random.MT19937()
+        self._bits.state = seeded
         self._kept: float | None = None
 
     def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:

@@ -1,5 +1,63 @@
+#!/usr/bin/env python3
+"""Train the demo model from nothing: pictures drawn by a program, captions from a grammar.
+
+    pip install '.[train]'
+    python examples/train_demo.py --out runs/demo                # all stages, each resumed where it stopped
+    python examples/train_demo.py --out runs/demo --stage unet --steps 8000 --resume
+
+Stages, in their order: `text` (both text encoders, from words alone), `vae` (the autoencoder), `latents` (pictures are
+drawn and encoded once), `unet`, `export` (a diffusers folder) and `plot` (the loss of all stages). Sample sheets and
+the number of captions obeyed appear in the output folder at each checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
 import sys
 from pathlib import Path
-sys.path.insert(0, str(Path(__file__).parent))
-from demo_training import autoencoder
-autoencoder.train(Path(sys.argv[1]), int(sys.argv[2]), True)
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+STAGES = ("text", "vae", "latents", "unet", "export", "plot")
+STEPS = {"text": 1600, "vae": 1650, "latents": 10000, "unet": 5000}  # of `latents`: pictures
+HELP = ", ".join(f"{stage} {count}" for stage, count in STEPS.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and sheets")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--steps", type=int, help=f"steps of one stage, for `latents` pictures (default: {HELP})")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step of the U-Net (default: %(default)s)")
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
+    parser.add_argument("--resume", action="store_true", help="go on from the stage's last checkpoint")
+    parser.add_argument("--target", type=Path, help="where `export` writes (default: OUT/sdxl-demo)")
+    args = parser.parse_args()
+    if args.steps and args.stage not in STEPS:
+        parser.error("--steps needs --stage with one of " + ", ".join(STEPS))
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    from demo_training import autoencoder, common, denoiser, export, latents, text  # after the devices are counted
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    resume = args.resume or args.stage == "all"
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        steps = args.steps or STEPS.get(stage, 0)
+        if stage == "text":
+            text.train(args.out, steps, resume)
+        elif stage == "vae":
+            autoencoder.train(args.out, steps, resume)
+        elif stage == "latents":
+            latents.build(args.out, steps)
+        elif stage == "unet":
+            denoiser.train(args.out, steps, resume, batch=args.batch)
+        elif stage == "export":
+            export.write(args.out, args.target or args.out / "sdxl-demo")
+        else:
+            logs = {name: args.out / name / "loss.jsonl" for name in ("text", "vae", "unet")}
+            common.plot(logs, args.out / "loss.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,9 @@ import torch
 from distrijax.checkpoint.build import blueprint
 
 
-def load_from_torch(component: str, config: Mapping[str, Any], reference: torch.nn.Module, dtype: Any = jnp.float32) -> Any:
+def load_from_torch(
+    component: str, config: Mapping[str, Any], reference: torch.nn.Module, dtype: Any = jnp.float32
+) -> Any:
     """Our module with the weights of `reference`. component: `unet`, `vae`, `text_encoder` or `text_encoder_2`."""
     plan = blueprint(component, dict(config), "test")
     table, arrays = plan.table(), {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -84,7 +85,8 @@ def test_there_and_back_is_exact(reference: Any, base: Path, converted: Path, tm
         theirs, ours = map(load_file, files)
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        assert json.loads((back / name / "config.json").read_text()) == json.loads((base / name / "config.json").read_text())
+        configs = [json.loads((folder / name / "config.json").read_text()) for folder in (base, back)]
+        assert configs[0] == configs[1]
         module = type(getattr(reference, name))(**_constructor(getattr(reference, name)))
         module.load_state_dict(ours, strict=True)
     for path in ("model_index.json", "scheduler/scheduler_config.json"):
@@ -126,14 +128,16 @@ def test_loaded_models_compute_what_torch_computes(reference: Any, converted: Pa
         encoding = jax.jit(type(mine).__call__)(mine, jnp.asarray(ids, jnp.int32))
         close(encoding.hidden_states[-2], expected.hidden_states[-2])
         close(encoding.pooled, expected[0] if "text_embeds" in expected else expected[1])
-    latents, context, pooled = (random.standard_normal(s).astype(np.float32) for s in ((2, 8, 8, 4), (2, 77, 64), (2, 32)))
+    shapes = (2, 8, 8, 4), (2, 77, 64), (2, 32)
+    latents, context, pooled = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
     image = reference.vae.decode(torch.tensor(latents).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1)
     close(jax.jit(lambda vae, x: vae.decode(x, px))(ours.vae, latents), image)
     moments = reference.vae.encode(image.permute(0, 3, 1, 2)).latent_dist.mean.permute(0, 2, 3, 1)
     close(jax.jit(lambda vae, x: vae.encode(x, px)[0])(ours.vae, image.detach().numpy()), moments)
     sizes = np.array([[64.0, 64, 0, 0, 64, 64]] * 2, np.float32)
     added = {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(sizes)}
-    expected = reference.unet(torch.tensor(latents).permute(0, 3, 1, 2), 500, torch.tensor(context), added_cond_kwargs=added)
+    x = torch.tensor(latents).permute(0, 3, 1, 2)
+    expected = reference.unet(x, 500, torch.tensor(context), added_cond_kwargs=added)
 
     @jax.jit
     def predict(unet: Any, latents: jax.Array, *conditions: jax.Array) -> jax.Array:
@@ -161,7 +165,8 @@ def test_half_precision_keeps_its_bits(dtype: torch.dtype, tmp_path: Path) -> No
 def test_dtypes_are_cast_alike_everywhere(base: Path, converted: Path, tmp_path: Path) -> None:
     one, two = (load(source, dtype=jnp.bfloat16, progress=False) for source in (base, converted))
     assert same_parameters(one, two)
-    assert same_parameters(one, load(convert(base, tmp_path / "half", dtype=jnp.bfloat16, progress=False), progress=False))
+    half = convert(base, tmp_path / "half", dtype=jnp.bfloat16, progress=False)
+    assert same_parameters(one, load(half, progress=False))
     kernel = parameters(load(base, progress=False).unet)["conv_in.kernel"]
     assert (parameters(one.unet)["conv_in.kernel"] == kernel.astype(ml_dtypes.bfloat16)).all()
     mixed = load(converted, dtype={"unet": jnp.float16, "vae": "float32"}, progress=False)
@@ -216,7 +221,7 @@ def test_split_files(reference: Any, base: Path, tmp_path: Path) -> None:
 
 
 def test_older_names(base: Path, tmp_path: Path) -> None:
-    """VAE attention of before diffusers 0.17, also as 1x1 convolutions; transformers' buffer, prefix and its absence."""
+    """VAE attention of before diffusers 0.17, also as 1x1 convolutions; transformers' buffer and prefix."""
     expected = load(base, progress=False)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -412,14 +417,15 @@ convert(sys.argv[1], sys.argv[2], progress=False)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_conversion_leaves_no_checkpoint(number: int, base: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, base, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", SLOWLY, base, target]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"midway\n"
     if number == signal.SIGKILL:  # a second conversion leaves a running one alone
         assert not list(tmp_path.rglob("distrijax.json"))
         convert(base, tmp_path / "another", progress=False)
         assert len(list(tmp_path.glob(".target.partial-*"))) == 1
-        with pytest.raises(DistrijaxError, match="not found|neither"):
+        with pytest.raises(DistrijaxError, match="neither"):
             load(next(tmp_path.glob(".target.partial-*")), progress=False)
         shutil.rmtree(tmp_path / "another")
     process.send_signal(number)
@@ -433,16 +439,20 @@ def test_a_killed_conversion_leaves_no_checkpoint(number: int, base: Path, tmp_p
     assert list(tmp_path.iterdir()) == [], "the next conversion sweeps, the others cleaned up themselves"
 
 
-def test_scripts(base: Path, tmp_path: Path) -> None:
+def test_scripts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     scripts = Path(__file__).parent.parent / "convert"
     for script, source, target in (("convert_sdxl", base, "one"), ("export_diffusers", tmp_path / "one", "two")):
-        command = [sys.executable, scripts / f"{script}.py", source, tmp_path / target, "--dtype", "float16"]
-        result = subprocess.run(command, capture_output=True, text=True)
+        command = [str(scripts / f"{script}.py"), str(source), str(tmp_path / target), "--dtype", "float16"]
+        result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert str(tmp_path / target) in result.stdout
         assert "100%" in result.stderr, "a progress bar"
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 1
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.count("\n") == 1
-        assert "--overwrite" in subprocess.run([*command[:2], "--help"], capture_output=True, text=True).stdout
+        for arguments, code in ((command, 1), ([command[0], "--help"], 0)):
+            monkeypatch.setattr(sys, "argv", arguments)
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(command[0], run_name="__main__")
+            assert ended.value.code == code
+        output, errors = capsys.readouterr()
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert "--overwrite" in output

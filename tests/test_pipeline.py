@@ -103,7 +103,9 @@ def generators(seed: Any) -> Any:
     return [torch.Generator("cpu").manual_seed(s) for s in seed]
 
 
-def compare(pair: Any, scheduler: dict[str, Any] | None = None, *, seed: Any = 7, steps: int | None = 4, **call: Any) -> None:
+def compare(
+    pair: Any, scheduler: dict[str, Any] | None = None, *, seed: Any = 7, steps: int | None = 4, **call: Any
+) -> None:
     """The same call on both sides, with the checkpoint's scheduler or another class and other options."""
     ours, theirs = pair
     config = dict(theirs.scheduler.config)
@@ -181,7 +183,9 @@ def test_same_latents_and_embeddings(pipelines: Any) -> None:
     expected = theirs(latents=torch.from_numpy(latents), **torch_embeds, **call).images
     assert np.abs(image - expected).max() <= LEVELS
     raw = ours(PROMPT, latents=latents, num_inference_steps=4, output_type="latent").images
-    expected = theirs(PROMPT, latents=torch.from_numpy(latents), num_inference_steps=4, output_type="latent").images.numpy()
+    expected = theirs(
+        PROMPT, latents=torch.from_numpy(latents), num_inference_steps=4, output_type="latent"
+    ).images.numpy()
     np.testing.assert_allclose(raw, expected, atol=1e-4 * expected.std())
 
 
@@ -192,7 +196,9 @@ def test_custom_steps(pipelines: Any) -> None:
 
 def test_pil_pictures(pipelines: Any) -> None:
     ours, theirs = pipelines("base")
-    ours.scheduler = scheduler_from_config(dict(theirs.scheduler.config) | {"_class_name": theirs.scheduler.__class__.__name__})
+    ours.scheduler = scheduler_from_config(
+        dict(theirs.scheduler.config) | {"_class_name": theirs.scheduler.__class__.__name__}
+    )
     image = ours(PROMPT, num_inference_steps=4, seed=1).images[0]
     expected = theirs(PROMPT, num_inference_steps=4, generator=generators(1)).images[0]
     assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= 2
@@ -204,7 +210,9 @@ def test_what_varies_compiles_nothing(pipelines: Any) -> None:
     first = ours(PROMPT, seed=0, **call).images
     compiled = {p.name: len(p._compiled) for p in ours._programs}
     again = ours(PROMPT, seed=0, **call).images
-    other = ours("blue", negative_prompt="red", seed=1, guidance_scale=2.5, guidance_rescale=0.3, original_size=(9, 9), **call)
+    other = ours(
+        "blue", negative_prompt="red", seed=1, guidance_scale=2.5, guidance_rescale=0.3, original_size=(9, 9), **call
+    )
     assert {p.name: len(p._compiled) for p in ours._programs} == compiled
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other.images)
@@ -246,7 +254,9 @@ def test_interrupt(pipelines: Any) -> None:
 def test_seed_is_reported(pipelines: Any) -> None:
     ours, _ = pipelines("base")
     output = ours(PROMPT, num_inference_steps=4, output_type="latent")
-    assert np.array_equal(ours(PROMPT, num_inference_steps=4, output_type="latent", seed=output.seed).images, output.images)
+    assert np.array_equal(
+        ours(PROMPT, num_inference_steps=4, output_type="latent", seed=output.seed).images, output.images
+    )
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,6 @@ def test_trailing_makes_as_many_steps_as_asked() -> None:
     [
         *grid(prediction_type=PREDICTIONS, clip_sample=[False, True]),
         *grid(timestep_spacing=SPACINGS, set_alpha_to_one=[False, True], clip_sample=[False]),
-        *grid(prediction_type=["v_prediction"], timestep_spacing=["trailing"], rescale_betas_zero_snr=[True]),
         {"clip_sample": True, "clip_sample_range": 2.5},
         {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
     ],
@@ -162,6 +161,18 @@ def test_trailing_makes_as_many_steps_as_asked() -> None:
 )
 def test_ddim(options: dict[str, Any], eta: float) -> None:
     Pair("ddim", options, 7, eta).check()
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_ddim_from_zero_snr(prediction_type: str) -> None:
+    for eta in (0.0, 0.5):
+        Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, eta).check()
+    # at eta 1 the first step's variance is all that is left: diffusers takes the root of its rounding, NaN or not
+    rows = Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, 1.0).schedule.rows
+    assert rows["next_noise"][0] < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -184,9 +195,7 @@ def test_euler(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    grid(
-        prediction_type=["epsilon", "v_prediction"], timestep_spacing=SPACINGS, rescale_betas_zero_snr=[False, True]
-    ),
+    grid(prediction_type=["epsilon", "v_prediction"], timestep_spacing=SPACINGS, rescale_betas_zero_snr=[False, True]),
     ids=label,
 )
 def test_euler_ancestral(options: dict[str, Any]) -> None:
@@ -276,8 +285,6 @@ def test_tcd(options: dict[str, Any], eta: float) -> None:
 def test_unipc(options: dict[str, Any]) -> None:
     steep = options.get("solver_order", 2) > 2 or not options.get("predict_x0", True)
     for steps in (1, 8):
-        if steps == 1 and options.get("use_karras_sigmas"):
-            continue  # one Karras sigma is the highest: fine, but no comparison of more than a scale
         Pair("unipc", options, steps).check(LOOSE if steep else TOLERANCE)
 
 

@@ -12,7 +12,7 @@ import transformers
 from flax import nnx
 
 from distrijax.errors import DistrijaxError
-from distrijax.models.text_config import TextEncoderConfig
+from distrijax.config import TextEncoderConfig
 from distrijax.models.text_encoder import TextEncoder
 
 END = 95  # the highest id of the small vocabulary

@@ -220,7 +220,9 @@ def test_sinusoidal_embedding(flip: bool, shift: float) -> None:
 
 def test_guidance_embedding() -> None:
     scale = torch.tensor([1.0, 7.5])
-    expected = diffusers.StableDiffusionXLPipeline.get_guidance_scale_embedding(None, scale - 1, embedding_dim=16).numpy()
+    expected = diffusers.StableDiffusionXLPipeline.get_guidance_scale_embedding(
+        None, scale - 1, embedding_dim=16
+    ).numpy()
     np.testing.assert_allclose(guidance_embedding(jnp.asarray(scale.numpy()), 16), expected, atol=1e-3)
 
 

@@ -13,9 +13,8 @@ from jax.typing import DTypeLike
 
 from distrijax.checkpoint.tables import Table, text_encoder_table, unet_table, vae_table
 from distrijax.checkpoint.tensors import Shape
-from distrijax.config import UNetConfig, VAEConfig
+from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.errors import DistrijaxError
-from distrijax.models.text_config import TextEncoderConfig
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE

@@ -20,6 +20,7 @@ from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, component_patterns, loc
 from distrijax.checkpoint.single_file import open_single_file, open_vae_file
 from distrijax.checkpoint.source import Component, Placement, Source
 from distrijax.checkpoint.tokenizers import Files, sdxl_tokenizers
+from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
@@ -127,7 +128,8 @@ def load(
     Args:
         source, variant, vae, tokenizer, config: see `open_source`.
         dtype: of the weights and the arithmetic, for all components or by name, as in {"unet": jnp.bfloat16}; the
-            default, also for names left out, is what the checkpoint has.
+            default, also for names left out, is what the checkpoint has. An autoencoder whose config says
+            `force_upcast` is read as float32 where it would be float16.
         sharding: one that fits every parameter (such as a replicated one), or a device; JAX's default otherwise.
         progress: show a bar.
     """
@@ -138,7 +140,7 @@ def load(
     with _bar("loading", opened.nbytes, progress) as advance:
         for name, component in opened.components.items():
             wanted = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            wanted = component.dtype if wanted is None else jnp.dtype(wanted)
+            wanted = _safe(component, component.dtype if wanted is None else jnp.dtype(wanted))
             arrays: dict[str, Any] = {}
             for path, array in component.stream(wanted, placement):
                 arrays[path] = array
@@ -151,6 +153,13 @@ def load(
         scheduler=opened.scheduler,
         index=opened.index,
     )
+
+
+def _safe(component: Component, dtype: jnp.dtype) -> jnp.dtype:
+    """fp32 for an autoencoder that overflows in fp16, as its configuration says: SDXL's own decodes to black there."""
+    config = component.blueprint.config
+    overflows = isinstance(config, VAEConfig) and config.force_upcast and dtype == jnp.float16
+    return jnp.dtype(jnp.float32) if overflows else dtype
 
 
 def convert(

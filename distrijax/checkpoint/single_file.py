@@ -117,8 +117,8 @@ def open_single_file(
 def open_vae_file(path: Path, config: str | Path | None = None) -> Component:
     """A VAE alone in a file, under diffusers' or the original names.
 
-    config: a VAE's or a pipeline's folder with its configuration; otherwise that of a VAE's config.json beside the file;
-        otherwise SDXL's.
+    config: a VAE's or a pipeline's folder with its configuration; if None, a VAE's config.json beside the file, or else
+        SDXL's.
     """
     state = read_safetensors(path)
     for prefix in (VAE, "vae."):

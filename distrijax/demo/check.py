@@ -31,6 +31,7 @@ class Found:
     y: float
     radius: float  # half the longer side of the bounding box, pixels
     box: tuple[int, int, int, int]  # x0, y0, x1, y1
+    solid: bool  # not merely a rim where two other colours meet
 
 
 def check(picture: np.ndarray, scene: Scene) -> list[str]:
@@ -93,7 +94,7 @@ def _choice_problems(scene: Scene, found: list[Found], choice: tuple[Found, ...]
         around = [c for c in choice if _encloses(c.box, f.box)]
         return any(c.shape == "ring" for c in around) and any(c.colour == f.colour for c in around)
 
-    more = [f for f in found if f not in choice and not shows_through(f)]
+    more = [f for f in found if f not in choice and not shows_through(f) and (f.shape != "patch" or f.solid)]
     problems = [f"also a {f.colour} {f.shape}" for f in more]
     for item, f in zip(scene.items, choice, strict=True):
         low, high = CLEAR.get(item.size, (0.0, 200.0))
@@ -204,4 +205,5 @@ def _describe(part: np.ndarray, box: tuple[int, int, int, int], hidden: np.ndarr
     best, sides = int(overlap.argmax()), (x1 - x0, y1 - y0)
     whole = overlap[best] >= MIN_OVERLAP and max(sides) <= 1.4 * min(sides)
     shape = SHAPES[best] if whole else "patch"
-    return Found(colour, shape, float(overlap[best]), (x0 + x1) / 2, (y0 + y1) / 2, max(sides) / 2, box)
+    solid = int(_open(part, 3).sum()) > 0.4 * int(part.sum())
+    return Found(colour, shape, float(overlap[best]), (x0 + x1) / 2, (y0 + y1) / 2, max(sides) / 2, box, solid)

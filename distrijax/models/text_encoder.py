@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from distrijax.models.text_config import TextEncoderConfig
+from distrijax.config import TextEncoderConfig
 from distrijax.nn.norm import LayerNorm
 
 

@@ -1,6 +1,7 @@
 """The U-Net of SDXL (`UNet2DConditionModel` in diffusers, arXiv 2307.01952): structure and weights, nothing else."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ from jax.typing import DTypeLike
 
 from distrijax.config import UNetConfig
 from distrijax.nn.attention import CrossAttention, KeysValues, Transformer2D
+from distrijax.nn.build import set_paths
 from distrijax.nn.conv import Conv, Downsample, Upsample
 from distrijax.nn.embeddings import TimestepEmbedding, sinusoidal_embedding
 from distrijax.nn.norm import GroupNorm
-from distrijax.nn.build import set_paths
 from distrijax.nn.resnet import ResnetBlock
 from distrijax.parallel.exchange import Exchange
 
@@ -43,12 +44,12 @@ class Block(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         out, groups, time_dim = channels[-1][1], config.norm_num_groups, 4 * config.block_out_channels[0]
         self.resnets = nnx.List(
             [ResnetBlock(i, o, time_dim, groups=groups, eps=config.norm_eps, **kw) for i, o in channels]
         )
-        transformer = {"groups": groups, "linear_projection": config.use_linear_projection} | kw
+        transformer: dict[str, Any] = {"groups": groups, "linear_projection": config.use_linear_projection} | kw
         self.attentions = nnx.List(
             [Transformer2D(out, config.cross_attention_dim, heads, depth, **transformer) for depth in depths or ()]
         )
@@ -84,7 +85,8 @@ class UpBlock(Block):
         for i in range(len(self.resnets)):
             x = self.layer(i, jnp.concatenate([x, skips.pop()], -1), time, cross, px)
         for upsample in self.upsamplers:
-            x = upsample(x, px, skips[-1].shape[1:3])
+            _, h, w, _ = skips[-1].shape
+            x = upsample(x, px, (h, w))
         return x
 
 
@@ -98,7 +100,7 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         widths, time_dim = config.block_out_channels, 4 * config.block_out_channels[0]
         last = len(widths) - 1
         self.conv_in = Conv(config.in_channels, widths[0], **kw)
@@ -148,7 +150,7 @@ class UNet(nnx.Module):
         return Conditioning(cross, added, guidance)
 
     def __call__(self, latents: Array, timestep: Array, cond: Conditioning, px: Exchange) -> Array:
-        """The prediction for `latents` [B, h, w, 4] at `timestep` (scalar or [B]): [B, h, w, 4] in the model's dtype."""
+        """The prediction for `latents` [B, h, w, C] at `timestep`, a scalar or [B]: [B, h, w, C] of the model's dtype."""
         time = self._sinusoids(jnp.broadcast_to(timestep, latents.shape[:1]), self.config.block_out_channels[0])
         if cond.guidance is not None:
             time = time + cond.guidance
@@ -156,13 +158,13 @@ class UNet(nnx.Module):
 
         x = self.conv_in(latents.astype(self.dtype), px)
         skips = [x]
-        for block in self.down_blocks:
-            skips += (outputs := block(x, time, cond.cross, px))
-            x = outputs[-1]
+        for down in self.down_blocks:
+            skips += down(x, time, cond.cross, px)
+            x = skips[-1]
         if self.mid_block is not None:
             x = self.mid_block(x, time, cond.cross, px)
-        for block in self.up_blocks:
-            x = block(x, skips, time, cond.cross, px)
+        for up in self.up_blocks:
+            x = up(x, skips, time, cond.cross, px)
         return self.conv_out(nnx.silu(self.conv_norm_out(x, px)), px)
 
     def _sinusoids(self, x: Array, dim: int) -> Array:  # [N] -> [N, dim]

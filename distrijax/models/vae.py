@@ -1,5 +1,7 @@
 """The autoencoder of SDXL (`AutoencoderKL` in diffusers): pixels to latents and back."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -7,9 +9,9 @@ from jax.typing import DTypeLike
 
 from distrijax.config import VAEConfig
 from distrijax.nn.attention import SelfAttention
+from distrijax.nn.build import set_paths
 from distrijax.nn.conv import Conv, Downsample, PointwiseConv, Upsample
 from distrijax.nn.norm import GroupNorm
-from distrijax.nn.build import set_paths
 from distrijax.nn.resnet import ResnetBlock
 from distrijax.parallel.exchange import Exchange
 
@@ -41,7 +43,7 @@ class Block(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         out = channels[-1][1]
         self.resnets = nnx.List([ResnetBlock(i, o, None, groups=groups, eps=_EPS, **kw) for i, o in channels])
         # Zeros below and to the right alone: the encoder was trained with torch.nn.functional.pad(x, (0, 1, 0, 1)).
@@ -69,7 +71,7 @@ class Encoder(nnx.Module):
     """A picture [B, H, W, 3] to the moments of its latents [B, h, w, 2 * latent_channels], before `quant_conv`."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv(config.in_channels, widths[0], **kw)
         down, x = [], widths[0]
@@ -93,7 +95,7 @@ class Decoder(nnx.Module):
     """Latents [B, h, w, C], after `post_quant_conv`, to a picture [B, H, W, 3]."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         x = widths[0]
         self.conv_in = Conv(config.latent_channels, x, **kw)
@@ -124,7 +126,7 @@ class VAE(nnx.Module):
 
     def __init__(self, config: VAEConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         channels = config.latent_channels
         self.encoder, self.decoder = Encoder(config, **kw), Decoder(config, **kw)
         self.quant_conv = PointwiseConv(2 * channels, 2 * channels, **kw)

@@ -1,6 +1,7 @@
 """Attention over the tokens of a picture, and the transformer of the U-Net that is built from it."""
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ KeysValues = tuple[Array, Array]  # [B, T, C] twice
 
 
 def attend(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None, *, causal: bool = False) -> Array:
-    """Multi-head attention of `q` [B, t, C] over `k`, `v` [B, T, C]: [B, t, C]. `mask` [T] is True for keys that exist."""
+    """Attention of `q` [B, t, C] over `k`, `v` [B, T, C]: [B, t, C]. `mask` [T] is True for tokens that exist."""
 
     def split(x: Array) -> Array:
         return x.reshape(*x.shape[:2], heads, -1)  # [B, T, heads, C / heads]
@@ -29,9 +30,9 @@ def attend(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None, 
     return y.reshape(q.shape)
 
 
-def _implementation(q: Array, heads: int) -> str:
-    # XLA's own attention writes the scores: 0.67 GB a block for a CFG pair at 1024x1024. cuDNN's does not, but takes only
-    # half precision and heads of up to 128 channels, a multiple of 8.
+def _implementation(q: Array, heads: int) -> Literal["cudnn", "xla"]:
+    # XLA's own attention writes the scores: 0.67 GB a block for a CFG pair at 1024x1024. cuDNN's does not, but takes
+    # only half precision and heads of up to 128 channels, a multiple of 8.
     size = q.shape[-1] // heads
     fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and size <= 128 and size % 8 == 0
     return "cudnn" if fused else "xla"
@@ -43,7 +44,7 @@ class SelfAttention(nnx.Module):
     def __init__(self, channels: int, heads: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
         if channels % heads:
             raise ValueError(f"attention: {channels} channels cannot be split into {heads} equal heads")
-        kw = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         self.to_q = nnx.Linear(channels, channels, use_bias=bias, **kw)
         self.to_k = nnx.Linear(channels, channels, use_bias=bias, **kw)
         self.to_v = nnx.Linear(channels, channels, use_bias=bias, **kw)
@@ -60,7 +61,7 @@ class CrossAttention(nnx.Module):
     """Every token attends to the text, whose keys and values are computed once a picture."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         self.to_q = nnx.Linear(channels, channels, use_bias=False, **kw)
         self.to_k = nnx.Linear(context_dim, channels, use_bias=False, **kw)
         self.to_v = nnx.Linear(context_dim, channels, use_bias=False, **kw)
@@ -79,7 +80,7 @@ class FeedForward(nnx.Module):
     """Gated linear unit with exact GELU (arXiv 2002.05202): the tanh form is 2e-4 off at its worst point."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         self.proj_in, self.proj_out = nnx.Linear(channels, 8 * channels, **kw), nnx.Linear(4 * channels, channels, **kw)
 
     def __call__(self, x: Array) -> Array:  # [B, t, C]

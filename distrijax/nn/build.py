@@ -1,5 +1,6 @@
 """Building models: the names of their layers, and their structure without weights."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +28,6 @@ class _OneKey:
         return self.key
 
 
-def abstract(model: type[M], config: Any, dtype: DTypeLike) -> M:
+def abstract(model: Callable[..., M], config: Any, dtype: DTypeLike) -> M:
     """`model(config, dtype)` with `jax.ShapeDtypeStruct`s for weights: shapes and names, no memory, no arithmetic."""
     return nnx.eval_shape(lambda: model(config, dtype, rngs=_OneKey()))

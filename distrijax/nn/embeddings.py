@@ -1,6 +1,7 @@
 """Embeddings of numbers: of the timestep, and of the sizes of SDXL's micro-conditioning."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -29,12 +30,12 @@ def guidance_embedding(scale: Array, dim: int) -> Array:
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers with SiLU between; `cond_proj` adds a projected condition to the input (LCM's guidance scale)."""
+    """Two linear layers with SiLU between; `cond_proj` projects what LCM adds to the input, its guidance scale."""
 
     def __init__(self, in_dim: int, dim: int, *, cond_dim: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         self.linear_1, self.linear_2 = nnx.Linear(in_dim, dim, **kw), nnx.Linear(dim, dim, **kw)
-        self.cond_proj = nnx.data(nnx.Linear(cond_dim, in_dim, use_bias=False, **kw) if cond_dim else None)
+        self.cond_proj: Any = nnx.data(nnx.Linear(cond_dim, in_dim, use_bias=False, **kw) if cond_dim else None)
 
     def __call__(self, x: Array) -> Array:  # [B, in_dim] -> [B, dim]
         return self.linear_2(nnx.silu(self.linear_1(x)))

@@ -2,7 +2,8 @@
 
 Every layer of the models works on the rows that its device holds. Three kinds of layer need more: a convolution (the
 rows next to its own), a group norm (the statistics of the whole picture) and a self-attention (the keys and values of
-the whole picture). They ask the exchange object `px` that is passed to their call, and know nothing of devices or steps.
+the whole picture). They ask the exchange object `px` that is passed to their call, and know nothing of devices or
+steps.
 """
 
 from typing import Protocol

@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from distrijax.checkpoint.load import load
 from distrijax.compile import Program, keep_compiled_programs
-from distrijax.denoise import Guidance, Steps, denoise
+from distrijax.denoise import Carry, Guidance, Steps, denoise
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import Conditioning, UNet
@@ -93,7 +93,7 @@ class StableDiffusionXLPipeline:
         """The pipeline of a checkpoint.
 
         Args:
-            source: a converted checkpoint, a diffusers folder, a `.safetensors` file in the original layout, or a hub id.
+            source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
             options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `sharding`, `vae`, `tokenizer`, ...
 
         Raises:
@@ -105,7 +105,7 @@ class StableDiffusionXLPipeline:
             vae=parts.vae,
             text_encoder=parts.text_encoder,
             text_encoder_2=parts.text_encoder_2,
-            tokenizer=parts.tokenizer and Tokenizer(parts.tokenizer, "tokenizer"),
+            tokenizer=None if parts.tokenizer is None else Tokenizer(parts.tokenizer, "tokenizer"),
             tokenizer_2=Tokenizer(parts.tokenizer_2, "tokenizer_2"),
             scheduler=scheduler_from_config(parts.scheduler),
             force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
@@ -198,8 +198,10 @@ class StableDiffusionXLPipeline:
         if denoising_end is not None and not (isinstance(denoising_end, float) and 0 < denoising_end < 1):
             raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
         schedule = self._schedule(num_inference_steps, timesteps, sigmas, denoising_end, eta)
-        distilled = self.unet.config.time_cond_proj_dim is not None  # guidance is an input of the U-Net (LCM)
-        guided = guidance_scale > 1 and not distilled
+        config = self.unet.config
+        guided = (
+            guidance_scale > 1 and config.time_cond_proj_dim is None
+        )  # else guidance is an input of the U-Net (LCM)
 
         text = encode_prompt(
             [t for t in (self.tokenizer, self.tokenizer_2) if t is not None],
@@ -243,7 +245,11 @@ class StableDiffusionXLPipeline:
         branches = [(t, i) for t, i in zip(text, ids, strict=True) if t is not None][::-1]  # the negative one first
         context, pooled = (jnp.concatenate([getattr(t, name) for t, _ in branches]) for name in ("context", "pooled"))
         time_ids = np.concatenate([i for _, i in branches])
-        config = self.unet.config
+        if context.shape[-1] != config.cross_attention_dim:
+            raise DistrijaxError(
+                f"the prompt's embeddings are {context.shape[-1]} wide, the U-Net takes {config.cross_attention_dim}; "
+                "they are not of this model's text encoders"
+            )
         check_time_ids(
             time_ids.shape[1],
             pooled.shape[1],
@@ -254,7 +260,7 @@ class StableDiffusionXLPipeline:
         seed = secrets.randbits(32) if seed is None else seed
         start, noise = self._noise(seed, batch, height, width, schedule, latents)
         embedding = None
-        if distilled:
+        if config.time_cond_proj_dim is not None:
             embedding = guidance_embedding(jnp.full(batch, guidance_scale, jnp.float32), config.time_cond_proj_dim)
         cond = self._condition(self.unet, context, pooled, jnp.asarray(time_ids), embedding)
         guidance = Guidance(jnp.float32(guidance_scale), jnp.float32(guidance_rescale))
@@ -268,9 +274,8 @@ class StableDiffusionXLPipeline:
             return self.unet.config.sample_size * factor
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < factor or value % factor:
             below = max(factor, int(value) // factor * factor) if isinstance(value, int | float) else factor
-            raise DistrijaxError(
-                f"{name} is {value!r}; it must be a whole multiple of {factor} pixels, such as {below} or {below + factor}"
-            )
+            near = f"{below} or {below + factor}"
+            raise DistrijaxError(f"{name} is {value!r}; it must be a whole multiple of {factor} pixels, such as {near}")
         return int(value)
 
     def _schedule(
@@ -287,7 +292,7 @@ class StableDiffusionXLPipeline:
         )
         if denoising_end is not None:
             total = self.scheduler.num_train_timesteps
-            kept = int(np.sum(schedule.timesteps >= int(round(total - denoising_end * total))))
+            kept = int(np.sum(schedule.timesteps >= round(total - denoising_end * total)))
             if not kept:
                 raise DistrijaxError(f"denoising_end {denoising_end} leaves none of {len(schedule)} steps; raise it")
             schedule = schedule[:kept]
@@ -310,14 +315,14 @@ class StableDiffusionXLPipeline:
         shape = batch, channels, height // factor, width // factor
         seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
         if len(seeds) not in (1, batch) or (len(seeds) == 1 and not isinstance(seed, int | np.integer) and batch != 1):
-            raise DistrijaxError(f"{len(seeds)} seeds for {batch} pictures; give one number, or a list with one for each")
+            raise DistrijaxError(f"{len(seeds)} seeds for {batch} pictures; give one number, or a list of one for each")
         generators = [TorchGenerator(s) for s in seeds]
         if latents is None:
             start = randn(generators, shape)
         else:
             start = np.asarray(latents, np.float32)
             if start.shape != shape:
-                raise DistrijaxError(f"latents have the shape {start.shape}; for these prompts and size it must be {shape}")
+                raise DistrijaxError(f"latents have the shape {start.shape}; for this call it must be {shape}")
         noise = None
         if schedule.draws.any():
             nothing = np.zeros(shape, np.float32)
@@ -352,7 +357,7 @@ class StableDiffusionXLPipeline:
                     break
         return carry[0]
 
-    def _call_back(self, callback: StepCallback, step: int, timestep: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+    def _call_back(self, callback: StepCallback, step: int, timestep: Any, carry: Carry) -> Carry:
         latents, state = carry
         returned = callback(self, step, timestep, {"latents": latents.transpose(0, 3, 1, 2)}) or {}
         unknown = sorted(set(returned) - {"latents"})

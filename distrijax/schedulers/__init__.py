@@ -1,5 +1,7 @@
 """Schedulers: pure functions on arrays, tables computed on the host. One file each.
 
+In use:
+
     scheduler = scheduler_from_config(json.load(open("scheduler_config.json")))
     schedule = scheduler.schedule(30)
     state = scheduler.init_state(latents)

@@ -48,7 +48,7 @@ class DDIMScheduler(Scheduler):
             variance = ((one - power_after) / (one - power)) * (one - power / power_after)
             spread = np.float32(eta) * np.sqrt(variance)
             left = one - power_after - spread**2
-            # zero at eta 1 from zero SNR, and NaN in the original when it rounds to less
+            # zero at eta 1 from zero SNR; the original returns NaN there if it rounds to less
             toward_noise = np.sqrt(np.maximum(left, 0) if eta <= 1 else left)
 
         alpha, sigma = np.sqrt(power), np.sqrt(one - power)

@@ -75,9 +75,7 @@ class EulerDiscreteScheduler(Scheduler):
         """Timesteps and noise levels by the scheduler's own rule -> (float [S], float32 [S + 1] or one more)."""
         table = self.train_sigmas
         if chosen is None:
-            chosen = tables.spaced_timesteps(
-                self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset
-            )
+            chosen = tables.spaced_timesteps(self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset)
         visited = chosen.astype(np.float32)
         if self.interpolation_type == "linear":
             noise = np.interp(visited, np.arange(len(table)), table)

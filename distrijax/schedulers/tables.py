@@ -43,6 +43,12 @@ def exp32(x: np.ndarray) -> np.ndarray:
         return np.exp(np.asarray(x, np.float64)).astype(np.float32)
 
 
+def expm1_32(x: np.ndarray) -> np.ndarray:
+    """exp(x) - 1 of float32 values, correctly rounded to float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.expm1(np.asarray(x, np.float64)).astype(np.float32)
+
+
 def _cosine_betas(count: int) -> np.ndarray:
     """The cosine schedule of Nichol & Dhariwal (arXiv 2102.09672), capped at 0.999 -> [count]."""
 
@@ -148,7 +154,8 @@ def exponential_sigmas(low: float, high: float, count: int) -> np.ndarray:
 
 def beta_sigmas(low: float, high: float, count: int, alpha: float = 0.6, beta: float = 0.6) -> np.ndarray:
     """Noise levels at quantiles of a beta distribution (arXiv 2407.12173) -> float64 [count], falling."""
-    from scipy.special import betaincinv  # scipy comes with JAX; only this schedule needs it
+    # scipy comes with JAX; only this schedule needs it
+    from scipy.special import betaincinv  # type: ignore[import-untyped]
 
     return low + betaincinv(alpha, beta, 1 - np.linspace(0, 1, count)) * (high - low)
 

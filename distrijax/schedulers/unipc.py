@@ -111,20 +111,24 @@ class UniPCMultistepScheduler(Scheduler):
             factors of (sample, prediction at `start`) of the first-order step, float64 [2]; the factor of the
             differences; ratios r of past steps and 1, float64 [order]; and the system R rho = b of their weights.
         """
-        alpha, sigma, lambdas = (values.astype(np.float64) for values in tables.lambdas_of(levels))
+        alpha, sigma, lambdas = tables.lambdas_of(levels)
         h = lambdas[start + 1] - lambdas[start]
-        r = np.array([(lambdas[start - age] - lambdas[start]) / h for age in range(1, order)] + [1.0])
+        ratios = [(lambdas[start - age] - lambdas[start]) / h for age in range(1, order)]
+        r = np.asarray([*ratios, 1], np.float32)
         to, other = (alpha, sigma) if self.predict_x0 else (sigma, alpha)
         hh = -h if self.predict_x0 else h
-        phi_1 = np.expm1(hh)
+        phi_1 = tables.expm1_32(hh)
         scale = phi_1 if self.solver_type == "bh2" else hh
-        phi, factorial, b = phi_1 / hh - 1, 1, []
+        # float32 in the order of the original: for small h these differences cancel to their rounding, which is then
+        # part of its result (50 steps of order 3 with beta sigmas would differ by 2e-2, not 6e-4)
+        phi, factorial, b = phi_1 / hh - np.float32(1), 1, []
         for k in range(1, order + 1):
-            b.append(phi * factorial / scale)
+            b.append(phi * np.float32(factorial) / scale)
             factorial *= k + 1
-            phi = phi / hh - 1 / factorial
-        first = np.array([other[start + 1] / other[start], -to[start + 1] * phi_1])
-        return first, -to[start + 1] * scale, r, np.stack([r**k for k in range(order)]), np.array(b)
+            phi = phi / hh - np.float32(1 / factorial)
+        matrix = np.stack([r**k for k in range(order)])
+        first = np.asarray([other[start + 1] / other[start], -to[start + 1] * phi_1], np.float64)
+        return first, -float(to[start + 1] * scale), r.astype(np.float64), matrix.astype(np.float64), np.asarray(b)
 
     def _predictor(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
         """Factors of (sample, this prediction, the one before, ...) -> float64 [1 + solver_order]."""
@@ -173,6 +177,6 @@ def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(b))):
         return np.full(len(b), np.nan)
     try:
-        return np.linalg.solve(matrix, b)
+        return np.linalg.solve(matrix, b.astype(np.float64))
     except np.linalg.LinAlgError:
         return np.full(len(b), np.nan)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from distrijax.config import UNetConfig, VAEConfig
-from distrijax.models.text_config import TextEncoderConfig
+from distrijax.config import TextEncoderConfig
 
 VAE_JSON: dict[str, Any] = {
     "_class_name": "AutoencoderKL",

@@ -65,8 +65,8 @@ class Sampler:
 
     def __init__(self, out: Path, graph: Any, tokenizers: Any, text_graph: Any, text_params: Any):
         self.graph, self.tokenizers, self.text_graph, self.text_params = graph, tokenizers, text_graph, text_params
-        self.vae, self.scaling = autoencoder.load(out)
-        self.decode = jax.jit(lambda z: self.vae.decode(z / self.scaling, PX))
+        vae = autoencoder.load(out)
+        self.decode = jax.jit(lambda z: vae.decode(z, PX))
         self.denoise = jax.jit(self._denoise, static_argnums=(4, 5))
 
     def _denoise(
@@ -101,7 +101,7 @@ def obeyed(picture: np.ndarray, prompt: str) -> bool:
     return not check.check(picture, scenes.parse(prompt))
 
 
-def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 500) -> None:
+def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400) -> None:
     """Train and write OUT/unet, with a sheet of samples at each checkpoint."""
     *tokenizers, encoders = text.load(out)
     text_graph, text_params = nnx.split(nnx.List(encoders))

@@ -27,12 +27,11 @@ def scene_of(number: int) -> tuple[scenes.Scene, np.random.Generator]:
 
 
 def build(out: Path, count: int) -> None:
-    """Write OUT/latents/NNNN.npy, float16 [500, 32, 32, 4] each, scaled to deviation 1; present ones are kept."""
+    """Write OUT/latents/NNNN.npy, float16 [500, 32, 32, 4] each; present ones are kept."""
     folder = out / "latents"
     folder.mkdir(parents=True, exist_ok=True)
-    vae, scaling = autoencoder.load(out)
-    graph, params = nnx.split(vae)
-    encode = jax.jit(lambda params, image: nnx.merge(graph, params).encode(image, autoencoder.PX)[0] * scaling)
+    graph, params = nnx.split(autoencoder.load(out))
+    encode = jax.jit(lambda params, image: nnx.merge(graph, params).encode(image, autoencoder.PX)[0])
     for shard in tqdm(range(count // SHARD), desc="latents"):
         path = folder / f"{shard:04d}.npy"
         if path.exists():

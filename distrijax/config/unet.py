@@ -1,39 +1,12 @@
-"""Configurations of the models, built from a checkpoint's own JSON.
-
-Each is a frozen dataclass with diffusers' names. What the JSON says beyond its fields must have the value that SDXL has:
-an attribute or a value that is not supported is refused by name, all of them in one error, before anything is built.
-"""
+"""Configuration of the U-Net, built from the `config.json` that diffusers writes."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from distrijax.errors import DistrijaxError
+from distrijax.config.checks import fixed_problems, per_block, refuse
 
-
-def _refuse(model: str, problems: list[str]) -> None:
-    if problems:
-        raise DistrijaxError(f"{model} config is not supported: " + "; ".join(problems))
-
-
-def _fixed_problems(json: Mapping[str, Any], fixed: Mapping[str, tuple], fields: set[str]) -> list[str]:
-    problems = []
-    for name, value in json.items():
-        if name in fixed:
-            if value not in fixed[name]:
-                allowed = " or ".join(repr(v) for v in fixed[name])
-                problems.append(f"{name}={value!r} (supported: {allowed})")
-        elif name not in fields and not name.startswith("_"):
-            problems.append(f"unknown attribute {name}={value!r}")
-    return problems
-
-
-def _per_block(value: Any, blocks: int) -> tuple:
-    """A value for each block, from one value for all of them or a list."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * blocks
-
-
-_UNET_FIXED: dict[str, tuple] = {
+_FIXED: dict[str, tuple] = {
     "act_fn": ("silu",),
     "addition_embed_type": ("text_time",),
     "attention_type": ("default",),
@@ -61,7 +34,7 @@ _UNET_FIXED: dict[str, tuple] = {
     "upcast_attention": (None, False),
 }
 # Said of the training, or of other values of `addition_embed_type`: they change no inference.
-_UNET_IGNORED = {"dropout", "addition_embed_type_num_heads"}
+_IGNORED = {"dropout", "addition_embed_type_num_heads"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +78,7 @@ class UNetConfig:
         own -= {"transformer_layers", "up_transformer_layers"}
         own |= {"attention_head_dim", "num_attention_heads", "mid_block_type"}
         own |= {"transformer_layers_per_block", "reverse_transformer_layers_per_block"}
-        problems = _fixed_problems(json, _UNET_FIXED, own | _UNET_IGNORED)
+        problems = fixed_problems(json, _FIXED, own | _IGNORED)
         if json.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
             problems.append(f"_class_name={json['_class_name']!r} (supported: 'UNet2DConditionModel')")
         if json.get("addition_embed_type") is None:
@@ -113,7 +86,7 @@ class UNetConfig:
         required = ["block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim"]
         required += ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
         problems += [f"{name} is missing" for name in required if json.get(name) is None]
-        _refuse("U-Net", problems)
+        refuse("U-Net", problems)
 
         down, up = tuple(json["down_block_types"]), tuple(json["up_block_types"])
         for name, kinds, known in (
@@ -126,17 +99,17 @@ class UNetConfig:
             problems.append(f"mid_block_type={mid!r} (supported: 'UNetMidBlock2DCrossAttn' or None)")
         n = len(down)
         channels = tuple(json["block_out_channels"])
-        layers = _per_block(json.get("layers_per_block", 2), n)
-        heads = _per_block(json.get("num_attention_heads") or json.get("attention_head_dim", 8), n)
-        depth = _per_block(json.get("transformer_layers_per_block", 1), n)
+        layers = per_block(json.get("layers_per_block", 2), n)
+        heads = per_block(json.get("num_attention_heads") or json.get("attention_head_dim", 8), n)
+        depth = per_block(json.get("transformer_layers_per_block", 1), n)
         lengths = {"up_block_types": up, "block_out_channels": channels, "layers_per_block": layers}
         lengths |= {"attention_head_dim": heads, "transformer_layers_per_block": depth}
         for name, value in lengths.items():
             if len(value) != n:
                 problems.append(f"{name} has {len(value)} entries, down_block_types has {n}: they must agree")
         if not isinstance(json["cross_attention_dim"], int):
-            problems.append(f"cross_attention_dim={json['cross_attention_dim']!r} (supported: one number for all blocks)")
-        _refuse("U-Net", problems)
+            problems.append(f"cross_attention_dim={json['cross_attention_dim']!r} (supported: one number)")
+        refuse("U-Net", problems)
 
         reverse = json.get("reverse_transformer_layers_per_block")
         up_depth = tuple(reversed(depth)) if reverse is None else tuple(reverse)
@@ -151,9 +124,9 @@ class UNetConfig:
             block_out_channels=channels,
             layers_per_block=layers,
             attention_heads=heads,
-            transformer_layers=tuple(_per_block(d, k) for d, k in zip(depth, layers, strict=True)),
+            transformer_layers=tuple(per_block(d, k) for d, k in zip(depth, layers, strict=True)),
             mid_transformer_layers=mid_depth,
-            up_transformer_layers=tuple(_per_block(d, k + 1) for d, k in zip(up_depth, reversed(layers), strict=True)),
+            up_transformer_layers=tuple(per_block(d, k + 1) for d, k in zip(up_depth, reversed(layers), strict=True)),
             cross_attention_dim=json["cross_attention_dim"],
             norm_num_groups=json.get("norm_num_groups", 32),
             norm_eps=json.get("norm_eps", 1e-5),
@@ -163,62 +136,4 @@ class UNetConfig:
             addition_time_embed_dim=json["addition_time_embed_dim"],
             projection_class_embeddings_input_dim=json["projection_class_embeddings_input_dim"],
             time_cond_proj_dim=json.get("time_cond_proj_dim"),
-        )
-
-
-_VAE_FIXED: dict[str, tuple] = {
-    "act_fn": ("silu",),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "mid_block_add_attention": (True,),
-    "shift_factor": (None,),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig:
-    """An `AutoencoderKL`, with diffusers' names and defaults. A side of a picture is `factor` times that of its latents."""
-
-    in_channels: int
-    out_channels: int
-    latent_channels: int
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    norm_num_groups: int
-    sample_size: int
-    scaling_factor: float
-    force_upcast: bool
-
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
-        """From the contents of the autoencoder's `config.json`.
-
-        Raises:
-            DistrijaxError: an attribute or value is not supported; all of them are named.
-        """
-        own = {f.name for f in dataclasses.fields(cls)} | {"down_block_types", "up_block_types"}
-        problems = _fixed_problems(json, _VAE_FIXED, own)
-        if json.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-            problems.append(f"_class_name={json['_class_name']!r} (supported: 'AutoencoderKL')")
-        channels = tuple(json.get("block_out_channels", (64,)))
-        for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            if tuple(json.get(name, (kind,) * len(channels))) != (kind,) * len(channels):
-                problems.append(f"{name}={json[name]!r} (supported: {kind!r}, once for each of block_out_channels)")
-        _refuse("VAE", problems)
-        return cls(
-            in_channels=json.get("in_channels", 3),
-            out_channels=json.get("out_channels", 3),
-            latent_channels=json.get("latent_channels", 4),
-            block_out_channels=channels,
-            layers_per_block=json.get("layers_per_block", 1),
-            norm_num_groups=json.get("norm_num_groups", 32),
-            sample_size=json.get("sample_size", 32),
-            scaling_factor=json.get("scaling_factor", 0.18215),
-            force_upcast=bool(json.get("force_upcast", True)),
         )
