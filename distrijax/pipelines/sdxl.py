@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ class StableDiffusionXLPipeline:
 
     def _report(self, message: str) -> None:
         if not self._progress.get("disable"):
-            tqdm.write(message, file=self._progress.get("file"))
+            tqdm.write(message, file=self._progress.get("file", sys.stderr))
 
     @property
     def dtype(self) -> Any:

@@ -43,7 +43,7 @@ def load(folder: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
     if not steps:
         raise SystemExit(f"no checkpoint in {folder}: run the stage that writes it first")
     step = steps[-1] if step is None else step
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return step, checkpointer.restore(folder.absolute() / str(step), abstract)
 

@@ -1,0 +1,86 @@
+"""The shipped demo model: it obeys prompts it has never seen, and diffusers makes the same picture from it."""
+
+import functools
+import sys
+from pathlib import Path
+
+import diffusers
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from distrijax import StableDiffusionXLPipeline
+from distrijax.demo import MODEL, check, scenes
+
+FIRST = "a red circle above a blue square"  # the README's first command
+STEPS, GUIDANCE = 20, 5.0
+UNSEEN = 44
+
+
+@functools.cache
+def pipeline() -> StableDiffusionXLPipeline:
+    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, dtype=jnp.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(prompts: list[str], seed: int) -> np.ndarray:
+    made = pipeline()(prompts, seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np").images
+    return np.round(np.asarray(made) * 255).astype(np.uint8)
+
+
+def test_it_is_small_enough_to_ship():
+    weights = sum(file.stat().st_size for file in MODEL.rglob("*.safetensors"))
+    assert 0 < weights <= 16_000_000
+    assert not [file for file in MODEL.rglob("*") if file.suffix in (".bin", ".ckpt", ".pt")]
+
+
+def test_it_draws_the_first_prompt_of_the_readme():
+    pictures = drawn([FIRST] * 4, seed=0)
+    wrong = [check.check(picture, scenes.parse(FIRST)) for picture in pictures]
+    assert wrong == [[]] * 4
+
+
+def test_it_obeys_prompts_that_it_has_never_seen():
+    """At least 85 of 100: shapes, colours, sizes where they are named, places, relations and the background."""
+    prompts = scenes.held_out_prompts(UNSEEN, seed=2)
+    pictures = np.concatenate([drawn(prompts[i : i + 4], seed=i) for i in range(0, UNSEEN, 4)])
+    wrong = {p: found for p, x in zip(prompts, pictures, strict=True) if (found := check.check(x, scenes.parse(p)))}
+    assert len(wrong) <= 0.15 * UNSEEN, wrong
+
+
+def test_diffusers_makes_the_same_picture():
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(5)
+    theirs = pipe(
+        FIRST, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="np"
+    ).images[0]
+    ours = np.asarray(
+        pipeline()(FIRST, seed=5, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np").images[0]
+    )
+    # fp32 on both sides: twenty steps of a trained model leave differences far below one grey level.
+    assert np.abs(ours - theirs).max() <= 2 / 255
+
+
+def test_any_text_has_tokens():
+    ids = pipeline()(["Über 42 großes Zebra!"], num_inference_steps=2, output_type="np", seed=0).images
+    assert np.isfinite(np.asarray(ids)).all()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_training_reads_captions_as_the_pipeline_does(name: str):
+    """The training looks whole words up; the shipped merges must come to the same."""
+    from transformers import CLIPTokenizer
+
+    examples = Path(__file__).parents[1] / "examples"
+    sys.path.insert(0, str(examples))
+    try:
+        from demo_training.tokenizer import Tokenizer
+    finally:
+        sys.path.remove(str(examples))
+    rng = np.random.default_rng(0)
+    captions = [scenes.caption(scenes.sample(rng), rng) for _ in range(200)]
+    theirs = CLIPTokenizer.from_pretrained(MODEL / name)(captions, padding="max_length", max_length=77).input_ids
+    np.testing.assert_array_equal(Tokenizer(MODEL / name)(captions), theirs)
