@@ -22,6 +22,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -108,8 +109,30 @@ def _box_muller(uniform: np.ndarray) -> np.ndarray:
     return np.stack([radius * cosine, radius * sine], axis=1).reshape(-1)
 
 
+class KeyGenerator:
+    """JAX's own random numbers, from `jax.random.key(seed)`: drawn on the device, another picture than torch's.
+
+    Args:
+        seed: from -2**63 to 2**64 - 1; all 64 bits count.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if not -(2**63) <= seed < 2**64:
+            raise DistrijaxError(f"the seed must be from -2**63 to 2**64 - 1, got {seed}")
+        low, high = seed % 2**32, (seed >> 32) % 2**32  # JAX itself drops the upper half unless x64 is enabled
+        self._key = jax.random.fold_in(jax.random.key(np.uint32(low)), np.uint32(high))
+
+    def randn(self, shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
+        """Normal numbers of that shape and dtype; the next call gives others."""
+        self._key, key = jax.random.split(self._key)
+        return np.asarray(jax.random.normal(key, tuple(shape), jnp.float32)).astype(dtype)
+
+
+GENERATORS = {"torch": TorchGenerator, "jax": KeyGenerator}
+
+
 def randn(
-    generators: Sequence[TorchGenerator], shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32
+    generators: Sequence[TorchGenerator | KeyGenerator], shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32
 ) -> np.ndarray:
     """Noise for a batch, as diffusers' `randn_tensor` draws it -> array of that shape and dtype.
 

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--steps", type=int, help=f"steps of one stage, for `latents` pictures (default: {HELP})")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step of the U-Net (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="let the U-Net's training end by then, whatever the steps")
     parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's last checkpoint")
     parser.add_argument("--target", type=Path, help="where `export` writes (default: OUT/sdxl-demo)")
@@ -51,7 +52,7 @@ def main() -> None:
         elif stage == "latents":
             latents.build(args.out, steps)
         elif stage == "unet":
-            denoiser.train(args.out, steps, resume, batch=args.batch)
+            denoiser.train(args.out, steps, resume, batch=args.batch, minutes=args.minutes)
         elif stage == "export":
             export.write(args.out, args.target or args.out / "sdxl-demo")
         else:

@@ -45,7 +45,9 @@ def to_numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def error(ours: Any, reference: np.ndarray) -> float:
-    """Largest absolute difference, in units of the reference's standard deviation."""
+    """Largest absolute difference, in units of the reference's standard deviation; printed, for `pytest -rP`."""
     ours = np.asarray(ours, np.float32)
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
-    return float(np.abs(ours - reference).max() / reference.std())
+    largest = float(np.abs(ours - reference).max() / reference.std())
+    print(f"largest difference {largest:.1e} of the deviation, {reference.std():.2f}")
+    return largest

@@ -75,7 +75,7 @@ BROKEN_FILES: dict[str, tuple[Callable[[bytes], bytes], tuple[str, ...]]] = {
     "noise": (lambda data: bytes(range(256)) * 100, ("not a safetensors file",)),
     "zeros": (lambda data: bytes(len(data)), ("not a safetensors file",)),
     "a header of noise": (lambda data: data[:8] + b"\xff" * 100 + data[108:], ("not a safetensors file, or",)),
-    "a damaged header": (lambda data: data[:50] + data[50:200].replace(b'"', b"}") + data[200:], ("corrupted", "its header is not JSON")),
+    "a damaged header": (lambda data: data[:80] + b'"}"' + data[83:], ("corrupted", "its header is not JSON")),
     "a zip": (lambda data: b"PK\x03\x04" + data, ("a PyTorch pickle", "never read")),
     "a pickle": (lambda data: pickle.dumps({"a": 1}), ("not a safetensors file",)),
     "a legacy pickle": (lambda data: pickle.dumps({"a": 1}, 2) + b"." * 100, ("a Python pickle", "never read")),

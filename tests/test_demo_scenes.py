@@ -1,6 +1,7 @@
-"""The demo world: captions and scenes are each other's inverse, drawings obey them, and the check sees what is wrong."""
+"""The demo world: captions and scenes are each other's inverse, drawings obey, and the check sees what is wrong."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_what_is_no_caption_is_refused_with_an_example(prompt: str):
 
 def test_held_out_prompts_are_unseen_and_repeatable():
     prompts = scenes.held_out_prompts(60, seed=3)
-    assert prompts == scenes.held_out_prompts(60, seed=3) and len(set(prompts)) == 60
+    assert prompts == scenes.held_out_prompts(60, seed=3)
+    assert len(set(prompts)) == 60
     assert all(scenes.parse(prompt).held_out for prompt in prompts)
     swapped = Scene((Item("ring", "red"), Item("star", "blue")), "beside")
     assert swapped.held_out == replace(swapped, items=swapped.items[::-1]).held_out
@@ -80,7 +82,7 @@ def test_the_check_passes_what_was_drawn():
 
 def test_the_check_passes_no_other_caption():
     pairs = drawn(40, seed=4)
-    for (scene, _), (other, picture) in zip(pairs, pairs[1:], strict=False):
+    for (scene, _), (other, picture) in pairwise(pairs):
         assert scene == other or check.check(picture, scene), (scenes.caption(scene), scenes.caption(other))
 
 

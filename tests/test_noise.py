@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distrijax.errors import DistrijaxError
-from distrijax.noise import TorchGenerator, randn
+from distrijax.noise import KeyGenerator, TorchGenerator, randn
 
 # torch's vectorised logarithm, sine and cosine are off by up to 3 ulp (measured over 12 million numbers: 4.8e-7); its
 # scalar ones, used on a processor without AVX2, round the angle differently (2.4e-6)
@@ -91,3 +91,18 @@ def test_a_numpy_integer_is_a_seed() -> None:
 def test_another_dtype_is_refused() -> None:
     with pytest.raises(DistrijaxError, match="float64 is not supported"):
         TorchGenerator(0).randn((4,), np.float64)
+
+
+def test_key_generator():
+    """JAX's own numbers: normal, new at each draw, the same for the same seed, and of all 64 bits of it."""
+    first, second = (KeyGenerator(7).randn((4, 64, 64)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert abs(first.mean()) < 0.03
+    assert abs(first.std() - 1) < 0.03
+    generator = KeyGenerator(7)
+    assert np.array_equal(generator.randn((4, 64, 64)), first)
+    assert not np.array_equal(generator.randn((4, 64, 64)), first)
+    assert not np.array_equal(KeyGenerator(7 + 2**40).randn((4, 64, 64)), first)
+    assert KeyGenerator(-1).randn((3,), np.float16).dtype == np.float16
+    with pytest.raises(DistrijaxError, match="seed must be from"):
+        KeyGenerator(2**64)

@@ -38,6 +38,7 @@ SCHEDULERS = {
 }  # fmt: skip
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "base": {"unet": UNET | {"layers_per_block": 1}, "vae": VAE},
+    "distilled": {"unet": UNET | {"layers_per_block": 1, "time_cond_proj_dim": 8}, "vae": VAE},
     "deep": {
         "unet": UNET
         | {
@@ -154,6 +155,10 @@ def test_calls(pipelines: Any, name: str) -> None:
 
 def test_without_guidance(pipelines: Any) -> None:
     compare(pipelines("base"), SCHEDULERS["euler"], guidance_scale=1.0)
+
+
+def test_guidance_as_an_input_of_the_unet(pipelines: Any) -> None:
+    compare(pipelines("distilled"), SCHEDULERS["lcm"], guidance_scale=8.0)
 
 
 def test_batches_and_seeds(pipelines: Any) -> None:

@@ -211,7 +211,7 @@ DPM_FORMS = {"algorithm_type": ["dpmsolver++", "sde-dpmsolver++"], "solver_order
         *grid(**DPM_FORMS, prediction_type=PREDICTIONS),
         *grid(**DPM_FORMS, timestep_spacing=SPACINGS),
         *grid(**DPM_FORMS, solver_type=["midpoint", "heun"], lower_order_final=[True, False]),
-        *grid(**DPM_FORMS, euler_at_final=[True], final_sigmas_type=["sigma_min"]),
+        *grid(**DPM_FORMS, euler_at_final=[True, False], lower_order_final=[False], final_sigmas_type=["sigma_min"]),
         *grid(**DPM_FORMS, use_karras_sigmas=[True]),
         *grid(use_karras_sigmas=[True], solver_order=[1, 2], final_sigmas_type=["sigma_min"]),
         *grid(use_exponential_sigmas=[True], solver_order=[2, 3]),

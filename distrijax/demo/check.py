@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -102,14 +102,13 @@ def _choice_problems(scene: Scene, found: list[Found], choice: tuple[Found, ...]
             problems.append(f"the {item.colour} {item.shape} is not {item.size}")
         if item.place and not _at(item.place, f):
             problems.append(f"the {item.colour} {item.shape} is not at the {item.place}")
-    pairs = list(zip(choice, choice[1:], strict=False))
+    pairs = list(pairwise(choice))
     if scene.arrangement in ("above", "column") and not all(_before(p.y - q.y, p.x - q.x) for p, q in pairs):
         problems.append("not from top to bottom")
     if scene.arrangement in ("left", "row") and not all(_before(p.x - q.x, p.y - q.y) for p, q in pairs):
         problems.append("not from left to right")
-    if scene.arrangement == "inside":
-        if not _encloses(choice[1].box, choice[0].box):
-            problems.append("not inside")
+    if scene.arrangement == "inside" and not _encloses(choice[1].box, choice[0].box):
+        problems.append("not inside")
     return problems
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -134,7 +135,8 @@ def sample(rng: np.random.Generator) -> Scene:
         inner, outer = items
         free = [c for c in colours if c != inner.colour]
         container = str(rng.choice(("circle", "square", "diamond")))
-        items = [replace(inner, size="small"), replace(outer, shape=container, colour=str(rng.choice(free)), size="large")]
+        outer = replace(outer, shape=container, colour=str(rng.choice(free)), size="large")
+        items = [replace(inner, size="small"), outer]
     elif arrangement in ("row", "column", "three"):
         items = [replace(i, size="medium" if i.size == "large" else i.size) for i in items]
     elif arrangement == "one" and rng.random() < 0.6:
@@ -175,12 +177,11 @@ def _opposite(place: str, rng: np.random.Generator) -> str:
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """The scene in words: one of the many phrasings, or the plainest one where `rng` is None."""
-    plain = rng is None
 
     def pick(options: tuple[str, ...]) -> str:
         return options[0] if rng is None else options[int(rng.integers(len(options)))]
 
-    article = plain or rng.random() < 0.85  # type: ignore[union-attr]
+    article = rng is None or rng.random() < 0.85
 
     def phrase(item: Item, plural: bool = False) -> str:
         noun = ("crosses" if item.shape == "cross" else item.shape + "s") if plural else item.shape
@@ -191,11 +192,11 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
 
     slots = dict(zip("abc", (phrase(i) for i in scene.items), strict=False))
     text = pick(ARRANGEMENTS[scene.arrangement]).format(**slots, s=phrase(scene.items[0], plural=True))
-    prefix = "" if plain or rng.random() < 0.7 else pick(PREFIXES)  # type: ignore[union-attr]
+    prefix = "" if rng is None or rng.random() < 0.7 else pick(PREFIXES)
     return prefix + text + _background_phrase(scene.background, pick)
 
 
-def _background_phrase(background: Background, pick) -> str:  # type: ignore[no-untyped-def]
+def _background_phrase(background: Background, pick: Callable[[tuple[str, ...]], str]) -> str:
     if background.kind == "default":
         return ""
     kind = {"gradient": " gradient", "horizontal": " horizontally striped", "vertical": " vertically striped"}
@@ -243,7 +244,7 @@ def parse(prompt: str) -> Scene:
     text = re.sub(r"^there (?:is|are) ", "", text)
     background = Background()
     if found := _BACKGROUND.search(text):
-        kind = {None: "plain", "gradient": "gradient"}.get(found["kind"]) or found["kind"].split("ly ")[0].removesuffix("al") + "al"
+        kind = (found["kind"] or "plain").removesuffix("ly striped")
         background = Background(kind, found["colour"])
         text = text[: found.start()].rstrip(" ,")
     for arrangement, pattern in _patterns():
@@ -293,7 +294,8 @@ def arrange(scene: Scene, rng: np.random.Generator) -> list[Placement]:
     centres = anchors(scene)
     if scene.arrangement == "beside" and rng.random() < 0.5:
         centres = centres[::-1]
-    vertical, horizontal = scene.arrangement in ("above", "column"), scene.arrangement in ("left", "beside", "row", "two", "three")
+    vertical = scene.arrangement in ("above", "column")
+    horizontal = scene.arrangement in ("left", "beside", "row", "two", "three")
     for attempt in range(200):
         spread = 1.0 - attempt / 200  # crowded scenes end near the anchors, where everything fits
         radii = [rng.uniform(*RADII[i.size]) for i in scene.items]
@@ -333,7 +335,8 @@ def _polygon(shape: str) -> np.ndarray:
         points = [(0.0, -1.0), (0.85, 0.0), (0.0, 1.0), (-0.85, 0.0)]
     elif shape == "cross":
         a, b = 0.34, 0.98
-        points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        half = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+        points = half + [(-x, -y) for x, y in half]
     else:
         angles = -np.pi / 2 + np.arange(10) * np.pi / 5
         length = np.where(np.arange(10) % 2 == 0, 1.05, 0.46)

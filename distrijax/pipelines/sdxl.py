@@ -23,9 +23,16 @@ from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import Conditioning, UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
-from distrijax.noise import TorchGenerator, randn
+from distrijax.noise import GENERATORS, randn
 from distrijax.parallel.exchange import Whole
-from distrijax.pipelines.prompt import added_time_ids, check_time_ids, encode_ids, encode_prompt, refiner_time_ids
+from distrijax.pipelines.prompt import (
+    PromptEmbeds,
+    added_time_ids,
+    check_time_ids,
+    encode_ids,
+    encode_prompt,
+    refiner_time_ids,
+)
 from distrijax.pipelines.tokenizer import Tokenizer
 from distrijax.schedulers import Schedule, Scheduler, scheduler_from_config
 
@@ -160,6 +167,7 @@ class StableDiffusionXLPipeline:
         *,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
+        noise: str = "torch",
     ) -> StableDiffusionXLPipelineOutput:
         """Make pictures: `num_images_per_prompt` of each prompt, those of one prompt side by side.
 
@@ -186,6 +194,7 @@ class StableDiffusionXLPipeline:
                 step; it may return a dictionary with new latents, or set `pipe.interrupt`. The steps are then
                 dispatched one by one, each waiting for the host.
             aesthetic_score, negative_aesthetic_score: for a U-Net that is told one (the refiner).
+            noise: whose random numbers a seed stands for: "torch", as torch draws them on the CPU, or "jax".
 
         Raises:
             DistrijaxError: arguments that cannot be used, before anything is compiled.
@@ -193,17 +202,15 @@ class StableDiffusionXLPipeline:
         height, width = self._size("height", height), self._size("width", width)
         if output_type not in ("pil", "np", "latent"):
             raise DistrijaxError(f"output_type is {output_type!r}; it must be 'pil', 'np' or 'latent'")
+        if noise not in GENERATORS:
+            raise DistrijaxError(f"noise is {noise!r}; it must be 'torch' or 'jax'")
         for name, value in (("guidance_scale", guidance_scale), ("guidance_rescale", guidance_rescale)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
                 raise DistrijaxError(f"{name} is {value!r}; it must be a finite number")
         if denoising_end is not None and not (isinstance(denoising_end, float) and 0 < denoising_end < 1):
             raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
         schedule = self._schedule(num_inference_steps, timesteps, sigmas, denoising_end, eta)
-        config = self.unet.config
-        guided = (
-            guidance_scale > 1 and config.time_cond_proj_dim is None
-        )  # else guidance is an input of the U-Net (LCM)
-
+        guided = guidance_scale > 1 and not self._distilled
         text = encode_prompt(
             [t for t in (self.tokenizer, self.tokenizer_2) if t is not None],
             [e for e in (self.text_encoder, self.text_encoder_2) if e is not None],
@@ -221,53 +228,64 @@ class StableDiffusionXLPipeline:
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             encode=self._encode,
         )
-        batch = text[0].context.shape[0]
-        original, target = original_size or (height, width), target_size or (height, width)
+        batch = len(text[0].context)
+        sizes: dict[str, Any] = {
+            "original_size": original_size or (height, width),
+            "crops_coords_top_left": crops_coords_top_left,
+            "negative_original_size": negative_original_size,
+            "negative_crops_coords_top_left": negative_crops_coords_top_left,
+        }
         if self.requires_aesthetics_score:
-            ids = refiner_time_ids(
-                original,
-                crops_coords_top_left,
-                batch=batch,
-                aesthetic_score=aesthetic_score,
-                negative_aesthetic_score=negative_aesthetic_score,
-                negative_original_size=negative_original_size,
-                negative_crops_coords_top_left=negative_crops_coords_top_left,
-            )
+            scores = {"aesthetic_score": aesthetic_score, "negative_aesthetic_score": negative_aesthetic_score}
+            time_ids = refiner_time_ids(batch=batch, **sizes, **scores)
         else:
-            ids = added_time_ids(
-                original,
-                crops_coords_top_left,
-                target,
-                batch=batch,
-                negative_original_size=negative_original_size,
-                negative_crops_coords_top_left=negative_crops_coords_top_left,
-                negative_target_size=negative_target_size,
-            )
-        branches = [(t, i) for t, i in zip(text, ids, strict=True) if t is not None][::-1]  # the negative one first
-        context, pooled = (jnp.concatenate([getattr(t, name) for t, _ in branches]) for name in ("context", "pooled"))
-        time_ids = np.concatenate([i for _, i in branches])
-        if context.shape[-1] != config.cross_attention_dim:
+            targets = {"target_size": target_size or (height, width), "negative_target_size": negative_target_size}
+            time_ids = added_time_ids(batch=batch, **sizes, **targets)
+        self._check_fit(text[0], time_ids[0])
+
+        seed = secrets.randbits(32) if seed is None else seed
+        start, drawn = self._noise(noise, seed, batch, height, width, schedule, latents)
+        cond = self._conditioning(text, time_ids, guidance_scale)
+        guidance = Guidance(jnp.float32(guidance_scale), jnp.float32(guidance_rescale))
+        steps = Steps(schedule.rows, schedule.timesteps, drawn)
+        final = self._run(start, steps, cond, guidance, callback_on_step_end)
+        return StableDiffusionXLPipelineOutput(self._output(final, output_type), seed)
+
+    @property
+    def _distilled(self) -> bool:
+        """Guidance is an input of the U-Net (LCM), not a combination of two of its outputs."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def _check_fit(self, text: PromptEmbeds, time_ids: np.ndarray) -> None:
+        config = self.unet.config
+        if text.context.shape[-1] != config.cross_attention_dim:
             raise DistrijaxError(
-                f"the prompt's embeddings are {context.shape[-1]} wide, the U-Net takes {config.cross_attention_dim}; "
-                "they are not of this model's text encoders"
+                f"the prompt's embeddings are {text.context.shape[-1]} wide, the U-Net takes "
+                f"{config.cross_attention_dim}; they are not of this model's text encoders"
             )
         check_time_ids(
-            time_ids.shape[1],
-            pooled.shape[1],
+            time_ids.shape[-1],
+            text.pooled.shape[-1],
             config.addition_time_embed_dim,
             config.projection_class_embeddings_input_dim,
         )
 
-        seed = secrets.randbits(32) if seed is None else seed
-        start, noise = self._noise(seed, batch, height, width, schedule, latents)
-        embedding = None
-        if config.time_cond_proj_dim is not None:
-            embedding = guidance_embedding(jnp.full(batch, guidance_scale, jnp.float32), config.time_cond_proj_dim)
-        cond = self._condition(self.unet, context, pooled, jnp.asarray(time_ids), embedding)
-        guidance = Guidance(jnp.float32(guidance_scale), jnp.float32(guidance_rescale))
-        steps = Steps(schedule.rows, schedule.timesteps, noise)
-        final = self._run(start, steps, cond, guidance, callback_on_step_end)
-        return StableDiffusionXLPipelineOutput(self._output(final, output_type), seed)
+    def _conditioning(
+        self,
+        text: tuple[PromptEmbeds, PromptEmbeds | None],
+        time_ids: tuple[np.ndarray, np.ndarray],
+        guidance_scale: float,
+    ) -> Conditioning:
+        """Of the prompts; where guidance is on, of the negative ones before them. Both arguments: prompt, negative."""
+        pairs = [(t, i) for t, i in zip(text, time_ids, strict=True) if t is not None][::-1]
+        context = jnp.concatenate([t.context for t, _ in pairs])
+        pooled = jnp.concatenate([t.pooled for t, _ in pairs])
+        ids = jnp.concatenate([jnp.asarray(i) for _, i in pairs])
+        scale = None
+        if self._distilled:
+            scale = jnp.full(len(context), guidance_scale, jnp.float32)
+            scale = guidance_embedding(scale, self.unet.config.time_cond_proj_dim or 0)
+        return self._condition(self.unet, context, pooled, ids, scale)
 
     def _size(self, name: str, value: int | None) -> int:
         factor = self.vae.config.factor
@@ -301,6 +319,7 @@ class StableDiffusionXLPipeline:
 
     def _noise(
         self,
+        kind: str,
         seed: int | Sequence[int],
         batch: int,
         height: int,
@@ -310,14 +329,14 @@ class StableDiffusionXLPipeline:
     ) -> tuple[Array, np.ndarray | None]:
         """Latents to start from [B, h, w, C], and the noise of every step [S, B, h, w, C] if one draws any.
 
-        Drawn for the whole picture on the host, in torch's order: first the latents, then step by step.
+        Drawn for the whole picture, in the order of diffusers: first the latents, then step by step.
         """
         factor, channels = self.vae.config.factor, self.unet.config.in_channels
         shape = batch, channels, height // factor, width // factor
         seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
         if len(seeds) not in (1, batch) or (len(seeds) == 1 and not isinstance(seed, int | np.integer) and batch != 1):
             raise DistrijaxError(f"{len(seeds)} seeds for {batch} pictures; give one number, or a list of one for each")
-        generators = [TorchGenerator(s) for s in seeds]
+        generators = [GENERATORS[kind](s) for s in seeds]
         if latents is None:
             start = randn(generators, shape)
         else:

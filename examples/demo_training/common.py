@@ -17,6 +17,10 @@ from flax import nnx
 from PIL import Image
 from tqdm import tqdm
 
+from distrijax.models.vae import PixelAttention
+from distrijax.nn.attention import Transformer2D
+from distrijax.nn.resnet import ResnetBlock
+
 State = dict[str, Any]  # "params", "ema" (or None), "opt": arrays; all of it is checkpointed
 
 
@@ -50,15 +54,16 @@ def load(folder: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
 
 def quiet_residuals(model: nnx.Module) -> None:
     """Let every residual branch begin at zero: a deep network then starts as a shallow one, and learns sooner."""
+    last = {ResnetBlock: "conv2", Transformer2D: "proj_out", PixelAttention: "to_out"}
     for _, module in nnx.iter_modules(model):
-        last = [getattr(module, name, None) for name in ("conv2", "to_out", "proj_out")]
-        for layer in last:
-            if layer is not None:
+        for kind, name in last.items():
+            if isinstance(module, kind):
+                layer = getattr(module, name)
                 layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
 
 
 def load_params(folder: Path) -> Any:
-    """The parameters alone of the latest checkpoint of `folder` (the averaged ones if there are any), as plain dicts."""
+    """Of the latest checkpoint of `folder` the parameters alone, the averaged ones if there are any, as plain dicts."""
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder.absolute() / str(checkpoints(folder)[-1]))
     return tree.get("ema") or tree["params"]
@@ -98,6 +103,7 @@ def run(
         log.unlink()
     seen: list[dict[str, float]] = []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, mininterval=5, smoothing=0.05)
+    index = start - 1
     for index, batch in zip(bar, batches(start), strict=False):
         state, metrics = step(state, batch)
         seen.append({k: float(v) for k, v in metrics.items()})
@@ -110,6 +116,9 @@ def run(
         if (index + 1) % every == 0 or index + 1 == steps:
             save(folder, index + 1, state)
             at_checkpoint(index + 1, state)
+    if index + 1 not in (start, *checkpoints(folder)):  # the batches ended before `steps`
+        save(folder, index + 1, state)
+        at_checkpoint(index + 1, state)
     return state
 
 

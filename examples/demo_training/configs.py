@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from distrijax.config import UNetConfig, VAEConfig
-from distrijax.config import TextEncoderConfig
+from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 
 VAE_JSON: dict[str, Any] = {
     "_class_name": "AutoencoderKL",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from distrijax.parallel.exchange import Whole
 PX = Whole()
 DROPOUT = 0.1  # captions replaced by nothing: zero embeddings, which is what the pipeline puts for no negative prompt
 SIZES = np.array([256, 256, 0, 0, 256, 256], np.float32)  # original size, crop, target size
-PEAK, DECAY_FROM = 1e-3, 0.65  # learning rate; the part of the steps after which it falls to zero
+PEAK, WARMUP, DECAY_FROM = 1e-3, 200, 0.5  # learning rate, steps, and the part of the training
 
 
 def alphas_cumprod() -> np.ndarray:
@@ -35,21 +36,14 @@ def alphas_cumprod() -> np.ndarray:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def learning_rate(steps: int) -> optax.Schedule:
-    """Warm-up, a long plateau, and a linear fall to zero: where it begins can still change when a run is resumed."""
-    fall = int(DECAY_FROM * steps)
-    return optax.join_schedules(
-        [optax.linear_schedule(0, PEAK, 200), optax.constant_schedule(PEAK), optax.linear_schedule(PEAK, 0, steps - fall)],
-        [200, fall],
-    )
+def rate(part: float, step: int) -> float:
+    """Of the peak learning rate: a warm-up, a plateau, and from `DECAY_FROM` of the training a linear fall to zero."""
+    return min(1.0, (step + 1) / WARMUP, max(0.0, (1 - part) / (1 - DECAY_FROM)))
 
 
 def build() -> UNet:
     unet = UNet(unet_config(), rngs=nnx.Rngs(3))
-    for _, module in nnx.iter_modules(unet):  # every residual branch begins at zero
-        for layer in (getattr(module, "conv2", None), getattr(module, "proj_in", None) and getattr(module, "proj_out", None)):
-            if layer is not None and hasattr(module, "norm" if layer is not getattr(module, "conv2", None) else "norm2"):
-                layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    common.quiet_residuals(unet)
     unet.conv_out.kernel[...] = jnp.zeros_like(unet.conv_out.kernel[...])
     return unet
 
@@ -90,7 +84,9 @@ class Sampler:
 
         return jax.lax.scan(step, noise, (times, jnp.append(times[1:], -1)))[0]
 
-    def __call__(self, params: Any, prompts: list[str], seed: int = 0, steps: int = 25, guidance: float = 5.0) -> np.ndarray:
+    def __call__(
+        self, params: Any, prompts: list[str], seed: int = 0, steps: int = 25, guidance: float = 5.0
+    ) -> np.ndarray:
         """Pictures, uint8 [N, 256, 256, 3]."""
         noise = jax.random.normal(jax.random.key(seed), (len(prompts), 32, 32, 4))
         latents = self.denoise(params, *(t(prompts) for t in self.tokenizers), noise, steps, guidance)
@@ -101,13 +97,16 @@ def obeyed(picture: np.ndarray, prompt: str) -> bool:
     return not check.check(picture, scenes.parse(prompt))
 
 
-def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400) -> None:
-    """Train and write OUT/unet, with a sheet of samples at each checkpoint."""
+def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400, minutes: float | None = None) -> None:
+    """Train and write OUT/unet, with a sheet of samples at each checkpoint.
+
+    minutes: be done by then even if `steps` are not reached: the learning rate falls by the clock if that is sooner.
+    """
     *tokenizers, encoders = text.load(out)
     text_graph, text_params = nnx.split(nnx.List(encoders))
     graph, params = nnx.split(build())
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(learning_rate(steps), b2=0.99, weight_decay=0.01)
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(PEAK), b2=0.99, weight_decay=0.01)
     )
     power = jnp.asarray(alphas_cumprod(), jnp.float32)
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
@@ -126,34 +125,40 @@ def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400
 
     @partial(jax.jit, donate_argnums=0)
     def update(
-        state: common.State, text_params: Any, data: dict[str, jax.Array]
+        state: common.State, text_params: Any, data: dict[str, jax.Array], rate: jax.Array
     ) -> tuple[common.State, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(state["params"], text_params, data)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        updates = jax.tree.map(lambda u: u * rate, updates)  # the decay of AdamW is in them too
         params = optax.apply_updates(state["params"], updates)
         count = state["count"] + 1
         decay = jnp.minimum(0.9985, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
         return {"params": params, "ema": ema, "opt": opt, "count": count}, {"loss": loss}
 
-    def step(state: common.State, data: dict[str, np.ndarray]) -> tuple[common.State, dict[str, jax.Array]]:
-        return update(state, text_params, {k: jax.device_put(v, split) for k, v in data.items()})
+    def step(state: common.State, data: dict[str, Any]) -> tuple[common.State, dict[str, jax.Array]]:
+        now = jax.device_put(np.float32(data.pop("rate")), whole)
+        return update(state, text_params, {k: jax.device_put(v, split) for k, v in data.items()}, now)
 
-    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
-        pool, rng = Pool(out), np.random.default_rng((5, start))
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        pool, rng, began = Pool(out), np.random.default_rng((5, start)), time.monotonic()
         for number in range(start, steps):
+            spent = (time.monotonic() - began) / 60 / minutes if minutes else 0.0
+            if (part := max(number / steps, spent)) >= 1:
+                return
             if number % 50 == 0:
                 pool.refresh()
             latents, captions = pool.draw(rng, batch)
             # Flat pictures stay readable deep into the noise, so half of the timesteps lean to the noisy end.
             uniform = rng.random(batch)
-            time = 1000 * np.where(rng.random(batch) < 0.5, uniform, 1 - uniform**2)
+            times = 1000 * np.where(rng.random(batch) < 0.5, uniform, 1 - uniform**2)
             odd = rng.random((batch, 1)) < 0.1  # other sizes now and then, so that they do no harm
             sizes = np.where(odd, np.round(SIZES + rng.uniform(0, 1, (batch, 6)) * [256, 256, 48, 48, 256, 256]), SIZES)
             yield {
+                "rate": rate(part, number),
                 "latents": latents,
                 "noise": rng.standard_normal(latents.shape, np.float32),
-                "time": np.minimum(time, 999).astype(np.int32),
+                "time": np.minimum(times, 999).astype(np.int32),
                 "keep": (rng.random(batch) >= DROPOUT).astype(np.float32),
                 "sizes": sizes.astype(np.float32),
                 **{name: t(captions) for name, t in zip(("ids", "ids_2"), tokenizers, strict=True)},

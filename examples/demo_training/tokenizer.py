@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def merges() -> list[tuple[str, str]]:
     parts = {word: (*word[:-1], word[-1] + "</w>") for word in words()}
     done = []
     while any(len(p) > 1 for p in parts.values()):
-        pairs = Counter(pair for p in parts.values() for pair in zip(p, p[1:], strict=False))
+        pairs = Counter(pair for p in parts.values() for pair in pairwise(p))
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         done.append(best)
         for word, pieces in parts.items():
@@ -85,5 +86,3 @@ class Tokenizer:
             found = [self.vocabulary[w + "</w>"] for w in re.findall(r"[a-z]+|[^\sa-z]", text.lower())]
             row[: len(found) + 2] = [self.size - 2, *found, self.size - 1]
         return ids
-
-
