@@ -9,8 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
 from distrijax import __version__
+from distrijax.checkpoint import convert, export
+from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
+from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
+from distrijax.schedulers import scheduler_from_config
 
 METADATA = "distrijax"  # the PNG text chunk that holds a picture's settings, as JSON
 DTYPES = ("float32", "bfloat16", "float16")
@@ -135,11 +145,6 @@ def _generate(options: argparse.Namespace) -> None:
         raise DistrijaxError(f"--num-images is {count}; it must be at least 1")
     targets = _targets(given.get("output"), prompts, count, options.overwrite)
 
-    import numpy as np  # JAX and the models take seconds to import: --help and mistakes above do not wait for them
-
-    from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
-    from distrijax.schedulers import scheduler_from_config
-
     pipe = StableDiffusionXLPipeline.from_pretrained(
         _source(settings["model"]),
         dtype=_dtype(settings),
@@ -172,25 +177,16 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _source(model: str) -> str | Path:
-    if model == "demo":
-        from distrijax.demo import MODEL
-
-        return MODEL
-    return model
+    return MODEL if model == "demo" else model
 
 
 def _dtype(settings: dict[str, Any]) -> Any:
-    import jax
-    import jax.numpy as jnp
-
     fast = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     return jnp.dtype(settings["dtype"] or fast)
 
 
 def _settings_of(picture: Path) -> dict[str, Any]:
     """The settings that a picture carries."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(picture) as image:
             text = image.info.get(METADATA)
@@ -241,8 +237,6 @@ def _free(name: str, count: int) -> list[Path]:
 
 def _write(image: Any, target: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """The picture appears whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
-
     info = PngInfo()
     info.add_itxt(METADATA, json.dumps(settings, ensure_ascii=False))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -283,8 +277,6 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from distrijax.checkpoint.load import convert, export
-
     shared = {
         "dtype": options.dtype,
         "overwrite": options.overwrite,

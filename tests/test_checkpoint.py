@@ -306,6 +306,12 @@ both = load({str(converted)!r}, dtype=jnp.bfloat16, sharding=NamedSharding(mesh,
 for leaf, other in zip(leaves, jax.tree.leaves(nnx.state(both.unet))):
     assert len(other.addressable_shards) == 2 and other.dtype == jnp.bfloat16
     assert all(np.array_equal(s.data, np.asarray(leaf).astype(jnp.bfloat16)) for s in other.addressable_shards)
+from distrijax.errors import DistrijaxError
+try:
+    load({str(converted)!r}, sharding=NamedSharding(mesh, PartitionSpec(None, "patch")), progress=False)
+    raise AssertionError
+except DistrijaxError as error:
+    assert "does not fit unet's" in str(error), error
 print("done", len(leaves))
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
@@ -402,14 +408,16 @@ def test_a_failed_replacement_keeps_the_old(base: Path, converted: Path, tmp_pat
 
 SLOWLY = """
 import sys, time
-from distrijax.checkpoint import convert, source
+from distrijax.checkpoint import convert, source, store
+store.batches.__defaults__ = (100_000,)  # Ctrl-C is heard between batches
 cast, count = source.cast, 0
 def slow(*arguments):
     global count
     count += 1
     if count == 250:
         print("midway", flush=True)
-        time.sleep(60)
+    if count >= 250:
+        time.sleep(0.2)
     return cast(*arguments)
 source.cast = slow
 convert(sys.argv[1], sys.argv[2], progress=False)

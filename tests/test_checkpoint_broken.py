@@ -339,6 +339,7 @@ def test_damaged_converted_checkpoints(pristine: Path, tmp_path: Path) -> None:
     components = json.loads(json.dumps(manifest["components"]))
     del components["vae"]["parameters"]["quant_conv.bias"]
     refused(write(components=components), "the parameters of vae are not those of its configuration")
+    refused(write(components=without("vae")(manifest["components"])), "is damaged (it has no vae)")
     (copy() / "distrijax.json").write_text("{")
     refused(tmp_path / "bad", "is not valid JSON")
     for name in [path for path in manifest["files"] if path.startswith("unet/") and "/d/" in path]:

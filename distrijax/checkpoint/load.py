@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -136,6 +137,7 @@ def load(
     opened = open_source(source, variant=variant, vae=vae, tokenizer=tokenizer, config=config)
     _check_dtypes(dtype, opened)
     placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
+    _check_sharding(placement, opened)
     modules: dict[str, Any] = {}
     with _bar("loading", opened.nbytes, progress) as advance:
         for name, component in opened.components.items():
@@ -236,6 +238,16 @@ def _write(
         with _bar(verb, opened.nbytes, progress) as advance:
             write(opened, partial, dtype=dtype, progress=advance)
     return target
+
+
+def _check_sharding(placement: Placement, opened: Source) -> None:
+    for name, component in opened.components.items() if isinstance(placement, Sharding) else ():
+        for path, tensor in component.tensors.items():
+            try:
+                placement.shard_shape(tensor.shape)
+            except ValueError as error:
+                shape = list(tensor.shape)
+                raise DistrijaxError(f"sharding: {placement} does not fit {name}'s {path} {shape}") from error
 
 
 def _check_apart(target: Path, sources: list[str | Path]) -> None:

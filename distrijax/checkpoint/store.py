@@ -8,6 +8,8 @@
 import asyncio
 import contextlib
 import dataclasses
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from orbax.checkpoint import type_handlers
 
 from distrijax.checkpoint.build import blueprint
 from distrijax.checkpoint.files import MANIFEST, read_json, write_json
-from distrijax.checkpoint.folder import PROJECTS, check_pipeline, read_tokenizers
+from distrijax.checkpoint.folder import PROJECTS, check_pipeline, present, read_tokenizers
 from distrijax.checkpoint.source import COMPONENTS, Component, Placement, Source, cast, check_finite
 from distrijax.checkpoint.tensors import DTYPES, NAMES, Tensor
 from distrijax.checkpoint.tokenizers import write_tokenizer
@@ -89,6 +91,8 @@ def open_store(folder: Path) -> Source:
             "copy it again, or convert the original again"
         )
     check_pipeline(index, str(where))
+    if absent := [name for name in COMPONENTS if present(index, name) and name not in kinds]:
+        raise DistrijaxError(f"{where}: is damaged (it has no {absent[0]}); convert the original again")
     components: dict[str, Component] = {}
     for name, (config, kind, prefix) in kinds.items():
         blue = blueprint(name, config, str(where), with_projection=PROJECTS.get(kind))
@@ -125,9 +129,12 @@ class StoredComponent(Component):
                 args[path] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=np.dtype(dtype or tensor.dtype))
         restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
         try:
-            arrays = checkpointer.restore(self.where, args=restore)
+            with _quietly():
+                arrays = checkpointer.restore(self.where, args=restore)
+        except (MemoryError, jax.errors.JaxRuntimeError):  # a device that is full, for one
+            raise
         except Exception as error:  # tensorstore raises ValueError, orbax several kinds of its own
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise DistrijaxError(f"{self.where}: is damaged ({reason}); convert the original again") from error
         for path in batch:
             array, what = arrays.pop(path), f"{self.where}: {path}"
@@ -136,6 +143,25 @@ class StoredComponent(Component):
             elif array.dtype != self.tensors[path].dtype:
                 check_finite(array, what)
             yield path, array
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """If one read fails, those under way report to an event loop that is gone: hundreds of tracebacks for one fault."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        time.sleep(1)  # they end meanwhile
+        raise
+    finally:
+        sys.unraisablehook = before
 
 
 def batches(tensors: dict[str, Tensor] | Any, limit: int = BATCH) -> Iterator[list[str]]:

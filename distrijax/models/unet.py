@@ -150,7 +150,7 @@ class UNet(nnx.Module):
         return Conditioning(cross, added, guidance)
 
     def __call__(self, latents: Array, timestep: Array, cond: Conditioning, px: Exchange) -> Array:
-        """The prediction for `latents` [B, h, w, C] at `timestep`, a scalar or [B]: [B, h, w, C] of the model's dtype."""
+        """The prediction for `latents` [B, h, w, C] at `timestep`, scalar or [B]: [B, h, w, C] of the model's dtype."""
         time = self._sinusoids(jnp.broadcast_to(timestep, latents.shape[:1]), self.config.block_out_channels[0])
         if cond.guidance is not None:
             time = time + cond.guidance

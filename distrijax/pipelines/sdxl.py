@@ -5,6 +5,7 @@ import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,11 +90,8 @@ class StableDiffusionXLPipeline:
         px = Whole()
         self._encode = Program("text encoding", encode_ids, static=["clip_skip"], report=self._report)
         self._condition = Program("conditioning", UNet.condition, report=self._report)
-        self._denoise = Program(
-            "denoising", lambda *args, scheduler: denoise(*args, scheduler=scheduler, px=px), static=["scheduler"],
-            report=self._report,
-        )  # fmt: skip
-        self._decode = Program("decoding", lambda vae, latents: decode(vae, latents, px), report=self._report)
+        self._denoise = Program("denoising", partial(denoise, px=px), static=["scheduler"], report=self._report)
+        self._decode = Program("decoding", partial(decode, px=px), report=self._report)
         self._programs = self._encode, self._condition, self._denoise, self._decode
 
     @classmethod
