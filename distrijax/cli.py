@@ -264,11 +264,8 @@ def _add_convert(commands: Any) -> None:
         "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
     command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own)")
-    command.add_argument(
-        "--variant",
-        metavar="NAME",
-        help='of the files of weights, e.g. "fp16": those read, or those written by --to diffusers',
-    )
+    command.add_argument("--variant", metavar="NAME", help='of the source\'s files of weights, e.g. "fp16"')
+    command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
     command.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
     command.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
     command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
@@ -277,17 +274,14 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    shared = {
-        "dtype": options.dtype,
-        "overwrite": options.overwrite,
-        "vae": options.vae,
-        "tokenizer": options.tokenizer,
-        "config": options.config,
-        "progress": not options.quiet,
-        "variant": options.variant,
-    }
-    write = convert if options.to == "distrijax" else export
-    print(write(options.source, options.target, **shared))
+    names = ("dtype", "variant", "vae", "tokenizer", "config", "overwrite")
+    shared = {name: getattr(options, name) for name in names} | {"progress": not options.quiet}
+    if options.to == "diffusers":
+        print(export(options.source, options.target, target_variant=options.target_variant, **shared))
+    elif options.target_variant is not None:
+        raise DistrijaxError("--target-variant names files of a diffusers folder; say --to diffusers")
+    else:
+        print(convert(options.source, options.target, **shared))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python examples/segment_cost.py --steps 32 --repeats 5
 
-The pipeline dispatches its scan in segments, ahead of the device, so that a bar can follow it; with a callback the steps
-are dispatched one by one, each waiting for the host. Prints the median time of each and its ratio to one scan.
+The pipeline dispatches its scan in segments, ahead of the device, so that a bar can follow it; with a callback the
+steps are dispatched one by one, each waiting for the host. Prints the median time of each and its ratio to one scan.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One step of the full SDXL base U-Net in one framework, in a process of its own: each needs 10 GB for the weights alone.
+"""One step of the full SDXL base U-Net in one framework, in a process of its own: the weights alone are 10 GB.
 
 python tests/full_size_step.py torch FOLDER    # writes random weights as a diffusers folder, and torch's prediction
 python tests/full_size_step.py jax FOLDER      # reads the weights, and prints its distance from torch's prediction
@@ -8,11 +8,12 @@ import json
 import resource
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-CONFIG = Path(__file__).parent / "configs" / "base_unet.json"
+CONFIG = resources.files("distrijax.checkpoint") / "configs" / "base_unet.json"
 TIMESTEP = 501.0
 
 

@@ -152,10 +152,12 @@ def test_half_precision_keeps_its_bits(dtype: torch.dtype, tmp_path: Path) -> No
     pipe = base_pipeline(tmp_path / "tokenizers", dtype)
     pipe.save_pretrained(tmp_path / "base", variant="half")
     converted = convert(tmp_path / "base", tmp_path / "converted", variant="half", progress=False)
-    back = export(converted, tmp_path / "back", variant="half", progress=False)
+    back = export(converted, tmp_path / "back", target_variant="half", progress=False)
+    straight = export(tmp_path / "base", tmp_path / "straight", variant="half", progress=False)
     assert (back / "unet" / "diffusion_pytorch_model.half.safetensors").is_file()
     assert (back / "text_encoder" / "model.half.safetensors").is_file()
     assert_same_states(diffusers_load(back, variant="half", torch_dtype=dtype), pipe)
+    assert_same_states(diffusers_load(straight, torch_dtype=dtype), pipe)
     ours = jnp.float16 if dtype == torch.float16 else jnp.bfloat16
     parts = dataclasses.asdict(load(converted, progress=False))
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -169,6 +171,8 @@ def test_dtypes_are_cast_alike_everywhere(base: Path, converted: Path, tmp_path:
     assert same_parameters(one, two)
     half = convert(base, tmp_path / "half", dtype=jnp.bfloat16, progress=False)
     assert same_parameters(one, load(half, progress=False))
+    sizes = [sum(path.stat().st_size for path in (folder / "unet").rglob("*")) for folder in (half, converted)]
+    assert sizes[0] < 0.6 * sizes[1], "cast before it is written"
     kernel = parameters(load(base, progress=False).unet)["conv_in.kernel"]
     assert (parameters(one.unet)["conv_in.kernel"] == kernel.astype(ml_dtypes.bfloat16)).all()
     mixed = load(converted, dtype={"unet": jnp.float16, "vae": "float32"}, progress=False)
@@ -457,12 +461,12 @@ def test_scripts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert result.returncode == 0, result.stderr
         assert str(tmp_path / target) in result.stdout
         assert "100%" in result.stderr, "a progress bar"
-        for arguments, code in ((command, 1), ([command[0], "--help"], 0)):
+        for arguments, code in ((command, 2), ([command[0], "--help"], 0)):
             monkeypatch.setattr(sys, "argv", arguments)
             with pytest.raises(SystemExit) as ended:
                 runpy.run_path(command[0], run_name="__main__")
             assert ended.value.code == code
         output, errors = capsys.readouterr()
-        assert errors.startswith("error: ")
+        assert errors.startswith("distrijax: error: ")
         assert errors.count("\n") == 1
         assert "--overwrite" in output

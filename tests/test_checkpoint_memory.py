@@ -5,6 +5,7 @@ Left out of the default run: it writes 21 GB to the disk and takes minutes. Run 
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -43,7 +44,7 @@ def packaged(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("full")
     (folder / "base" / "scheduler").mkdir(parents=True)
     (folder / "base" / "model_index.json").write_text(json.dumps(packaged("base_model_index")))
@@ -66,7 +67,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_safetensors(folder / "base" / name / weight_names(name, None)[0], layout, arrays())
     write_tokenizer(folder / "base" / "tokenizer", "<|endoftext|>")
     write_tokenizer(folder / "base" / "tokenizer_2", "!")
-    return folder / "base"
+    yield folder / "base"
+    shutil.rmtree(folder)
 
 
 def measure(*arguments: Any) -> dict[str, float]:

@@ -114,7 +114,7 @@ def compare(
     if scheduler is not None:
         options = {k: v for k, v in scheduler.items() if k != "_class_name"}
         kind = getattr(diffusers, scheduler["_class_name"])
-        theirs.scheduler = kind.from_config({k: v for k, v in BETAS.items()} | options)
+        theirs.scheduler = kind.from_config(BETAS | options)
         ours.scheduler = scheduler_from_config(BETAS | scheduler)
     call = {"output_type": "np", "prompt": PROMPT} | ({"num_inference_steps": steps} if steps else {}) | call
     before = ours.scheduler, config

@@ -11,8 +11,8 @@ import torch
 import transformers
 from flax import nnx
 
-from distrijax.errors import DistrijaxError
 from distrijax.config import TextEncoderConfig
+from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 
 END = 95  # the highest id of the small vocabulary

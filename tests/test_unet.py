@@ -2,7 +2,7 @@
 
 import functools
 import json
-from pathlib import Path
+from importlib import resources
 
 import diffusers
 import jax
@@ -27,41 +27,59 @@ from distrijax.nn.embeddings import guidance_embedding, sinusoidal_embedding
 from distrijax.nn.resnet import ResnetBlock
 from distrijax.parallel.exchange import Whole
 
-# fp32 sums of a few hundred terms in another order: the differences measured are 1e-6 to 4e-6 of the output's deviation.
+# fp32 sums of a few hundred terms in another order: the differences measured are 1e-6 to 4e-6 of the deviation.
 # Tanh GELU would be 2e-4 off, a group norm epsilon of 1e-5 in the transformer 1e-5 and more.
 FP32 = 1e-5
 # bf16 keeps 8 bits; the reference in bf16 is itself this far from fp32 (the test prints both).
 BF16 = 0.1
 
 SMALL = {
-    "sample_size": 32, "in_channels": 4, "out_channels": 4, "norm_num_groups": 8, "cross_attention_dim": 24,
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [16, 32, 64], "layers_per_block": 2, "attention_head_dim": [2, 4, 8],
-    "transformer_layers_per_block": [1, 1, 2], "use_linear_projection": True, "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80,
-}  # fmt: skip
+    "block_out_channels": [16, 32, 64],
+    "layers_per_block": 2,
+    "attention_head_dim": [2, 4, 8],
+    "transformer_layers_per_block": [1, 1, 2],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+}
 CONFIGS = {
     "base": SMALL,
     "refiner": SMALL
     | {
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [16, 32, 64, 64], "attention_head_dim": [2, 4, 8, 8], "transformer_layers_per_block": 2,
+        "block_out_channels": [16, 32, 64, 64],
+        "attention_head_dim": [2, 4, 8, 8],
+        "transformer_layers_per_block": 2,
         "projection_class_embeddings_input_dim": 72,
     },
     "two levels, conv projections, own head count": SMALL
     | {
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "block_out_channels": [24, 48], "attention_head_dim": 3, "layers_per_block": 1, "use_linear_projection": False,
-        "transformer_layers_per_block": [2, 1], "norm_eps": 1e-6, "norm_num_groups": 12,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [24, 48],
+        "attention_head_dim": 3,
+        "layers_per_block": 1,
+        "use_linear_projection": False,
+        "transformer_layers_per_block": [2, 1],
+        "norm_eps": 1e-6,
+        "norm_num_groups": 12,
     },
     "distilled (LCM)": SMALL | {"time_cond_proj_dim": 16, "layers_per_block": [1, 2, 1]},
     "pruned (SSD-1B)": SMALL
     | {
-        "transformer_layers_per_block": [0, [1, 2], [2, 1]], "reverse_transformer_layers_per_block": [[2, 1, 2], [1, 1, 2], 1],
+        "transformer_layers_per_block": [0, [1, 2], [2, 1]],
+        "reverse_transformer_layers_per_block": [[2, 1, 2], [1, 1, 2], 1],
     },
-}  # fmt: skip
+}
 
 
 def inputs(config: UNetConfig, size: tuple[int, int], batch: int = 2) -> dict[str, np.ndarray]:
@@ -234,7 +252,7 @@ PARAMETERS = {"base_unet": 2_567_463_684, "refiner_unet": 2_259_526_660}
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_full_size_shapes(name: str) -> None:
     """Every tensor of the real checkpoints has a place of its shape in our model, and no place is left over."""
-    config = json.loads((Path(__file__).parent / "configs" / f"{name}.json").read_text())
+    config = json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())
     plan = blueprint("unet", config, name)
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel.from_config(config).state_dict()

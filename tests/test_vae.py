@@ -1,7 +1,7 @@
 """The autoencoder against diffusers' on torch."""
 
 import json
-from pathlib import Path
+from importlib import resources
 
 import diffusers
 import jax
@@ -74,7 +74,7 @@ def test_bfloat16() -> None:
 
 
 def test_full_size_shapes() -> None:
-    config = json.loads((Path(__file__).parent / "configs" / "vae.json").read_text())
+    config = json.loads((resources.files("distrijax.checkpoint") / "configs" / "vae.json").read_text())
     plan = blueprint("vae", config, "vae.json")
     with torch.device("meta"):
         reference = diffusers.AutoencoderKL.from_config(config).state_dict()

@@ -201,21 +201,22 @@ def export(
     vae: str | Path | None = None,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
+    target_variant: str | None = None,
     progress: bool = True,
 ) -> Path:
     """Write a checkpoint as a diffusers folder. The target appears when it is complete, and not before.
 
     Args:
-        source, vae, tokenizer, config: see `open_source`.
+        source, variant, vae, tokenizer, config: see `open_source`.
         target, overwrite, dtype, progress: see `convert`.
-        variant: the ending of the written weights' names, such as "fp16".
+        target_variant: the ending of the written weights' names, such as "fp16".
     """
 
     def write(opened: Source, folder: Path, **options: Any) -> None:
-        write_folder(opened, folder, variant=variant, **options)
+        write_folder(opened, folder, variant=target_variant, **options)
 
     return _write(source, target, write, "exporting", overwrite, progress, dtype=dtype, opening={
-        "vae": vae, "tokenizer": tokenizer, "config": config
+        "variant": variant, "vae": vae, "tokenizer": tokenizer, "config": config
     })  # fmt: skip
 
 
@@ -245,7 +246,7 @@ def _check_sharding(placement: Placement, opened: Source) -> None:
         for path, tensor in component.tensors.items():
             try:
                 placement.shard_shape(tensor.shape)
-            except ValueError as error:
+            except (ValueError, IndexError) as error:  # not divisible; of fewer axes
                 shape = list(tensor.shape)
                 raise DistrijaxError(f"sharding: {placement} does not fit {name}'s {path} {shape}") from error
 

@@ -101,14 +101,14 @@ def run(
         start, state = load(folder, state)
     elif log.exists():
         log.unlink()
-    seen: list[dict[str, float]] = []
+    seen: list[dict[str, jax.Array]] = []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, mininterval=5, smoothing=0.05)
     index = start - 1
     for index, batch in zip(bar, batches(start), strict=False):
         state, metrics = step(state, batch)
-        seen.append({k: float(v) for k, v in metrics.items()})
+        seen.append(metrics)  # read later: a number asked for now would keep the next batch from being drawn meanwhile
         if (index + 1) % 50 == 0 or index + 1 == steps:
-            means = {k: float(np.mean([m[k] for m in seen])) for k in seen[0]}
+            means = {k: float(np.mean([float(m[k]) for m in seen])) for k in seen[0]}
             with log.open("a") as out:
                 out.write(json.dumps({"step": index + 1, **means}) + "\n")
             bar.set_postfix({k: f"{v:.4f}" for k, v in means.items()})

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from optax.contrib import MuonDimensionNumbers
 
 from demo_training import autoencoder, common, text
 from demo_training.configs import SCHEDULER_JSON, unet_config
@@ -26,7 +28,8 @@ from distrijax.parallel.exchange import Whole
 PX = Whole()
 DROPOUT = 0.1  # captions replaced by nothing: zero embeddings, which is what the pipeline puts for no negative prompt
 SIZES = np.array([256, 256, 0, 0, 256, 256], np.float32)  # original size, crop, target size
-PEAK, WARMUP, DECAY_FROM = 1e-3, 200, 0.5  # learning rate, steps, and the part of the training
+PEAK, WARMUP = 1e-3, 200  # learning rate, and the steps until it is reached
+AVERAGE = 0.995  # decay of the averaged weights
 
 
 def alphas_cumprod() -> np.ndarray:
@@ -36,9 +39,32 @@ def alphas_cumprod() -> np.ndarray:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def rate(part: float, step: int) -> float:
-    """Of the peak learning rate: a warm-up, a plateau, and from `DECAY_FROM` of the training a linear fall to zero."""
-    return min(1.0, (step + 1) / WARMUP, max(0.0, (1 - part) / (1 - DECAY_FROM)))
+def rate(part: float, step: int, decay_from: float) -> float:
+    """Of the peak learning rate: a warm-up, a plateau, and from a part of the training on a linear fall to zero."""
+    return min(1.0, (step + 1) / WARMUP, max(0.0, (1 - part) / (1 - decay_from)))
+
+
+def make_optimizer(name: str) -> optax.GradientTransformation:
+    """AdamW, or Muon (arXiv 2502.16982) for the matrices and convolutions and AdamW for all else."""
+    clip = optax.clip_by_global_norm(1.0)
+    constant = optax.constant_schedule(PEAK)
+    if name == "adamw":
+        return optax.chain(clip, optax.adamw(constant, b2=0.99, weight_decay=0.01))
+
+    def axes(path: Any, leaf: jax.Array) -> Any:
+        outside = any(getattr(key, "key", None) in ("conv_in", "conv_out") for key in path)
+        if leaf.ndim == 4 and not outside:
+            return MuonDimensionNumbers((1, 2, 3), 0)
+        return MuonDimensionNumbers(0, 1) if leaf.ndim == 2 else None
+
+    muon = optax.contrib.muon(
+        constant,
+        weight_decay=0.01,
+        consistent_rms=0.2,  # updates as large as AdamW's, so that one learning rate does for both
+        adam_b2=0.99,
+        muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(axes, params),
+    )
+    return optax.chain(clip, muon)
 
 
 def build() -> UNet:
@@ -97,7 +123,16 @@ def obeyed(picture: np.ndarray, prompt: str) -> bool:
     return not check.check(picture, scenes.parse(prompt))
 
 
-def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400, minutes: float | None = None) -> None:
+def train(
+    out: Path,
+    steps: int,
+    resume: bool,
+    batch: int = 16,
+    every: int = 400,
+    minutes: float | None = None,
+    optimizer: str = "muon",
+    decay_from: float = 0.3,
+) -> None:
     """Train and write OUT/unet, with a sheet of samples at each checkpoint.
 
     minutes: be done by then even if `steps` are not reached: the learning rate falls by the clock if that is sooner.
@@ -105,9 +140,7 @@ def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400
     *tokenizers, encoders = text.load(out)
     text_graph, text_params = nnx.split(nnx.List(encoders))
     graph, params = nnx.split(build())
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(PEAK), b2=0.99, weight_decay=0.01)
-    )
+    transform = make_optimizer(optimizer)
     power = jnp.asarray(alphas_cumprod(), jnp.float32)
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -128,11 +161,11 @@ def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400
         state: common.State, text_params: Any, data: dict[str, jax.Array], rate: jax.Array
     ) -> tuple[common.State, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(state["params"], text_params, data)
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        updates, opt = transform.update(grads, state["opt"], state["params"])
         updates = jax.tree.map(lambda u: u * rate, updates)  # the decay of AdamW is in them too
         params = optax.apply_updates(state["params"], updates)
         count = state["count"] + 1
-        decay = jnp.minimum(0.9985, (1 + count) / (10 + count))
+        decay = jnp.minimum(AVERAGE, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
         return {"params": params, "ema": ema, "opt": opt, "count": count}, {"loss": loss}
 
@@ -149,13 +182,13 @@ def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400
             if number % 50 == 0:
                 pool.refresh()
             latents, captions = pool.draw(rng, batch)
-            # Flat pictures stay readable deep into the noise, so half of the timesteps lean to the noisy end.
-            uniform = rng.random(batch)
-            times = 1000 * np.where(rng.random(batch) < 0.5, uniform, 1 - uniform**2)
+            # Shapes are made at middling noise. Above it the layout is any one's guess, and its error mere noise.
+            middle = 1 / (1 + np.exp(-0.8 * rng.standard_normal(batch)))
+            times = 1000 * np.where(rng.random(batch) < 0.65, middle, rng.random(batch))
             odd = rng.random((batch, 1)) < 0.1  # other sizes now and then, so that they do no harm
             sizes = np.where(odd, np.round(SIZES + rng.uniform(0, 1, (batch, 6)) * [256, 256, 48, 48, 256, 256]), SIZES)
             yield {
-                "rate": rate(part, number),
+                "rate": rate(part, number, decay_from),
                 "latents": latents,
                 "noise": rng.standard_normal(latents.shape, np.float32),
                 "time": np.minimum(times, 999).astype(np.int32),
@@ -165,7 +198,7 @@ def train(out: Path, steps: int, resume: bool, batch: int = 16, every: int = 400
             }
 
     copy = jax.tree.map(jnp.copy, params)
-    state = {"params": params, "ema": copy, "opt": optimizer.init(params), "count": jnp.zeros((), jnp.int32)}
+    state = {"params": params, "ema": copy, "opt": transform.init(params), "count": jnp.zeros((), jnp.int32)}
     state, text_params = jax.device_put(state, whole), jax.device_put(text_params, whole)
     prompts = [scenes.caption(scenes.EXAMPLE), *scenes.held_out_prompts(15, seed=1)]
     sampler = Sampler(out, graph, tokenizers, text_graph, jax.device_put(text_params, jax.devices()[0]))
