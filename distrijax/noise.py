@@ -128,7 +128,7 @@ class KeyGenerator:
         return np.asarray(jax.random.normal(key, tuple(shape), jnp.float32)).astype(dtype)
 
 
-GENERATORS = {"torch": TorchGenerator, "jax": KeyGenerator}
+GENERATORS: dict[str, type[TorchGenerator] | type[KeyGenerator]] = {"torch": TorchGenerator, "jax": KeyGenerator}
 
 
 def randn(

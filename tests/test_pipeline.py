@@ -295,7 +295,7 @@ def test_segments_divide_the_steps() -> None:
 
 
 def test_half_precision(folder: Any, pipelines: Any) -> None:
-    """fp16 leaves an autoencoder that overflows there in fp32, as its config says; bf16 makes nearly the same picture."""
+    """fp16 leaves an autoencoder that overflows there in fp32, as its config says; bf16 makes nearly the same."""
     half = StableDiffusionXLPipeline.from_pretrained(folder("base"), dtype=jnp.float16, progress=False)
     assert (half.unet.dtype, half.vae.dtype) == (jnp.float16, jnp.float32)
     exact, _ = pipelines("base")

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from distrijax.checkpoint.export import write_folder
 from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, appearing

@@ -72,7 +72,7 @@ def find(labels: np.ndarray) -> list[Found]:
 def label(picture: np.ndarray, background: Background) -> np.ndarray:
     """Index of the nearest colour for every pixel, -1 where the background is nearer."""
     pixels = picture.astype(np.float32)
-    distance = np.stack([np.square(pixels - np.float32(rgb)).sum(-1) for rgb in COLOURS.values()], -1)
+    distance = np.stack([np.square(pixels - np.array(rgb, np.float32)).sum(-1) for rgb in COLOURS.values()], -1)
     ground = scenes.paint_background(background)
     near = np.square(pixels - ground).sum(-1)
     if background.kind in ("horizontal", "vertical"):  # nearest of both stripes: their edges may be a pixel off

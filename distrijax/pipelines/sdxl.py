@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from distrijax.checkpoint.load import load
 from distrijax.compile import Program, keep_compiled_programs
@@ -234,10 +234,10 @@ class StableDiffusionXLPipeline:
             "negative_crops_coords_top_left": negative_crops_coords_top_left,
         }
         if self.requires_aesthetics_score:
-            scores = {"aesthetic_score": aesthetic_score, "negative_aesthetic_score": negative_aesthetic_score}
+            scores: dict[str, Any] = {"aesthetic_score": aesthetic_score, "negative_aesthetic_score": negative_aesthetic_score}
             time_ids = refiner_time_ids(batch=batch, **sizes, **scores)
         else:
-            targets = {"target_size": target_size or (height, width), "negative_target_size": negative_target_size}
+            targets: dict[str, Any] = {"target_size": target_size or (height, width), "negative_target_size": negative_target_size}
             time_ids = added_time_ids(batch=batch, **sizes, **targets)
         self._check_fit(text[0], time_ids[0])
 

@@ -155,7 +155,7 @@ def exponential_sigmas(low: float, high: float, count: int) -> np.ndarray:
 def beta_sigmas(low: float, high: float, count: int, alpha: float = 0.6, beta: float = 0.6) -> np.ndarray:
     """Noise levels at quantiles of a beta distribution (arXiv 2407.12173) -> float64 [count], falling."""
     # scipy comes with JAX; only this schedule needs it
-    from scipy.special import betaincinv  # type: ignore[import-untyped]
+    from scipy.special import betaincinv
 
     return low + betaincinv(alpha, beta, 1 - np.linspace(0, 1, count)) * (high - low)
 

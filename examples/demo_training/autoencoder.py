@@ -54,7 +54,7 @@ def begin_as_pooling(vae: VAE) -> None:
     """
     carried = jnp.eye(12)
 
-    def pass_on(layer: nnx.Module, taps: tuple[tuple[int, int], ...]) -> None:
+    def pass_on(layer: Any, taps: tuple[tuple[int, int], ...]) -> None:
         kernel = layer.kernel[...]
         kernel = kernel.at[:12].set(0.0)
         for y, x in taps:
@@ -78,8 +78,8 @@ def begin_as_pooling(vae: VAE) -> None:
         for colour in range(3):
             kernel = kernel.at[colour, 1, 1, 4 * colour].set(1.5).at[colour, 1, 1, 4 * colour + 1].set(-1.5)
         half.conv_out.kernel[...] = kernel
-    half = vae.encoder.conv_out
-    half.kernel[...], half.bias[...] = half.kernel[...].at[4:].set(0.0), half.bias[...].at[4:].set(-5.0)
+    last = vae.encoder.conv_out
+    last.kernel[...], last.bias[...] = last.kernel[...].at[4:].set(0.0), last.bias[...].at[4:].set(-5.0)
     for layer in (vae.quant_conv, vae.post_quant_conv):
         layer.kernel[...] = jnp.eye(len(layer.kernel[...]))[:, None, None, :]
 

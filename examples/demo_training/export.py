@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def _component(name: str, json: dict[str, Any], module: nnx.Module) -> Component
     tensors = {}
     for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         array = np.asarray(leaf[...])
-        tensors[".".join(map(str, path))] = Tensor(array.shape, array.dtype, lambda array=array: array)
+        tensors[".".join(map(str, path))] = Tensor(array.shape, array.dtype, partial(np.asarray, array))
     return Component(name, json, blueprint(name, json, name), tensors, name, prefix)
 
 

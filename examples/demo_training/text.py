@@ -104,7 +104,7 @@ def train(out: Path, steps: int, resume: bool, batch: int = 64) -> None:
         optax.clip_by_global_norm(1.0), optax.adamw(common.schedule(2e-3, steps), b2=0.98, weight_decay=0.01)
     )
 
-    def loss_fn(params: Any, data: tuple[np.ndarray, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Any, data: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         encoders, heads = nnx.merge(graph, params)
         ids, ids_2, classes, places = data
         total, rights = jnp.zeros(()), []
