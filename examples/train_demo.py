@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=f"steps of one stage, for `latents` pictures (default: {HELP})")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step of the U-Net (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="let the U-Net's training end by then, whatever the steps")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of the U-Net (default: muon)")
+    parser.add_argument("--begin", type=Path, help="U-Net checkpoints of another run to start from, weights only")
     parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's last checkpoint")
     parser.add_argument("--target", type=Path, help="where `export` writes (default: OUT/sdxl-demo)")
@@ -52,7 +54,8 @@ def main() -> None:
         elif stage == "latents":
             latents.build(args.out, steps)
         elif stage == "unet":
-            denoiser.train(args.out, steps, resume, batch=args.batch, minutes=args.minutes)
+            options = {"minutes": args.minutes, "optimizer": args.optimizer, "begin": args.begin}
+            denoiser.train(args.out, steps, resume, batch=args.batch, **options)
         elif stage == "export":
             export.write(args.out, args.target or args.out / "sdxl-demo")
         else:

@@ -1,8 +1,8 @@
 """The converted format: a folder with distrijax.json, one orbax item a component, and the tokenizers.
 
-    distrijax.json      what is in it: format version, every configuration, and the size of every file
-    unet/ vae/ …        orbax: a flat dictionary path -> array, in our layout
-    tokenizer/ …        as they came
+distrijax.json      what is in it: format version, every configuration, and the size of every file
+unet/ vae/ …        orbax: a flat dictionary path -> array, in our layout
+tokenizer/ …        as they came
 """
 
 import asyncio
@@ -212,7 +212,8 @@ def _save(component: Component, folder: Path, dtype: DTypeLike | None, progress:
     leaves = {path: _Leaf(tensor, dtype) for path, tensor in component.tensors.items()}
     handler = _StreamHandler(component.stream(dtype), list(leaves), progress)
     registry = type_handlers.create_type_handler_registry(
-        (_Leaf, handler), (jax.Array, type_handlers.ArrayHandler())  # orbax warns if it has none for jax.Array
+        (_Leaf, handler),
+        (jax.Array, type_handlers.ArrayHandler()),  # orbax warns if it has none for jax.Array
     )
     # Weights hardly compress (trained fp16: a tenth), and zstd would take most of the time.
     options = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)

@@ -224,9 +224,15 @@ def vae_table() -> Table:
             *_under("decoder", [*both, *_under("up_blocks.*", [*resnets, *_same("upsamplers.*.conv", CONV)])]),
             *_same("quant_conv post_quant_conv", CONV),
         ],
-        aliases=[(at + old, new) for old, new in (
-            (r"query(?=\.)", "to_q"), (r"key(?=\.)", "to_k"), (r"value(?=\.)", "to_v"), (r"proj_attn(?=\.)", "to_out.0")
-        )],
+        aliases=[
+            (at + old, new)
+            for old, new in (
+                (r"query(?=\.)", "to_q"),
+                (r"key(?=\.)", "to_k"),
+                (r"value(?=\.)", "to_v"),
+                (r"proj_attn(?=\.)", "to_out.0"),
+            )
+        ],
         flatten=r".*\.attentions\.0\.(to_q|to_k|to_v|to_out\.0)\.weight",
     )
 

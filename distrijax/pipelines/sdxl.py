@@ -234,11 +234,11 @@ class StableDiffusionXLPipeline:
             "negative_crops_coords_top_left": negative_crops_coords_top_left,
         }
         if self.requires_aesthetics_score:
-            scores: dict[str, Any] = {"aesthetic_score": aesthetic_score, "negative_aesthetic_score": negative_aesthetic_score}
-            time_ids = refiner_time_ids(batch=batch, **sizes, **scores)
+            sizes |= {"aesthetic_score": aesthetic_score, "negative_aesthetic_score": negative_aesthetic_score}
+            time_ids = refiner_time_ids(batch=batch, **sizes)
         else:
-            targets: dict[str, Any] = {"target_size": target_size or (height, width), "negative_target_size": negative_target_size}
-            time_ids = added_time_ids(batch=batch, **sizes, **targets)
+            sizes |= {"target_size": target_size or (height, width), "negative_target_size": negative_target_size}
+            time_ids = added_time_ids(batch=batch, **sizes)
         self._check_fit(text[0], time_ids[0])
 
         seed = secrets.randbits(32) if seed is None else seed

@@ -132,14 +132,20 @@ def train(
     minutes: float | None = None,
     optimizer: str = "muon",
     decay_from: float = 0.3,
+    begin: Path | None = None,
 ) -> None:
     """Train and write OUT/unet, with a sheet of samples at each checkpoint.
 
     minutes: be done by then even if `steps` are not reached: the learning rate falls by the clock if that is sooner.
+    decay_from: the part of the training after which the learning rate falls.
+    begin: a folder of checkpoints of another run whose averaged weights this one starts with.
     """
     *tokenizers, encoders = text.load(out)
     text_graph, text_params = nnx.split(nnx.List(encoders))
-    graph, params = nnx.split(build())
+    unet = build()
+    if begin is not None:
+        common.fill(unet, common.load_params(begin))
+    graph, params = nnx.split(unet)
     transform = make_optimizer(optimizer)
     power = jnp.asarray(alphas_cumprod(), jnp.float32)
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
