@@ -411,6 +411,8 @@ def test_a_failed_replacement_keeps_the_old(base: Path, converted: Path, tmp_pat
 
 
 SLOWLY = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins with Ctrl-C ignored
 import sys, time
 from distrijax.checkpoint import convert, source, store
 store.batches.__defaults__ = (100_000,)  # Ctrl-C is heard between batches

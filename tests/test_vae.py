@@ -16,7 +16,9 @@ from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.exchange import Whole
 
-FP32 = 1e-5  # of the output's deviation: sums in another order, measured 1e-6 to 4e-6
+# Of the output's deviation: sums in another order, mostly 1e-6 to 4e-6. Where a group of channels hardly varies, a group
+# norm magnifies them: there torch's own distance from fp64 is the measure.
+FP32 = 1e-5
 BF16 = 0.1
 
 CONFIGS = {
@@ -54,10 +56,12 @@ def test_encode_and_decode(name: str, size: tuple[int, int]) -> None:
     with torch.no_grad():
         distribution = reference.encode(to_torch(image)).latent_dist
         decoded = to_numpy(reference.decode(to_torch(latents)).sample)
+        exact = to_numpy(reference.double().decode(to_torch(latents).double()).sample)
     mean, logvar = jax.jit(lambda m, x: m.encode(x, Whole()))(vae, image)
     assert error(mean, to_numpy(distribution.mean)) < FP32
     assert error(logvar, to_numpy(distribution.logvar)) < FP32
-    assert error(jax.jit(lambda m, x: m.decode(x, Whole()))(vae, latents), decoded) < FP32
+    ours = error(jax.jit(lambda m, x: m.decode(x, Whole()))(vae, latents), exact)
+    assert ours < max(FP32, 2 * error(decoded, exact))
 
 
 def test_bfloat16() -> None:
