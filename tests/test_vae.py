@@ -16,8 +16,8 @@ from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.exchange import Whole
 
-# Of the output's deviation: sums in another order, mostly 1e-6 to 4e-6. Where a group of channels hardly varies, a group
-# norm magnifies them: there torch's own distance from fp64 is the measure.
+# Of the output's deviation: sums in another order, mostly 1e-6 to 4e-6. Where a group of channels hardly varies, a
+# group norm magnifies them: there torch's own distance from fp64 is the measure.
 FP32 = 1e-5
 BF16 = 0.1
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -100,11 +101,14 @@ class StableDiffusionXLPipeline:
 
         Args:
             source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
-            options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `sharding`, `vae`, `tokenizer`, ...
+            options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `sharding`, `vae`, `tokenizer`, ... The
+                default dtype is the checkpoint's own; on a CPU it is float32, since XLA has no float16 attention there.
 
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
         """
+        if jax.default_backend() == "cpu" and options.get("dtype") is None:
+            options["dtype"] = jnp.float32
         parts = load(source, **options)
         return cls(
             unet=parts.unet,
