@@ -298,6 +298,8 @@ def test_half_precision(folder: Any, pipelines: Any) -> None:
     """fp16 leaves an autoencoder that overflows there in fp32, as its config says; bf16 makes nearly the same."""
     half = StableDiffusionXLPipeline.from_pretrained(folder("base"), dtype=jnp.float16, progress=False)
     assert (half.unet.dtype, half.vae.dtype) == (jnp.float16, jnp.float32)
+    with pytest.raises(DistrijaxError, match="float16 cannot be computed on a CPU"):
+        half(PROMPT)
     exact, _ = pipelines("base")
     exact.scheduler = half.scheduler
     bfloat = StableDiffusionXLPipeline.from_pretrained(folder("base"), dtype=jnp.bfloat16, progress=False)

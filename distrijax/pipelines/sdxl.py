@@ -204,6 +204,8 @@ class StableDiffusionXLPipeline:
         height, width = self._size("height", height), self._size("width", width)
         if output_type not in ("pil", "np", "latent"):
             raise DistrijaxError(f"output_type is {output_type!r}; it must be 'pil', 'np' or 'latent'")
+        if self.dtype == jnp.float16 and jax.default_backend() == "cpu":
+            raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
         if noise not in GENERATORS:
             raise DistrijaxError(f"noise is {noise!r}; it must be 'torch' or 'jax'")
         for name, value in (("guidance_scale", guidance_scale), ("guidance_rescale", guidance_rescale)):
