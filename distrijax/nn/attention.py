@@ -16,7 +16,7 @@ from distrijax.parallel.exchange import Exchange
 KeysValues = tuple[Array, Array]  # [B, T, C] twice
 
 
-def attend(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None, *, causal: bool = False) -> Array:
+def attend(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None) -> Array:
     """Attention of `q` [B, t, C] over `k`, `v` [B, T, C]: [B, t, C]. `mask` [T] is True for tokens that exist."""
 
     def split(x: Array) -> Array:
@@ -25,7 +25,7 @@ def attend(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None, 
     where = None if mask is None else mask[None, None, None, :]
     with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes bf16 and fp32 in the softmax
         y = jax.nn.dot_product_attention(
-            split(q), split(k), split(v), mask=where, is_causal=causal, implementation=_implementation(q, heads)
+            split(q), split(k), split(v), mask=where, implementation=_implementation(q, heads)
         )
     return y.reshape(q.shape)
 
