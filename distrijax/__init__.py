@@ -2,6 +2,7 @@
 
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.mesh import Parallel
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, StableDiffusionXLPipelineOutput
 from distrijax.schedulers import scheduler_from_config
 
@@ -9,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DistrijaxError",
+    "Parallel",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLPipelineOutput",
     "TextEncoderConfig",

@@ -1,11 +1,15 @@
 """The command line: `distrijax generate` and `distrijax convert`. Thin: every option is an argument of the library."""
 
 import argparse
+import dataclasses
 import json
 import os
 import re
 import sys
+import time
+import warnings
 from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,16 @@ from distrijax import __version__
 from distrijax.checkpoint import convert, export
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
+from distrijax.parallel import cluster
+from distrijax.parallel.mesh import MODES, Parallel
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 
 METADATA = "distrijax"  # the PNG text chunk that holds a picture's settings, as JSON
 DTYPES = ("float32", "bfloat16", "float16")
+NUMBERS = ("data", "cfg", "patch")
+DEVICES = (*NUMBERS, "mode", "warmup_steps", "emulate")
+PROCESSES = ("coordinator", "num_processes", "process_id")
 
 # What a picture's settings are where neither the command line nor --like says otherwise.
 DEFAULTS: dict[str, Any] = {
@@ -44,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "eta": 0.0,
     "clip_skip": None,
     "seed": None,
+    **{field.name: field.default for field in dataclasses.fields(Parallel) if field.name in DEVICES},
 }
 
 
@@ -51,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 2 a mistake of the user's, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            options.run(options)
     except DistrijaxError as error:
         print(f"distrijax: error: {error}", file=sys.stderr)
         return 2
@@ -62,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("distrijax: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """One line, without the place in the code."""
+    print(f"distrijax: {'warning' if category is UserWarning else category.__name__}: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,6 +138,49 @@ def _add_generate(commands: Any) -> None:
     sampling.add_argument("--eta", type=float, metavar="X", help="noise of ddim and tcd, 0 to 1 (default: 0)")
     sampling.add_argument("--clip-skip", type=int, metavar="N", help="layers of the text encoders to leave out")
 
+    devices = command.add_argument_group(
+        "devices",
+        "A picture can be spread over data x cfg x patch devices. --like restores this too: with --emulate, a picture "
+        "that eight GPUs made can be made again on one.",
+    )
+    devices.add_argument("--auto", action="store_true", default=False, help="use all devices that are present")
+    devices.add_argument("--patch", type=int, metavar="N", help="devices that share a picture's rows (default: 1)")
+    devices.add_argument(
+        "--cfg", type=int, metavar="N", help="2: either guidance branch has its own devices (default: 1)"
+    )
+    devices.add_argument(
+        "--data", type=int, metavar="N", help="groups of devices that make different pictures (default: 1)"
+    )
+    devices.add_argument(
+        "--mode",
+        metavar="NAME",
+        help=f"what devices tell each other after the warm-up: {', '.join(MODES)} (default: {DEFAULTS['mode']})",
+    )
+    devices.add_argument(
+        "--warmup-steps",
+        type=int,
+        metavar="N",
+        help="steps besides the first that wait for the other devices (default: 4)",
+    )
+    devices.add_argument(
+        "--emulate",
+        action=argparse.BooleanOptionalAction,
+        help="run so many virtual devices on one real one: slower, the same picture",
+    )
+
+    processes = command.add_argument_group(
+        "processes", "Of several, on one machine or more, each started with the same options; the first one writes."
+    )
+    processes.add_argument(
+        "--distributed",
+        action="store_true",
+        default=False,
+        help="find the other processes by Slurm, Open MPI or Kubernetes",
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
+    processes.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process-id", type=int, metavar="N", help="which one this is, from 0")
+
     output = command.add_argument_group("output")
     output.add_argument(
         "--output",
@@ -129,7 +189,14 @@ def _add_generate(commands: Any) -> None:
         help="where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)",
     )
     output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")
-    output.add_argument("--quiet", action="store_true", default=False, help="no progress, only the pictures' paths")
+    said = output.add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_true", default=False, help="no progress, only the pictures' paths")
+    said.add_argument(
+        "--verbose",
+        action="store_true",
+        default=False,
+        help="also what each device sends, receives and holds, and the seconds of each part",
+    )
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -143,22 +210,33 @@ def _generate(options: argparse.Namespace) -> None:
     count = given.get("num_images", 1)
     if count < 1:
         raise DistrijaxError(f"--num-images is {count}; it must be at least 1")
-    targets = _targets(given.get("output"), prompts, count, options.overwrite)
+    _join(given)
+    parallel = _parallel(given, settings, count)
+    targets = _targets_of_first(given.get("output"), prompts, count, options.overwrite)
 
+    start = time.perf_counter()
     pipe = StableDiffusionXLPipeline.from_pretrained(
         _source(settings["model"]),
         dtype=_dtype(settings),
-        progress=not options.quiet,
+        parallel=parallel,
+        progress=not options.quiet and cluster.is_first(),
         **{name: settings[name] for name in ("variant", "vae", "tokenizer")},
     )
+    loading = time.perf_counter() - start
     pipe.set_progress_bar_config(disable=options.quiet)
+    if options.auto and pipe.unet.config.time_cond_proj_dim is not None:  # guidance is an input: there is one branch
+        pipe.parallel = _parallel(given, settings | {"guidance_scale": 1.0}, count)
+    settings |= {name: getattr(pipe.parallel, name) for name in DEVICES}
     if settings["scheduler"] is not None:
         pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), settings["scheduler"])
     if settings["seed"] is None:
-        settings["seed"] = int(np.random.SeedSequence().generate_state(1)[0])
+        settings["seed"] = cluster.same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]))
     settings["dtype"] = np.dtype(pipe.dtype).name
     passed = ["prompt_2", "negative_prompt", "negative_prompt_2", "height", "width"]
     passed += ["guidance_scale", "guidance_rescale", "eta", "clip_skip"]
+    if options.verbose and cluster.is_first() and parallel.mode != "tensor":  # there, traffic is up to the compiler
+        sizes = {name: settings[name] for name in ("height", "width", "guidance_scale")}
+        print(pipe.traffic(**sizes, pictures=count), file=sys.stderr)
     for prompt in prompts:
         seeds = [settings["seed"] + i for i in range(count)]
         images = pipe(
@@ -171,9 +249,63 @@ def _generate(options: argparse.Namespace) -> None:
         for image, seed in zip(images, seeds, strict=True):
             size = {"height": image.height, "width": image.width}
             made = {"version": __version__, "prompt": prompt, **settings, **size, "seed": seed}
-            target = targets.pop(0)
-            _write(image, target, made, options.overwrite)
-            print(target)
+            if cluster.is_first():
+                target = targets.pop(0)
+                _write(image, target, made, options.overwrite)
+                print(target)
+    if options.verbose and cluster.is_first():
+        spent = {"loading": loading, **pipe.seconds}
+        print(", ".join(f"{part} {seconds:.1f} s" for part, seconds in spent.items()), file=sys.stderr)
+
+
+def _join(given: dict[str, Any]) -> None:
+    """Join the other processes, if there are any: before anything asks JAX for its devices."""
+    missing = ["--" + name.replace("_", "-") for name in PROCESSES if name not in given]
+    if given["distributed"]:
+        if len(missing) < len(PROCESSES):
+            raise DistrijaxError(
+                "--distributed finds the other processes by itself; leave out --coordinator and others"
+            )
+        cluster.initialize()
+    elif not missing:
+        cluster.initialize(*(given[name] for name in PROCESSES))
+    elif len(missing) < len(PROCESSES):
+        raise DistrijaxError(f"of several processes, each has to be told all; {' and '.join(missing)}: missing")
+
+
+def _parallel(given: dict[str, Any], settings: dict[str, Any], count: int) -> Parallel:
+    """The devices that make `count` pictures at a time."""
+    scale = settings["guidance_scale"]
+    guided = not isinstance(scale, int | float) or scale > 1  # what is no number, the pipeline refuses
+    if given["auto"]:
+        named = [f"--{name}" for name in (*NUMBERS, "emulate") if name in given]
+        if named:
+            raise DistrijaxError(
+                f"--auto chooses among all devices present; leave out {' and '.join(named)}, or --auto"
+            )
+        auto = Parallel.auto(guided=guided, pictures=count)
+        return dataclasses.replace(auto, **{name: settings[name] for name in ("mode", "warmup_steps")})
+    chosen = {name: settings[name] for name in DEVICES}
+    if "data" not in given and isinstance(chosen["data"], int):
+        # Of --like: a picture made beside others can be made again without them.
+        chosen["data"] = gcd(chosen["data"], count)
+    parallel = Parallel(**chosen)
+    # The pipeline says the same, but only once it is loaded.
+    parallel.check(pictures=count, guided=guided, because=f"guidance_scale is {scale}")
+    return parallel
+
+
+def _targets_of_first(*choices: Any) -> list[Path]:
+    """In the first process, a path for every picture. If it finds none, all stop: the others would wait for it."""
+    targets, problem = [], None
+    if cluster.is_first():
+        try:
+            targets = _targets(*choices)
+        except DistrijaxError as error:
+            problem = error
+    if not cluster.same_everywhere(problem is None):
+        raise problem or DistrijaxError("the first process cannot write its pictures; it says why")
+    return targets
 
 
 def _source(model: str) -> str | Path:

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from distrijax.parallel.cluster import wait_for_all
+
 Report = Callable[[str], None]
 
 
@@ -60,6 +62,8 @@ class Program:
             seconds = time.perf_counter() - start
             self.compile_seconds += seconds
             self._report(f"compiled {self.name} in {seconds:.1f} s")
+            if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves):
+                wait_for_all(f"compiled {self.name}")
         return self._compiled[key]
 
     def __call__(self, *args: Any, **static: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Settings of every test: strict dtypes and ranks, full matmul precision, the CPU."""
+"""Settings of every test: strict dtypes and ranks, full matmul precision, the CPU as eight devices."""
 
 import os
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,14 +1,20 @@
 """The command line: pictures and their settings, mistakes in one line, nothing overwritten or half-written."""
 
 import json
+import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from distrijax import cli
+from distrijax import DistrijaxError, Parallel, cli
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
 
@@ -130,3 +136,168 @@ def test_interrupting_writes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run("generate", "a red circle", *FAST) == 130
     assert capsys.readouterr().err.endswith("distrijax: interrupted\n")
     assert not list(Path().glob("*"))
+
+
+def test_devices_belong_to_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture made by four devices is made again by four, virtual ones here."""
+    made_by = ["--cfg", "2", "--patch", "2", "--emulate", "--warmup-steps", "0", "--mode", "stale_gn"]
+    small = ["--height", "64", "--width", "64", "--steps", "3", "--seed", "5"]
+    assert run("generate", "a red circle", *small, *made_by, "--verbose", "--output", "four.png") == 0
+    said = capsys.readouterr()
+    assert said.out == "four.png\n"
+    assert "4 devices (data=1 x cfg=2 x patch=2), mode stale_gn; each of them\n" in said.err
+    for line in ("in a displaced step", "keys and values", "carries from step to step"):
+        assert said.err.index(line) < said.err.index("compiling")  # known before anything is waited for
+    times = re.search(
+        r"^loading (\S+) s, compiling (\S+) s, encoding (\S+) s, denoising (\S+) s, decoding (\S+) s$", said.err, re.M
+    )
+    assert times
+    assert float(times[2]) > 0
+    made = settings("four.png")
+    assert {name: made[name] for name in cli.DEVICES} == {
+        "data": 1, "cfg": 2, "patch": 2, "mode": "stale_gn", "warmup_steps": 0, "emulate": True
+    }  # fmt: skip
+    assert run("generate", "--like", "four.png", "--quiet", "--output", "again.png") == 0
+    assert settings("again.png") == made
+    assert np.array_equal(pixels("again.png"), pixels("four.png"))
+
+
+class Pipe:
+    """Stands for the pipeline: remembers its calls, and makes grey pictures at once."""
+
+    def __init__(self, parallel: Parallel, distilled: bool = False):
+        self.parallel, self.dtype, self.seconds = parallel, np.float32, dict[str, float]()
+        self.calls: list[dict[str, Any]] = []
+        self.unet = SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=8 if distilled else None))
+        self.set_progress_bar_config = lambda **_: None
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        self.calls.append({"prompt": prompt, "parallel": self.parallel} | options)
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8))] * options["num_images_per_prompt"])
+
+
+@pytest.fixture
+def pipes(monkeypatch: pytest.MonkeyPatch) -> list[Pipe]:
+    """Those that commands have loaded."""
+    loaded: list[Pipe] = []
+
+    def load(source: Any, *, parallel: Parallel, **options: Any) -> Pipe:
+        loaded.append(Pipe(parallel, distilled="lcm" in str(source)))
+        return loaded[-1]
+
+    monkeypatch.setattr(cli.StableDiffusionXLPipeline, "from_pretrained", load)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ([], (1, 2, 4)),
+        (["--num-images", "2"], (2, 2, 2)),
+        (["--guidance-scale", "1"], (1, 1, 8)),
+        (["--model", "lcm"], (1, 1, 8)),  # found out only when it is loaded
+    ],
+)
+def test_all_devices_present(options: list[str], shape: tuple[int, int, int], pipes: list[Pipe]) -> None:
+    choices = ["--auto", "--mode", "sync_gn", "--warmup-steps", "2"]
+    assert run("generate", "x", *choices, *options, "--output", "x.png") == 0  # eight are present, see `conftest`
+    parallel = pipes[0].calls[0]["parallel"]
+    assert (parallel.data, parallel.cfg, parallel.patch) == shape
+    assert (parallel.mode, parallel.warmup_steps) == ("sync_gn", 2)
+    made = settings(next(Path().glob("*.png")))
+    assert (made["data"], made["cfg"], made["patch"]) == shape
+
+
+def test_devices_of_a_picture_made_before(pipes: list[Pipe]) -> None:
+    assert run("generate", "x", "--data", "2", "--patch", "4", "--num-images", "2", "--output", "x.png") == 0
+    for options, expected in (
+        ([], Parallel(patch=4)),  # alone, it needs no second group
+        (["--num-images", "4", "--emulate"], Parallel(data=2, patch=4, emulate=True)),
+        (["--patch", "3", "--mode", "no_sync"], Parallel(patch=3, mode="no_sync")),
+        (["--auto", "--guidance-scale", "1"], Parallel(patch=8)),
+    ):
+        assert run("generate", "--like", "x-1.png", *options, "--output", "again.png", "--overwrite") == 0
+        assert pipes[-1].calls[0]["parallel"] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--patch", "0"], "patch is 0; it must be a whole number, 1 or more"),
+        (["--warmup-steps", "-1"], "warmup_steps is -1"),
+        (["--patch", "16"], "takes 16 devices; there: 8. Choose at most 8, such as cfg=2 x patch=4"),
+        (["--mode", "async"], "mode is 'async'; it must be one of full_sync, corrected_async_gn"),
+        (["--auto", "--patch", "2", "--emulate"], "leave out --patch and --emulate, or --auto"),
+        (["--data", "2", "--num-images", "3"], "3 pictures cannot be dealt to data=2; ask for 4"),
+        (["--cfg", "2", "--patch", "2", "--guidance-scale", "1"], "guidance_scale is 1.0; use cfg=1, patch=4"),
+        (["--coordinator", "here:1", "--process-id", "0"], "--num-processes: missing"),
+        (["--distributed", "--process-id", "0"], "--distributed finds the other processes by itself"),
+    ],
+)
+def test_devices_that_cannot_be_used(
+    options: list[str], message: str, pipes: list[Pipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "x", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not pipes  # before anything is loaded
+
+
+@pytest.mark.parametrize("arguments", [[], ["--coordinator", "here:1", "--num-processes", "2", "--process-id", "1"]])
+def test_processes_join_before_anything_asks_for_devices(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def join(*given: Any) -> None:
+        raise DistrijaxError(f"joined with {given}")
+
+    def too_early(*_: Any) -> None:
+        raise AssertionError("devices were asked for before the processes had joined")
+
+    monkeypatch.setattr(cli.cluster, "initialize", join)
+    for name in ("devices", "default_backend", "process_index", "process_count", "local_devices"):
+        monkeypatch.setattr(jax, name, too_early)
+    assert run("generate", "x", *(arguments or ["--distributed"])) == 2
+    assert f"joined with {('here:1', 2, 1) if arguments else ()}" in capsys.readouterr().err
+
+
+def test_nothing_touches_devices_while_it_is_imported() -> None:
+    """Else the real thing refuses, whatever is said to it."""
+    command = ["generate", "x", "--distributed", "--coordinator", "here:1"]  # a mistake: it stops before anything else
+    code = f"from distrijax import cli; cli.main({command!r}); from jax._src import xla_bridge as b; print(b._backends)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "leave out --coordinator" in done.stderr
+    assert done.stdout == "{}\n"
+
+
+def test_only_the_first_process_writes(
+    pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All make the picture, of the first one's seed; a first one that cannot write stops all."""
+    monkeypatch.setattr(cli.cluster, "is_first", lambda: False)
+    monkeypatch.setattr(cli.cluster, "same_everywhere", lambda value: {True: 1}.get(value, 77))
+    assert run("generate", "x", "--verbose") == 0
+    assert pipes[0].calls[0]["seed"] == [77]
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(cli.cluster, "same_everywhere", lambda value: 0)
+    assert run("generate", "x") == 2
+    assert "the first process cannot write" in capsys.readouterr().err
+    assert len(pipes) == 1
+    assert not list(Path().iterdir())
+    monkeypatch.setattr(cli.cluster, "is_first", lambda: True)
+    monkeypatch.setattr(cli.cluster, "same_everywhere", lambda value: int(value))
+    assert run("generate", "x", "--output", "nowhere/x.png") == 2
+    assert "no folder nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_one_line(
+    pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = Pipe.__call__
+
+    def warn(self: Pipe, *arguments: Any, **options: Any) -> Any:
+        warnings.warn("all 2 steps are synchronous", stacklevel=1)
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(Pipe, "__call__", warn)
+    assert run("generate", "x") == 0
+    assert capsys.readouterr() == ("x.png\n", "distrijax: warning: all 2 steps are synchronous\n")

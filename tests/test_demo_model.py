@@ -40,7 +40,7 @@ COLOUR_PAIRS = [("red", "blue"), ("blue", "yellow"), ("green", "red"), ("black",
 
 
 def test_it_paints_the_colours_that_the_prompt_names():
-    """What the shipped weights have learnt so far; which stands where is often right, the shapes are not yet."""
+    """What the shipped weights have learnt for certain; shapes and places are right in half of the pictures so far."""
     pictures = drawn([f"a {a} circle above a {b} square" for a, b in COLOUR_PAIRS], seed=0)
     names = list(scenes.COLOURS)
     for pair, picture in zip(COLOUR_PAIRS, pictures, strict=True):

@@ -204,8 +204,9 @@ def test_transformer_block() -> None:
     x, context = rng.randn(2, 30, 32).astype(np.float32), rng.randn(2, 7, 24).astype(np.float32)
     with torch.no_grad():
         expected = to_numpy(reference(torch.from_numpy(x), encoder_hidden_states=torch.from_numpy(context)))
-    y = ours(x, {ours.attn2.path: ours.attn2.keys_values(context)}, Whole())
-    assert error(y, expected) < FP32
+    maps = x.reshape(2, 5, 6, 32).transpose(1, 2, 0, 3)  # [H, W, B, C]
+    y = ours(maps, {ours.attn2.path: ours.attn2.keys_values(context)}, Whole())
+    assert error(y.transpose(2, 0, 1, 3).reshape(x.shape), expected) < FP32
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 8), (7, 3)])

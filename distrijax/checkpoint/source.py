@@ -57,7 +57,7 @@ class Component:
         """
         for path, tensor in self.tensors.items():
             array = cast(tensor.load(), dtype, f"{self.where}: {path}")
-            yield path, array if placement is None else jax.device_put(array, placement)
+            yield path, array if placement is None else put(array, placement)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,14 @@ class Source:
     @property
     def nbytes(self) -> int:
         return sum(component.nbytes for component in self.components.values())
+
+
+def put(array: np.ndarray, placement: Placement) -> jax.Array:
+    """On a device, or on each its part; where some are another process's, that one has the same array."""
+    if isinstance(placement, jax.Device) or placement.is_fully_addressable:
+        return jax.device_put(array, placement)
+    # `device_put` would first compare the array between all processes, a gather of the whole model.
+    return jax.make_array_from_callback(array.shape, placement, lambda part: array[part])
 
 
 def cast(array: np.ndarray, dtype: DTypeLike | None, what: str) -> np.ndarray:

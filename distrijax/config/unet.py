@@ -67,6 +67,11 @@ class UNetConfig:
     projection_class_embeddings_input_dim: int
     time_cond_proj_dim: int | None
 
+    @property
+    def factor(self) -> int:
+        """How many rows of latents are one where the U-Net is deepest."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> Self:
         """From the contents of the U-Net's `config.json`.

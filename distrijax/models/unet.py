@@ -24,7 +24,7 @@ from distrijax.parallel.exchange import Exchange
 class Conditioning:
     """What the U-Net takes from the prompt: the same in every step, so computed once a picture (`UNet.condition`)."""
 
-    cross: dict[str, KeysValues]  # by cross-attention layer, [B, T, C] twice
+    cross: dict[str, KeysValues]  # by cross-attention layer, [T, B, C] twice
     embedding: Array  # [B, D]: pooled text and sizes, added to the time embedding
     guidance: Array | None  # [B, E]: LCM's guidance scale, added to the input of the time embedding
 

@@ -26,8 +26,8 @@ class PixelAttention(SelfAttention):
         self.group_norm = GroupNorm(channels, groups, eps=_EPS, dtype=dtype)
 
     def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
-        b, h, w, c = x.shape
-        return x + super().__call__(self.group_norm(x, px).reshape(b, h * w, c), px).reshape(b, h, w, c)
+        y = self.group_norm(x, px).transpose(1, 2, 0, 3)  # [H, W, B, C], see `attend`
+        return x + super().__call__(y, px).transpose(2, 0, 1, 3)
 
 
 class Block(nnx.Module):

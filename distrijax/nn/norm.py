@@ -36,9 +36,10 @@ class LayerNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones(channels, dtype)), nnx.Param(jnp.zeros(channels, dtype))
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:  # [B, T, C]
+    def __call__(self, x: Array) -> Array:  # [..., C]
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        scale, bias = (p[...].astype(jnp.float32)[None, None, :] for p in (self.scale, self.bias))
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale, bias = (p[...].astype(jnp.float32).reshape(shape) for p in (self.scale, self.bias))
         return (y * scale + bias).astype(x.dtype)

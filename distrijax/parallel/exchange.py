@@ -26,25 +26,39 @@ class Exchange(Protocol):
         """Mean and biased variance of the whole picture's `x` [B, h, W, C] by channel group: fp32 [B, G] each."""
         ...
 
-    def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array, Array | None]:
-        """Keys and values of the whole picture, from this device's `k`, `v` [B, t, C], and which of them exist.
+    def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
+        """Keys and values of the whole picture [T, B, C] twice, from those of this device's rows [h, W, B, C].
 
-        Returns [B, T, C] twice and a mask [T] that is True for the tokens of the picture, or None if all of them are.
         The order of the tokens is unspecified: attention does not depend on it.
         """
         ...
 
 
-def group_moments(x: Array, groups: int) -> tuple[Array, Array]:
+def group_moments(x: Array, groups: int, rows: Array | None = None) -> tuple[Array, Array]:
     """Mean and biased variance of `x` [B, H, W, C] over rows, columns and the channels of a group: fp32 [B, G] each.
 
     The second moment is centred: E[x²] - E[x]² in fp32 has lost all digits at a mean of 300 and a deviation of 0.1.
+
+    Args:
+        rows: only so many, from the top, count; 0 for both moments if there are none.
     """
     x = x.astype(jnp.float32)
-    batch, channels = x.shape[0], x.shape[-1]
-    mean = x.mean((1, 2)).reshape(batch, groups, -1).mean(-1)  # [B, G]
-    centred = x - jnp.repeat(mean, channels // groups, 1)[:, None, None, :]
-    return mean, jnp.square(centred).mean((1, 2)).reshape(batch, groups, -1).mean(-1)
+    batch, height, _, channels = x.shape
+
+    def average(y: Array) -> Array:  # [B, H, W, C] -> [B, G]
+        if rows is None:
+            return y.mean((1, 2)).reshape(batch, groups, -1).mean(-1)
+        y = jnp.where((jnp.arange(height) < rows)[None, :, None, None], y, 0)
+        y = y.mean(2).sum(1) / jnp.maximum(rows, 1).astype(jnp.float32)
+        return y.reshape(batch, groups, -1).mean(-1)
+
+    mean = average(x)
+    return mean, average(jnp.square(x - jnp.repeat(mean, channels // groups, 1)[:, None, None, :]))
+
+
+def in_a_row(x: Array) -> Array:
+    """The tokens of a map: [h, W, B, C] -> [h * W, B, C]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 class Whole:
@@ -56,5 +70,9 @@ class Whole:
     def moments(self, path: str, x: Array, groups: int) -> tuple[Array, Array]:
         return group_moments(x, groups)
 
-    def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array, Array | None]:
-        return k, v, None
+    def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
+        return in_a_row(k), in_a_row(v)
+
+    def carry(self) -> tuple[()]:
+        """What the next step's exchange object needs of this one."""
+        return ()

@@ -3,8 +3,11 @@
 import dataclasses
 import secrets
 import sys
+import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -19,14 +22,20 @@ from tqdm import tqdm
 
 from distrijax.checkpoint.load import load
 from distrijax.compile import Program, keep_compiled_programs
-from distrijax.denoise import Carry, Guidance, Steps, denoise
+from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import Conditioning, UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.noise import GENERATORS, randn
-from distrijax.parallel.exchange import Whole
+from distrijax.parallel.cluster import is_first, same_everywhere
+from distrijax.parallel.mesh import Parallel, fetch, replicate
+from distrijax.parallel.rows import Rows
+from distrijax.parallel.tensor import spread_weights
+from distrijax.parallel.traffic import Traffic
+from distrijax.parallel.traffic import traffic as traffic_of
+from distrijax.pipelines import programs
 from distrijax.pipelines.prompt import (
     PromptEmbeds,
     added_time_ids,
@@ -64,6 +73,7 @@ class StableDiffusionXLPipeline:
             `text_encoder` and no `tokenizer`.
         force_zeros_for_empty_prompt: without a negative prompt, guide away from zero embeddings instead of from "".
         requires_aesthetics_score: the U-Net is told an aesthetic score in place of the target size, as the refiner's.
+        parallel: the devices that make the pictures, and how; by default one.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class StableDiffusionXLPipeline:
         scheduler: Scheduler,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
+        parallel: Parallel | None = None,
     ):
         self.unet, self.vae, self.scheduler = unet, vae, scheduler
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
@@ -85,31 +96,38 @@ class StableDiffusionXLPipeline:
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         self.requires_aesthetics_score = requires_aesthetics_score
         self.interrupt = False  # a step callback may set it: the remaining steps are left out
-        self._progress: dict[str, Any] = {}
+        self.seconds = dict.fromkeys(("compiling", "encoding", "denoising", "decoding"), 0.0)  # of all calls so far
+        self.set_progress_bar_config()
 
         keep_compiled_programs()
-        px = Whole()
+        self.parallel = parallel or Parallel()
+        phase = partial(Program, function=programs.denoise, static=["parallel", "rows", "scheduler", "displaced"])
         self._encode = Program("text encoding", encode_ids, static=["clip_skip"], report=self._report)
-        self._condition = Program("conditioning", UNet.condition, report=self._report)
-        self._denoise = Program("denoising", partial(denoise, px=px), static=["scheduler"], report=self._report)
-        self._decode = Program("decoding", partial(decode, px=px), report=self._report)
-        self._programs = self._encode, self._condition, self._denoise, self._decode
+        self._condition = Program("conditioning", programs.condition, static=["parallel"], report=self._report)
+        self._synchronous = phase("denoising, synchronous steps", report=self._report)
+        self._displaced = phase("denoising, displaced steps", report=self._report)
+        self._crop = Program("end of denoising", programs.crop, static=["parallel", "height"], report=self._report)
+        self._decode = Program("decoding", programs.decode, static=["parallel", "height"], report=self._report)
+        self._programs = self._encode, self._condition, self._synchronous, self._displaced, self._crop, self._decode
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, source: str | Path, *, parallel: Parallel | None = None, **options: Any) -> Self:
         """The pipeline of a checkpoint.
 
         Args:
             source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
-            options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `sharding`, `vae`, `tokenizer`, ... The
-                default dtype is the checkpoint's own; on a CPU it is float32, since XLA has no float16 attention there.
+            parallel: the devices that make the pictures, and how; by default one.
+            options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `vae`, `tokenizer`, ... The default dtype
+                is the checkpoint's own; on a CPU it is float32, since XLA has no float16 attention there.
 
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
         """
         if jax.default_backend() == "cpu" and options.get("dtype") is None:
             options["dtype"] = jnp.float32
-        parts = load(source, **options)
+        parallel = parallel or Parallel()
+        options["progress"] = options.get("progress", True) and is_first()
+        parts = load(source, sharding=parallel.replicated, **options)
         return cls(
             unet=parts.unet,
             vae=parts.vae,
@@ -120,11 +138,15 @@ class StableDiffusionXLPipeline:
             scheduler=scheduler_from_config(parts.scheduler),
             force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
             requires_aesthetics_score=parts.index.get("requires_aesthetics_score", False),
+            parallel=parallel,
         )
 
     def set_progress_bar_config(self, **config: Any) -> None:
-        """Arguments of the `tqdm` progress bar; `disable=True` also silences what is said of compiling."""
-        self._progress = config
+        """Arguments of the `tqdm` progress bar; `disable=True` also silences what is said of compiling.
+
+        Of several processes, only the first shows anything.
+        """
+        self._progress: dict[str, Any] = config if is_first() else config | {"disable": True}
 
     def _report(self, message: str) -> None:
         if not self._progress.get("disable"):
@@ -215,23 +237,28 @@ class StableDiffusionXLPipeline:
             raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
         schedule = self._schedule(num_inference_steps, timesteps, sigmas, denoising_end, eta)
         guided = guidance_scale > 1 and not self._distilled
-        text = encode_prompt(
-            [t for t in (self.tokenizer, self.tokenizer_2) if t is not None],
-            [e for e in (self.text_encoder, self.text_encoder_2) if e is not None],
-            prompt,
-            prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            num_images_per_prompt=num_images_per_prompt,
-            guided=guided,
-            clip_skip=clip_skip,
-            force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            encode=self._encode,
-        )
+        rows = self.parallel.rows(height // self.vae.config.factor, self.unet.config.factor)
+        asked = prompt if prompt_embeds is None else prompt_embeds
+        self._check_devices(guidance_scale, guided, asked, num_images_per_prompt)
+        self._settle()
+        with self._timed("encoding"):
+            text = encode_prompt(
+                [t for t in (self.tokenizer, self.tokenizer_2) if t is not None],
+                [e for e in (self.text_encoder, self.text_encoder_2) if e is not None],
+                prompt,
+                prompt_2,
+                negative_prompt=negative_prompt,
+                negative_prompt_2=negative_prompt_2,
+                num_images_per_prompt=num_images_per_prompt,
+                guided=guided,
+                clip_skip=clip_skip,
+                force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                pooled_prompt_embeds=pooled_prompt_embeds,
+                negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+                encode=lambda *args, **choices: fetch(self._encode(*args, **choices)),
+            )
         batch = len(text[0].context)
         sizes: dict[str, Any] = {
             "original_size": original_size or (height, width),
@@ -247,13 +274,60 @@ class StableDiffusionXLPipeline:
             time_ids = added_time_ids(batch=batch, **sizes)
         self._check_fit(text[0], time_ids[0])
 
-        seed = secrets.randbits(32) if seed is None else seed
+        seed = same_everywhere(secrets.randbits(32)) if seed is None else seed
         start, drawn = self._noise(noise, seed, batch, height, width, schedule, latents)
         cond = self._conditioning(text, time_ids, guidance_scale)
-        guidance = Guidance(jnp.float32(guidance_scale), jnp.float32(guidance_rescale))
-        steps = Steps(schedule.rows, schedule.timesteps, drawn)
-        final = self._run(start, steps, cond, guidance, callback_on_step_end)
-        return StableDiffusionXLPipelineOutput(self._output(final, output_type), seed)
+        steps = Steps(schedule.rows, schedule.timesteps, None if drawn is None else rows.pad(drawn, 2))
+        guidance = self._guidance(guidance_scale if guided else None, guidance_rescale if guided else 0.0)
+        with self._timed("denoising"):
+            final = self._run(rows.pad(start, 1), steps, cond, guidance, rows, callback_on_step_end)
+        with self._timed("decoding"):
+            images = self._output(final, height, output_type)
+        return StableDiffusionXLPipelineOutput(images, seed)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Add what this takes to `seconds`; what it takes of it to compile has a place of its own."""
+        start, compiled = time.perf_counter(), sum(program.compile_seconds for program in self._programs)
+        yield
+        self.seconds["compiling"] = sum(program.compile_seconds for program in self._programs)
+        self.seconds[part] += time.perf_counter() - start - (self.seconds["compiling"] - compiled)
+
+    def traffic(
+        self, height: int | None = None, width: int | None = None, guidance_scale: float = 5.0, pictures: int = 1
+    ) -> Traffic:
+        """What each device sends and receives in a step of such a call, and carries to the next: print it.
+
+        Nothing is computed, but the U-Net is traced: some seconds for SDXL.
+
+        Args:
+            height, width, guidance_scale: as of a call.
+            pictures: of the whole batch.
+        """
+        guided = guidance_scale > 1 and not self._distilled
+        sizes = {"height": self._size("height", height), "width": self._size("width", width)}
+        return traffic_of(
+            self.unet.config,
+            self.parallel,
+            self.dtype,
+            **{name: size // self.vae.config.factor for name, size in sizes.items()},
+            guided=guided,
+            pictures=pictures,
+            scheduler=self.scheduler,
+        )
+
+    def _settle(self) -> None:
+        """Parts that the caller has replaced go where the others are; the others stay."""
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            place = spread_weights if name == "unet" and self.parallel.mode == "tensor" else replicate
+            setattr(self, name, place(getattr(self, name), self.parallel))
+
+    def _check_devices(self, scale: float, guided: bool, prompts: Any, images: Any) -> None:
+        if isinstance(images, bool) or not isinstance(images, int | np.integer) or images < 1:
+            raise DistrijaxError(f"num_images_per_prompt is {images!r}; it must be a whole number above zero")
+        pictures = (1 if isinstance(prompts, str) or prompts is None else len(prompts)) * int(images)
+        because = "this model takes it as an input" if self._distilled else f"guidance_scale is {scale}"
+        self.parallel.check(pictures=pictures, guided=guided, because=because)
 
     @property
     def _distilled(self) -> bool:
@@ -282,14 +356,23 @@ class StableDiffusionXLPipeline:
     ) -> Conditioning:
         """Of the prompts; where guidance is on, of the negative ones before them. Both arguments: prompt, negative."""
         pairs = [(t, i) for t, i in zip(text, time_ids, strict=True) if t is not None][::-1]
-        context = jnp.concatenate([t.context for t, _ in pairs])
-        pooled = jnp.concatenate([t.pooled for t, _ in pairs])
-        ids = jnp.concatenate([jnp.asarray(i) for _, i in pairs])
+        context, pooled = (np.stack([getattr(t, name) for t, _ in pairs]) for name in ("context", "pooled"))
+        ids = np.stack([i for _, i in pairs])  # [branches, B, 6]
         scale = None
         if self._distilled:
-            scale = jnp.full(len(context), guidance_scale, jnp.float32)
-            scale = guidance_embedding(scale, self.unet.config.time_cond_proj_dim or 0)
-        return self._condition(self.unet, context, pooled, ids, scale)
+            embedding = guidance_embedding(jnp.float32([guidance_scale]), self.unet.config.time_cond_proj_dim or 0)
+            scale = np.broadcast_to(embedding, (*ids.shape[:2], embedding.shape[-1]))
+        inputs = self.parallel.place((context, pooled, ids, scale), programs.TEXT)
+        return self._condition(self.unet, *inputs, parallel=self.parallel.compiled)
+
+    def _guidance(self, scale: float | None, rescale: float) -> Guidance:
+        weights, prompted = ([1.0], [1.0]) if scale is None else ([1 - scale, scale], [0.0, 1.0])
+        guidance = Guidance(
+            np.asarray(weights, np.float32),
+            np.asarray(prompted, np.float32),
+            np.float32(rescale) if rescale > 0 else None,
+        )
+        return self.parallel.place(guidance, programs.GUIDANCE)
 
     def _size(self, name: str, value: int | None) -> int:
         factor = self.vae.config.factor
@@ -330,7 +413,7 @@ class StableDiffusionXLPipeline:
         width: int,
         schedule: Schedule,
         latents: ArrayLike | None,
-    ) -> tuple[Array, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Latents to start from [B, h, w, C], and the noise of every step [S, B, h, w, C] if one draws any.
 
         Drawn for the whole picture, in the order of diffusers: first the latents, then step by step.
@@ -352,59 +435,87 @@ class StableDiffusionXLPipeline:
             nothing = np.zeros(shape, np.float32)
             drawn = np.stack([randn(generators, shape) if draws else nothing for draws in schedule.draws])
             noise = drawn.transpose(0, 1, 3, 4, 2)
-        return jnp.asarray(start.transpose(0, 2, 3, 1)) * jnp.float32(schedule.init_noise_sigma), noise
+        return start.transpose(0, 2, 3, 1) * np.float32(schedule.init_noise_sigma), noise
 
     def _run(
-        self, latents: Array, steps: Steps, cond: Conditioning, guidance: Guidance, callback: StepCallback | None
+        self,
+        latents: Array,
+        steps: Steps,
+        cond: Conditioning,
+        guidance: Guidance,
+        rows: Rows,
+        callback: StepCallback | None,
     ) -> Array:
-        """All steps: equal segments of one compiled scan, dispatched ahead of the device while the bar follows it.
+        """All steps, the synchronous ones first: latents [B, >= h, W, C], the rows past the picture's being padding.
 
-        A segment's scan runs without the host. The next is queued before the last has ended, so the device never
-        waits; the host waits for the end of a segment only to move the bar.
+        Equal segments of a compiled scan are dispatched ahead of the devices while the bar follows them. A segment's
+        scan runs without the host, and the next is queued before the last has ended, so the devices never wait; the
+        host waits for the end of a segment only to move the bar.
         """
         total = len(steps.timesteps)
-        length = 1 if callback else segment_length(total)
-        carry = latents, self.scheduler.init_state(latents)
-        run = self._denoise.prepare(self.unet, carry, steps[:length], cond, guidance, scheduler=self.scheduler)
+        first = Carry(latents, self.scheduler.init_state(jnp.asarray(latents)))
+        carry = self.parallel.place(first, programs.CARRY)
+        ends: deque[tuple[Array, int]] = deque()
         self.interrupt = False
-        ends: deque[Array] = deque()
         with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | self._progress) as bar:
-            for i in range(0, total, length):
-                carry, end = run(self.unet, carry, steps[i : i + length], cond, guidance)
-                ends.append(end)
+            for part, displaced in self._segments(total, one_by_one=callback is not None):
+                now = self.parallel.place(steps[part], programs.STEPS)
+                program = self._displaced if displaced else self._synchronous
+                carry = carry if displaced else dataclasses.replace(carry, pieces=None)
+                choices = {"rows": rows, "scheduler": self.scheduler, "displaced": displaced}
+                carry, end = program(self.unet, carry, now, cond, guidance, parallel=self.parallel.compiled, **choices)
+                ends.append((end, part.stop - part.start))
                 if callback is not None:
-                    carry = self._call_back(callback, i, steps.timesteps[i], carry)
-                while len(ends) > (0 if i + length == total or self.interrupt else 2):
-                    ends.popleft().block_until_ready()
+                    carry = self._call_back(callback, part.start, steps.timesteps[part.start], carry, rows)
+                while len(ends) > (0 if part.stop == total or self.interrupt else 2):
+                    end, length = ends.popleft()
+                    end.block_until_ready()
                     bar.update(length)
                 if self.interrupt:
                     break
-        return carry[0]
+        return carry.latents
 
-    def _call_back(self, callback: StepCallback, step: int, timestep: Any, carry: Carry) -> Carry:
-        latents, state = carry
+    def _segments(self, total: int, *, one_by_one: bool) -> Iterator[tuple[slice, bool]]:
+        """The steps of each dispatch, and whether they are displaced."""
+        synchronous = self.parallel.synchronous_steps(total)
+        if self.parallel.displaces and synchronous == total and is_first():
+            warnings.warn(
+                f"all {total} steps are synchronous: the first and warmup_steps={self.parallel.warmup_steps} more are; "
+                f"with a lower warmup_steps, transfers hide behind the arithmetic in the others",
+                stacklevel=4,
+            )
+        for first, last, displaced in ((0, synchronous, False), (synchronous, total, True)):
+            length = 1 if one_by_one else segment_length(last - first)
+            for start in range(first, last, length):
+                yield slice(start, start + length), displaced
+
+    def _call_back(self, callback: StepCallback, step: int, timestep: Any, carry: Carry, rows: Rows) -> Carry:
+        latents = self._crop(carry.latents, parallel=self.parallel.compiled, height=rows.total)
         returned = callback(self, step, timestep, {"latents": latents.transpose(0, 3, 1, 2)}) or {}
+        if not isinstance(returned, Mapping):
+            raise DistrijaxError(f"callback_on_step_end returned {returned!r}; it may return a dictionary or nothing")
         unknown = sorted(set(returned) - {"latents"})
         if unknown:
             raise DistrijaxError(f"callback_on_step_end returned {', '.join(unknown)}; it may return only latents")
         if "latents" in returned:
-            latents = jnp.asarray(np.asarray(returned["latents"], np.float32).transpose(0, 2, 3, 1))
-        return latents, state
+            latents = np.asarray(returned["latents"], np.float32).transpose(0, 2, 3, 1)
+            carry = dataclasses.replace(carry, latents=self.parallel.place(rows.pad(latents, 1), programs.LATENTS))
+        return carry
 
-    def _output(self, latents: Array, output_type: str) -> Any:
+    def _output(self, latents: Array, height: int, output_type: str) -> Any:
+        height //= self.vae.config.factor
         if output_type == "latent":
-            return latents.transpose(0, 3, 1, 2)
-        # One picture at a time: decoding needs far more memory than denoising, and a batch as many times as much.
-        images = np.concatenate([np.asarray(self._decode(self.vae, latents[i : i + 1])) for i in range(len(latents))])
+            return self._crop(latents, parallel=self.parallel.compiled, height=height).transpose(0, 3, 1, 2)
+        each = len(latents) // self.parallel.data
+        decoding = self.parallel.without_branches
+        pictures = [
+            fetch(self._decode(self.vae, latents, np.int32(i), parallel=decoding, height=height)) for i in range(each)
+        ]
+        images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
+        images = images.reshape(-1, *images.shape[2:])
         if output_type == "np":
             return images
         return [Image.fromarray(image) for image in np.rint(images * 255).astype(np.uint8)]
-
-
-def decode(vae: VAE, latents: Array, px: Whole) -> Array:
-    """Pictures [B, H, W, 3] fp32 in [0, 1] of `latents` [B, h, w, C] as the U-Net has them."""
-    image = vae.decode(latents / vae.config.scaling_factor, px).astype(jnp.float32)
-    return jnp.clip(image / 2 + 0.5, 0, 1)
 
 
 def segment_length(steps: int, segments: int = 8) -> int:

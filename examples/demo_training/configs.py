@@ -60,6 +60,8 @@ SCHEDULER_JSON: dict[str, Any] = {
     "steps_offset": 0,
     "interpolation_type": "linear",
     "use_karras_sigmas": False,
+    "clip_sample": False,  # for DDIM made from this: it clips to [-1, 1] unless told otherwise, and latents go beyond
+    "set_alpha_to_one": False,
 }
 
 

@@ -1,0 +1,59 @@
+"""One of several processes that make pictures together.
+
+    process_worker.py ADDRESS COUNT INDEX DEVICES FOLDER STORE CASES
+
+Leaves pictures in FOLDER, and says on stderr what a user would see. Without CASES it only joins the others.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline
+from distrijax.demo import MODEL
+from distrijax.parallel import cluster
+
+SIZE: dict[str, Any] = {"height": 128, "width": 128, "output_type": "np"}
+
+
+def main(address: str, count: int, index: int, devices: int, folder: Path, store: str, cases: list[str]) -> None:
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is compilation: half of it
+    if count > 1:
+        cluster.initialize(address, count, index, timeout=20 if cases else 3)
+
+    def keep(name: str, images: np.ndarray) -> None:
+        np.save(folder / f"{name}-{index}.npy", images)
+
+    def end(pipe: Any, step: int, timestep: float, state: dict[str, Any]) -> None:
+        if step == 0 and index == count - 1:
+            if "killed" in cases:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("a fault of this process alone")
+
+    if "displaced" in cases:
+        pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, parallel=Parallel(cfg=2, patch=2, warmup_steps=0))
+        keep("displaced", pipe("a red circle", num_inference_steps=3, seed=1, **SIZE).images)
+        seed = pipe("a red circle", num_inference_steps=2, **SIZE).seed
+        (folder / f"seed-{index}.json").write_text(json.dumps(seed))
+    if "batch" in cases:
+        batch = StableDiffusionXLPipeline.from_pretrained(store, parallel=Parallel(data=2, patch=2, mode="full_sync"))
+        keep("batch", batch(["a red circle", "a blue square"], num_inference_steps=2, seed=[1, 2], **SIZE).images)
+    if {"killed", "failed"} & set(cases):
+        print("all was well so far", file=sys.stderr, flush=True)
+        pipe("a red circle", num_inference_steps=3, seed=1, callback_on_step_end=end, **SIZE)
+
+
+if __name__ == "__main__":
+    address, count, index, devices, folder, store, *cases = sys.argv[1:]
+    try:
+        main(address, int(count), int(index), int(devices), Path(folder), store, cases)
+    except DistrijaxError as error:
+        sys.exit(f"error: {error}")

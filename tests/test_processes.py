@@ -1,0 +1,218 @@
+"""Several processes make the pictures that one makes: real ones, on CPUs, that send each other everything by gloo.
+
+Each topology is launched once and makes all its pictures in one go, since a process costs half a minute of compiling.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from distrijax.checkpoint import convert
+from distrijax.demo import MODEL
+from distrijax.errors import DistrijaxError
+from distrijax.parallel import cluster
+
+WORKER = Path(__file__).parent / "process_worker.py"
+HARD_LIMIT = 500  # seconds for a launch, on a machine that has much else to do
+NOTICED = 20 + 15  # seconds: the worker's timeout, and some for a busy machine
+
+# Measured: equal to the bit, as the programs and the order of every sum are those of one process. A grey level is 4e-3,
+# what a device has wrongly from another one changes the picture by 1e-2 and more.
+ROUNDING = 1e-5
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+class Launch:
+    """Processes of one program, until all have ended: their exit codes, what they said, and when each ended."""
+
+    def __init__(self, folder: Path, devices: int, indices: list[int], count: int, *arguments: str):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        address = free_address()
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parents[1])}
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+        self.logs = {i: folder / f"log-{i}" for i in indices}
+        running: dict[int, subprocess.Popen[bytes]] = {}
+        self.codes: dict[int, int] = {}
+        self.ended: dict[int, float] = {}
+        start = time.monotonic()
+        try:
+            for i in indices:
+                command = [sys.executable, WORKER, address, count, i, devices, folder, *arguments]
+                with open(self.logs[i], "wb") as log:
+                    running[i] = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
+            while len(self.codes) < len(indices) and time.monotonic() < start + HARD_LIMIT:
+                for i, process in running.items():
+                    if i not in self.codes and (code := process.poll()) is not None:
+                        self.codes[i], self.ended[i] = code, time.monotonic() - start
+                time.sleep(0.05)
+        finally:
+            for process in running.values():
+                process.kill()
+                process.wait()
+        assert len(self.codes) == len(indices), f"only {sorted(self.codes)} of {indices} ended: {self.said(0)}"
+
+    def said(self, index: int) -> str:
+        return self.logs[index].read_text(errors="replace")
+
+    def pictures(self, name: str, index: int = 0) -> np.ndarray:
+        path = self.folder / f"{name}-{index}.npy"
+        assert path.exists(), self.said(index)
+        return np.load(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, converted: this form is read by orbax, the other by us."""
+    return convert(MODEL, tmp_path_factory.mktemp("store") / "demo", progress=False)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Launch:
+    return Launch(tmp_path_factory.mktemp("one"), 4, [0], 1, str(store), "displaced", "batch")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Launch:
+    return Launch(tmp_path_factory.mktemp("two"), 2, [0, 1], 2, str(store), "displaced", "batch", "killed")
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Launch:
+    return Launch(tmp_path_factory.mktemp("four"), 1, [0, 1, 2, 3], 4, str(store), "displaced", "failed")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("topology", "case"), [("two", "displaced"), ("two", "batch"), ("four", "displaced")])
+def test_pictures_are_those_of_one_process(
+    one: Launch, topology: str, case: str, request: pytest.FixtureRequest
+) -> None:
+    several: Launch = request.getfixturevalue(topology)
+    expected, made = one.pictures(case), several.pictures(case)
+    difference = float(np.abs(made - expected).max())
+    print(f"largest difference {difference:.1e}, deviation {expected.std():.2f}")
+    assert expected.std() > 0.05
+    assert difference < ROUNDING
+    for i in several.codes:
+        assert np.array_equal(several.pictures(case, i), made)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("topology", ["two", "four"])
+def test_a_seed_of_chance_is_the_same_everywhere(topology: str, request: pytest.FixtureRequest) -> None:
+    launch: Launch = request.getfixturevalue(topology)
+    seeds = {json.loads((launch.folder / f"seed-{i}.json").read_text()) for i in launch.codes}
+    assert len(seeds) == 1
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("topology", ["two", "four"])
+def test_only_the_first_process_speaks(topology: str, request: pytest.FixtureRequest) -> None:
+    launch: Launch = request.getfixturevalue(topology)
+    for i in launch.codes:
+        before = launch.said(i).partition("all was well so far")[0]
+        words = [word for word in ("loading", "compiling", "denoising") if word in before]
+        assert words == ([] if i else ["loading", "compiling", "denoising"]), before
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("topology", "last"), [("two", -signal.SIGKILL), ("four", None)])
+def test_a_death_is_noticed(topology: str, last: int | None, request: pytest.FixtureRequest) -> None:
+    """Killed in one case, which only its silence tells; failed in the other, and gone at its own leisure."""
+    launch: Launch = request.getfixturevalue(topology)
+    dead = max(launch.codes)
+    assert all("all was well so far" in launch.said(i) for i in launch.codes)
+    assert last is None or launch.codes[dead] == last
+    for i in set(launch.codes) - {dead}:
+        assert launch.codes[i] != 0
+        assert re.search("JaxRuntimeError|Terminating process", launch.said(i)), launch.said(i)
+        assert launch.ended[i] - launch.ended[dead] < NOTICED
+
+
+def test_who_does_not_come_is_named(tmp_path: Path) -> None:
+    launch = Launch(tmp_path, 1, [0, 2], 4, "-")
+    for i in (0, 2):
+        assert launch.codes[i] == 1, launch.said(i)
+        assert "error: process 1, 3 of 4 did not come" in launch.said(i)
+        assert launch.ended[i] < 3 + 30  # the timeout, and imports on a busy machine
+
+
+def test_without_the_first_process_the_others_give_up(tmp_path: Path) -> None:
+    launch = Launch(tmp_path, 1, [1], 2, "-")
+    assert launch.codes[1] == 1, launch.said(1)
+    assert re.search(r"error: process 0 could not be reached at 127.0.0.1:\d+", launch.said(1))
+    assert launch.ended[1] < 3 + 30
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([(1, 3), (2, 3)], None),
+        ([(1, 3), (1, 3)], "process_id 1 was given to two processes"),
+        ([(1, 3), (2, 4)], "num_processes is 3 for process 0, but 4 for process 2"),
+    ],
+)
+def test_all_hear_why_they_cannot_begin(others: list[tuple[int, int]], message: str | None) -> None:
+    """Process 0 of 3 and what the others take themselves for, (process_id, num_processes), as threads."""
+    address = free_address()
+
+    def meet(index: int, count: int) -> str | None:
+        try:
+            cluster._meet(address, count, index, 10)
+        except DistrijaxError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        heard = list(pool.map(meet, *zip((0, 3), *others, strict=True)))
+    assert [text and message and message in text for text in heard] == [message and True] * 3, heard
+
+
+def test_a_port_in_use_is_an_error_at_once() -> None:
+    with socket.create_server(("", 0)) as other, pytest.raises(DistrijaxError, match="cannot listen at port"):
+        cluster._meet(f"127.0.0.1:{other.getsockname()[1]}", 2, 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coordinator_address": "a:1"}, "num_processes and process_id is missing"),
+        ({"process_id": 0, "num_processes": 2}, "coordinator_address is missing"),
+        ({"coordinator_address": "10.0.0.1", "num_processes": 2, "process_id": 0}, "'10.0.0.1'; it must be a host"),
+        ({"coordinator_address": "a:70000", "num_processes": 2, "process_id": 0}, "'a:70000'; it must be a host"),
+        ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "numbered from 0 to 1"),
+        ({"coordinator_address": "a:1", "num_processes": 0, "process_id": 0}, "num_processes is 0"),
+        ({"coordinator_address": "a:1", "num_processes": 2, "process_id": -1}, "process_id is -1"),
+        ({"timeout": 0}, "timeout is 0"),
+        (
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1, "timeout": 1},
+            "devices are in use already",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments: dict[str, Any], message: str) -> None:
+    assert jax.devices()
+    with pytest.raises(DistrijaxError, match=re.escape(message)):
+        cluster.initialize(**arguments)
+
+
+def test_alone_everything_is_the_first_process() -> None:
+    assert cluster.is_first()
+    assert cluster.same_everywhere(2**64 - 1) == 2**64 - 1
