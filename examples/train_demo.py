@@ -5,6 +5,12 @@
     python examples/train_demo.py --out runs/demo                # all stages, each resumed where it stopped
     python examples/train_demo.py --out runs/demo --stage unet --steps 8000 --resume
 
+To train the shipped model further, in place of the first two stages:
+
+    python examples/train_demo.py --out runs/more --stage unpack
+    python examples/train_demo.py --out runs/more --stage latents
+    python examples/train_demo.py --out runs/more --stage unet --begin runs/more/begin
+
 Stages, in their order: `text` (both text encoders, from words alone), `vae` (the autoencoder), `latents` (pictures are
 drawn and encoded once), `unet`, `export` (a diffusers folder) and `plot` (the loss of all stages). Sample sheets and
 the number of captions obeyed appear in the output folder at each checkpoint.
@@ -18,6 +24,8 @@ from pathlib import Path
 
 import jax
 
+from distrijax.demo import MODEL
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 STAGES = ("text", "vae", "latents", "unet", "export", "plot")
@@ -28,7 +36,7 @@ HELP = ", ".join(f"{stage} {count}" for stage, count in STEPS.items())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and sheets")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--stage", choices=("all", *STAGES, "unpack"), default="all")
     parser.add_argument("--steps", type=int, help=f"steps of one stage, for `latents` pictures (default: {HELP})")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step of the U-Net (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="let the U-Net's training end by then, whatever the steps")
@@ -36,12 +44,13 @@ def main() -> None:
     parser.add_argument("--begin", type=Path, help="U-Net checkpoints of another run to start from, weights only")
     parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's last checkpoint")
+    parser.add_argument("--source", type=Path, default=MODEL, help="what `unpack` reads (default: the shipped model)")
     parser.add_argument("--target", type=Path, help="where `export` writes (default: OUT/sdxl-demo)")
     args = parser.parse_args()
     if args.steps and args.stage not in STEPS:
         parser.error("--steps needs --stage with one of " + ", ".join(STEPS))
     jax.config.update("jax_num_cpu_devices", args.devices)
-    from demo_training import autoencoder, common, denoiser, export, latents, text  # after the devices are counted
+    from demo_training import autoencoder, common, denoiser, export, latents, text, unpack  # after the devices are counted
 
     args.out.mkdir(parents=True, exist_ok=True)
     resume = args.resume or args.stage == "all"
@@ -56,6 +65,8 @@ def main() -> None:
         elif stage == "unet":
             options = {"minutes": args.minutes, "optimizer": args.optimizer, "begin": args.begin}
             denoiser.train(args.out, steps, resume, batch=args.batch, **options)
+        elif stage == "unpack":
+            unpack.write(args.source, args.out)
         elif stage == "export":
             export.write(args.out, args.target or args.out / "sdxl-demo")
         else:
