@@ -50,7 +50,15 @@ def main() -> None:
     if args.steps and args.stage not in STEPS:
         parser.error("--steps needs --stage with one of " + ", ".join(STEPS))
     jax.config.update("jax_num_cpu_devices", args.devices)
-    from demo_training import autoencoder, common, denoiser, export, latents, text, unpack  # after the devices are counted
+    from demo_training import (  # after the devices are counted
+        autoencoder,
+        common,
+        denoiser,
+        export,
+        latents,
+        text,
+        unpack,
+    )
 
     args.out.mkdir(parents=True, exist_ok=True)
     resume = args.resume or args.stage == "all"

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from distrijax import DistrijaxError, Parallel, cli
+from distrijax.cli import generate
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
 
@@ -31,7 +32,7 @@ def run(*arguments: str) -> int:
 
 def settings(path: str | Path) -> dict[str, Any]:
     with Image.open(path) as image:
-        return json.loads(image.info[cli.METADATA])
+        return json.loads(image.info[generate.METADATA])
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -154,7 +155,7 @@ def test_devices_belong_to_the_picture(capsys: pytest.CaptureFixture[str]) -> No
     assert times
     assert float(times[2]) > 0
     made = settings("four.png")
-    assert {name: made[name] for name in cli.DEVICES} == {
+    assert {name: made[name] for name in generate.DEVICES} == {
         "data": 1, "cfg": 2, "patch": 2, "mode": "stale_gn", "warmup_steps": 0, "emulate": True
     }  # fmt: skip
     assert run("generate", "--like", "four.png", "--quiet", "--output", "again.png") == 0
@@ -185,7 +186,7 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> list[Pipe]:
         loaded.append(Pipe(parallel, distilled="lcm" in str(source)))
         return loaded[-1]
 
-    monkeypatch.setattr(cli.StableDiffusionXLPipeline, "from_pretrained", load)
+    monkeypatch.setattr(generate.StableDiffusionXLPipeline, "from_pretrained", load)
     return loaded
 
 
@@ -252,7 +253,7 @@ def test_processes_join_before_anything_asks_for_devices(
     def too_early(*_: Any) -> None:
         raise AssertionError("devices were asked for before the processes had joined")
 
-    monkeypatch.setattr(cli.cluster, "initialize", join)
+    monkeypatch.setattr(generate.cluster, "initialize", join)
     for name in ("devices", "default_backend", "process_index", "process_count", "local_devices"):
         monkeypatch.setattr(jax, name, too_early)
     assert run("generate", "x", *(arguments or ["--distributed"])) == 2
@@ -272,18 +273,18 @@ def test_only_the_first_process_writes(
     pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All make the picture, of the first one's seed; a first one that cannot write stops all."""
-    monkeypatch.setattr(cli.cluster, "is_first", lambda: False)
-    monkeypatch.setattr(cli.cluster, "same_everywhere", lambda value: {True: 1}.get(value, 77))
+    monkeypatch.setattr(generate.cluster, "is_first", lambda: False)
+    monkeypatch.setattr(generate.cluster, "same_everywhere", lambda value: {True: 1}.get(value, 77))
     assert run("generate", "x", "--verbose") == 0
     assert pipes[0].calls[0]["seed"] == [77]
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(cli.cluster, "same_everywhere", lambda value: 0)
+    monkeypatch.setattr(generate.cluster, "same_everywhere", lambda value: 0)
     assert run("generate", "x") == 2
     assert "the first process cannot write" in capsys.readouterr().err
     assert len(pipes) == 1
     assert not list(Path().iterdir())
-    monkeypatch.setattr(cli.cluster, "is_first", lambda: True)
-    monkeypatch.setattr(cli.cluster, "same_everywhere", lambda value: int(value))
+    monkeypatch.setattr(generate.cluster, "is_first", lambda: True)
+    monkeypatch.setattr(generate.cluster, "same_everywhere", lambda value: int(value))
     assert run("generate", "x", "--output", "nowhere/x.png") == 2
     assert "no folder nowhere" in capsys.readouterr().err
 

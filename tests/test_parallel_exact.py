@@ -155,7 +155,8 @@ def test_same_seed_same_picture_whatever_the_mesh() -> None:
         pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), "euler_ancestral")
         pictures.append(draw(pipe, guidance_rescale=0.7))
     one, *others = pictures
-    assert one.std() > 0.05, "flat: it would hide any difference"
+    another = draw(pipeline(Parallel(), small=False), seed=4, guidance_rescale=0.7)
+    assert largest(one, another) > 1000 * PICTURE, "seeds hardly matter: that would hide any difference"
     for other in others:
         assert largest(other, one) < PICTURE
 

@@ -1,4 +1,4 @@
-"""The command line: `distrijax generate` and `distrijax convert`. Thin: every option is an argument of the library."""
+"""`distrijax generate`: prompts to pictures."""
 
 import argparse
 import dataclasses
@@ -7,8 +7,6 @@ import os
 import re
 import sys
 import time
-import warnings
-from collections.abc import Sequence
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from distrijax import __version__
-from distrijax.checkpoint import convert, export
+from distrijax.cli.options import DTYPES
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 from distrijax.parallel import cluster
@@ -29,7 +27,6 @@ from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 
 METADATA = "distrijax"  # the PNG text chunk that holds a picture's settings, as JSON
-DTYPES = ("float32", "bfloat16", "float16")
 NUMBERS = ("data", "cfg", "patch")
 DEVICES = (*NUMBERS, "mode", "warmup_steps", "emulate")
 PROCESSES = ("coordinator", "num_processes", "process_id")
@@ -57,40 +54,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 2 a mistake of the user's, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            options.run(options)
-    except DistrijaxError as error:
-        print(f"distrijax: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"distrijax: error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("distrijax: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """One line, without the place in the code."""
-    print(f"distrijax: {'warning' if category is UserWarning else category.__name__}: {message}", file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="distrijax", description="Stable Diffusion XL in JAX and Flax.")
-    parser.add_argument("--version", action="version", version=f"distrijax {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_generate(commands)
-    _add_convert(commands)
-    return parser
-
-
-def _add_generate(commands: Any) -> None:
+def add(commands: Any) -> None:
     command = commands.add_parser(
         "generate",
         help="make pictures from prompts",
@@ -379,42 +343,3 @@ def _write(image: Any, target: Path, settings: dict[str, Any], overwrite: bool) 
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _add_convert(commands: Any) -> None:
-    command = commands.add_parser(
-        "convert",
-        help="convert a checkpoint",
-        description="Convert SDXL weights: from a diffusers folder, a hub id or an original .safetensors file to a "
-        "checkpoint that loads fast and straight to each device; or from any of these to a diffusers folder. The "
-        "target appears only when it is complete.",
-    )
-    command.set_defaults(run=_convert)
-    command.add_argument("source", help="a diffusers folder, a hub id, a .safetensors file, or a converted checkpoint")
-    command.add_argument("target", type=Path, help="the folder to write")
-    command.add_argument(
-        "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
-    )
-    command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own)")
-    command.add_argument("--variant", metavar="NAME", help='of the source\'s files of weights, e.g. "fp16"')
-    command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
-    command.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
-    command.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
-    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
-    command.add_argument("--overwrite", action="store_true", help="replace a checkpoint at the target")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _convert(options: argparse.Namespace) -> None:
-    names = ("dtype", "variant", "vae", "tokenizer", "config", "overwrite")
-    shared = {name: getattr(options, name) for name in names} | {"progress": not options.quiet}
-    if options.to == "diffusers":
-        print(export(options.source, options.target, target_variant=options.target_variant, **shared))
-    elif options.target_variant is not None:
-        raise DistrijaxError("--target-variant names files of a diffusers folder; say --to diffusers")
-    else:
-        print(convert(options.source, options.target, **shared))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,5 @@
+import sys
+
+from distrijax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,44 @@
+"""`distrijax convert`: checkpoints from one format to another."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from distrijax.checkpoint import convert, export
+from distrijax.cli.options import DTYPES
+from distrijax.errors import DistrijaxError
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="convert a checkpoint",
+        description="Convert SDXL weights: from a diffusers folder, a hub id or an original .safetensors file to a "
+        "checkpoint that loads fast and straight to each device; or from any of these to a diffusers folder. The "
+        "target appears only when it is complete.",
+    )
+    command.set_defaults(run=_convert)
+    command.add_argument("source", help="a diffusers folder, a hub id, a .safetensors file, or a converted checkpoint")
+    command.add_argument("target", type=Path, help="the folder to write")
+    command.add_argument(
+        "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
+    )
+    command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own)")
+    command.add_argument("--variant", metavar="NAME", help='of the source\'s files of weights, e.g. "fp16"')
+    command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
+    command.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
+    command.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
+    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
+    command.add_argument("--overwrite", action="store_true", help="replace a checkpoint at the target")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    names = ("dtype", "variant", "vae", "tokenizer", "config", "overwrite")
+    shared = {name: getattr(options, name) for name in names} | {"progress": not options.quiet}
+    if options.to == "diffusers":
+        print(export(options.source, options.target, target_variant=options.target_variant, **shared))
+    elif options.target_variant is not None:
+        raise DistrijaxError("--target-variant names files of a diffusers folder; say --to diffusers")
+    else:
+        print(convert(options.source, options.target, **shared))

@@ -1,0 +1,3 @@
+"""What several commands take alike."""
+
+DTYPES = ("float32", "bfloat16", "float16")
