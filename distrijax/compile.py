@@ -1,9 +1,11 @@
 """Compiled programs: ahead of time, once for each set of shapes, announced and timed, kept on disk."""
 
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,29 @@ class Program:
         name: what is announced, e.g. "denoising".
         function: a pure function of pytrees of arrays; weights are among its arguments, never constants.
         static: names of its arguments that are not arrays but hashable choices; they are given by name.
+        donated: names of its arguments that are used up by a call, so that results take their place in memory.
+        options: makes the compiler's options, of the arguments.
         report: takes the announcements.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], *, static: Sequence[str] = (), report: Report):
-        self.name, self._report = name, report
-        self._jit = jax.jit(function, static_argnames=tuple(static))
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        static: Sequence[str] = (),
+        donated: Sequence[str] = (),
+        options: Callable[..., Mapping[str, Any]] = lambda *args, **static: {},
+        report: Report = lambda message: None,
+    ):
+        self.name, self.options, self._report = name, options, report
+        self._jit = jax.jit(function, static_argnames=tuple(static), donate_argnames=tuple(donated))
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.compile_seconds = 0.0
+
+    def lower(self, *args: Any, **static: Any) -> Any:
+        """The program for these shapes before XLA has seen it."""
+        return self._jit.lower(*args, **static)
 
     def prepare(self, *args: Any, **static: Any) -> Callable[..., Any]:
         """The program for these shapes, to be called with arguments alone: compiled now if it has not been yet."""
@@ -58,7 +75,7 @@ class Program:
         if key not in self._compiled:
             self._report(f"compiling {self.name} ...")
             start = time.perf_counter()
-            self._compiled[key] = self._jit.lower(*args, **static).compile()
+            self._compiled[key] = compile_with(self.lower(*args, **static), self.options(*args, **static))
             seconds = time.perf_counter() - start
             self.compile_seconds += seconds
             self._report(f"compiled {self.name} in {seconds:.1f} s")
@@ -68,3 +85,20 @@ class Program:
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         return self.prepare(*args, **static)(*args)
+
+
+def compile_with(lowered: Any, options: Mapping[str, Any]) -> Any:
+    """Compile with XLA's options by name; those that this JAX does not know are left out, with a warning."""
+    options = dict(options)
+    while True:
+        try:
+            return lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            found = re.search(r"No such compile option: '(\w+)'", str(error))
+            if found is None or found[1] not in options:
+                raise
+            del options[found[1]]
+            warnings.warn(
+                f"jax {jax.__version__} does not know the compiler option {found[1]}: transfers may hide less well",
+                stacklevel=2,
+            )

@@ -22,7 +22,7 @@ from distrijax.denoise import Carry, Steps
 from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
 from distrijax.nn.norm import GroupNorm
-from distrijax.parallel.slabs import DISPLACED
+from distrijax.parallel.slabs import DISPLACED, FIRST
 from distrijax.pipelines import programs
 
 PATCHES, HEIGHT, WIDTH = 4, 30, 9  # rows and columns of latents: 8 rows a device, the last has 6
@@ -169,30 +169,33 @@ def test_a_displaced_step_sends_little_and_seldom(mode: str) -> None:
     count = kinds(found)
     rows = inputs(1, WIDTH, 1)[0].shape  # [B, 1, W, C]: conv_in's, of the latents of this step
     if mode == "no_sync":
-        assert shapes(found, "ppermute") == Counter({rows: 2})
+        assert shapes(found, "ppermute") == Counter({(prod(rows),): 2})
         assert count == Counter(ppermute=2, psum=1)
         return
-    # One message up and one down with all halos, which are packed.
-    packed = sum(prod(top.shape[1:]) for top, _ in pieces.halos.values())  # of one device
-    assert shapes(found, "ppermute") == Counter({rows: 2, (packed,): 2})
+    # One message up and one down with all halos, which are packed; those of the first layers go with conv_in's rows.
+    halos, first = (sum(prod(top.shape[1:]) for top, _ in x.values()) for x in (pieces.halos, pieces.first))
+    assert (len(pieces.first), len(pieces.halos)) == (FIRST, layers(Conv) - 1 - FIRST)
+    assert shapes(found, "ppermute") == Counter({(halos,): 2, (prod(rows) + first,): 2})
     # Keys and values of each layer as they are carried, and all moments in one message; no latents, no prediction.
     tokens = Counter(x.shape[1:] for pair in pieces.tokens.values() for x in pair)
     assert tokens.total() == 2 * layers(SelfAttention)
     if DISPLACED[mode].sends_moments:
         assert len(pieces.moments) == layers(GroupNorm)
-        tokens[1, sum(prod(x.shape[1:]) for x in pieces.moments.values())] = 1
+        moments = PATCHES, sum(prod(x.shape[1:]) for x in pieces.moments.values())
+        assert shapes(found, "psum")[moments] == 1
     if mode == "sync_gn":
         tokens[1, 2, 1, small_unet().config.norm_num_groups] = layers(GroupNorm)
     assert shapes(found, "all_gather") == tokens
-    assert count == Counter(ppermute=4, all_gather=tokens.total(), psum=1)
+    assert count == Counter(ppermute=4, all_gather=tokens.total(), psum=1 + DISPLACED[mode].sends_moments)
 
 
 @pytest.mark.parametrize("displaced", [False, True], ids=["synchronous", "displaced"])
 @pytest.mark.parametrize("mode", DISPLACED)
 def test_rows_go_to_neighbours_and_guidance_alone_between_branches(mode: str, displaced: bool) -> None:
     for c in traced(mode, displaced)[0]:
-        if c.kind.startswith("psum"):  # over the branches: this device's rows of the prediction, [B, h, W, C]
-            assert (c.axes, c.shapes) == (("cfg",), ((1, 8, WIDTH, 4),))
+        if c.axes == ("cfg",):  # over the branches: this device's rows of the prediction, [B, h, W, C]
+            assert c.kind.startswith("psum")
+            assert c.shapes == ((1, 8, WIDTH, 4),)
         else:
             assert c.axes == ("patch",)
         for source, target in c.perm or ():

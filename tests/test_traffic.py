@@ -34,6 +34,7 @@ WIDE = (8 + 8 + 8) + 16 + (24 + 8 + 16 + 8) + 8  # channels into the 3x3 convolu
 NARROW = (8 + 16) + (16 + 16 + 16 + 16) + (32 + 16 + 24 + 16)  # and at 6
 CONVS, NORMS, ATTENTIONS = 3 + 2 + 4 + 5 + 4 + 1, 2 * 8 + 4 + 1, 4
 EDGE = 12 * WIDE + 6 * NARROW  # elements of one row of every convolution's input
+FIRST = 12 * (8 + 8 + 8) + 6 * (8 + 16) + 6 * 16  # of the first six: two residual blocks, one of them after halving
 MOMENTS = NORMS * 2 * 4  # mean and variance of 4 groups
 TOKENS = ATTENTIONS * 2 * (8 * 6) * 16  # keys and values of the whole picture at half its size, 16 channels
 
@@ -56,17 +57,18 @@ def test_by_hand(dtype: str, cfg: int, patch: int) -> None:
 
     tokens = sent(2 * ATTENTIONS, others * branches * TOKENS // patch, each)
     displaced = {
-        "halos": sent(2, 2 * branches * EDGE, each),
-        "moments": sent(1, others * branches * MOMENTS, 4),
+        "halos": sent(2, 2 * branches * (EDGE - FIRST), each),
+        "moments": sent(1, 2 * others * branches * MOMENTS, 4),
         "tokens": tokens,
-        "latents": sent(2, 2 * branches * 12 * 4, each),
+        "latents": sent(2, 2 * branches * (12 * 4 + FIRST), each),
         "guidance": sent(1, 16 // patch * 12 * 4, 4) if cfg == 2 else Sent(),
     }
     assert counted.displaced == displaced
-    # A synchronous step sends the same, in as many messages as layers ask.
-    messages = {"halos": 2 * CONVS, "moments": NORMS}
-    assert counted.synchronous == {
-        kind: dataclasses.replace(of, messages=messages.get(kind, of.messages)) for kind, of in displaced.items()
+    # In a synchronous step there are as many messages as layers ask, and moments are gathered: half as much as a sum.
+    assert counted.synchronous == displaced | {
+        "halos": sent(2 * CONVS, 2 * branches * EDGE, each),
+        "latents": sent(2, 2 * branches * 12 * 4, each),
+        "moments": sent(NORMS, others * branches * MOMENTS, 4),
     }
     total = counted.step(displaced=True)
     assert total.bytes_sent == sum(of.bytes_sent for of in displaced.values())

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from distrijax.nn.conv import PointwiseConv
 from distrijax.nn.norm import GroupNorm, LayerNorm
+from distrijax.nn.platform import traced_for
 from distrijax.parallel.exchange import Exchange
 
 KeysValues = tuple[Array, Array]  # [T, B, C] twice
@@ -57,7 +58,7 @@ def _fused(q: Array, heads: int) -> bool:
     # XLA's own attention writes the scores: 0.67 GB a block for a CFG pair at 1024x1024. cuDNN's does not, but takes
     # only half precision and heads of up to 128 channels, a multiple of 8.
     size = q.shape[-1] // heads
-    return jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and size <= 128 and size % 8 == 0
+    return traced_for() == "gpu" and q.dtype.itemsize == 2 and size <= 128 and size % 8 == 0
 
 
 class SelfAttention(nnx.Module):

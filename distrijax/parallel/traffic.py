@@ -7,7 +7,9 @@ what is counted is what runs. One device's share, the same for all:
   ring, and ignore what they get from each other;
 - of a gather over N devices, each receives N - 1 pieces, and sends its own N - 1 times (a ring passes on others' pieces
   instead: the same number of bytes);
-- the guidance branches are added up over 2 devices: each sends all of it, and receives as much.
+- a sum over N devices runs as two such gathers of an N-th each. The moments of group norms are one, with each device's
+  at its own place; over the 2 devices of the guidance branches, each sends all of it, and receives as much.
+- the fresh rows of latents, for which a step waits, take the stale halos of the first layers along.
 
 A message is one collective as the program has it; XLA may still merge some.
 """
@@ -31,6 +33,7 @@ from distrijax.models.unet import UNet
 from distrijax.nn.build import abstract
 from distrijax.parallel.mesh import AXES, Parallel
 from distrijax.parallel.pieces import AXIS
+from distrijax.parallel.slabs import LATENTS
 from distrijax.pipelines import programs
 from distrijax.schedulers import EulerDiscreteScheduler, Scheduler
 
@@ -38,7 +41,7 @@ KINDS = {
     "halos": "halos of convolutions",
     "moments": "moments of group norms",
     "tokens": "keys and values",
-    "latents": "fresh rows of latents",
+    "latents": "fresh latents, first halos",
     "guidance": "guidance branches",
 }
 _SILENT = {"axis_index", "pvary", "pcast"}  # name an axis, and send nothing along it
@@ -192,6 +195,7 @@ def traffic(
     pieces = carry.pieces or None
     own = parallel.data * parallel.patch
     held = {kind: _bytes(getattr(pieces, kind, ())) // parallel.size for kind in ("halos", "moments", "tokens")}
+    held["halos"] += _bytes(getattr(pieces, "first", ())) // parallel.size
     held["latents"] = _bytes((carry.latents, carry.state)) // own
     return Traffic(parallel, branches // parallel.cfg, sent[False], sent[True], held)
 
@@ -210,17 +214,18 @@ def _counted(program: Any, sizes: dict[str, int]) -> dict[str, Sent]:
         if others == 0 or name in _SILENT:
             continue
         own = [variable.aval for variable in equation.invars]
+        copies: float = 1
         if name == "ppermute":
-            kind = "latents" if "conv_in" in str(equation.source_info.name_stack).split("/") else "halos"
-            copies = 1
+            kind = "latents" if LATENTS in str(equation.source_info.name_stack).split("/") else "halos"
         elif name in ("all_gather", "all_gather_invariant"):
             kind = "tokens" if own[0].ndim == 3 else "moments"  # [t, B, C], the moments otherwise
             copies = others
-        elif name in ("psum", "psum_invariant") and axes == ("cfg",):
-            kind, copies = "guidance", 1
+        elif name in ("psum", "psum_invariant") and len(axes) == 1:
+            kind = "guidance" if axes == ("cfg",) else "moments"
+            copies = 2 * others / (others + 1)
         else:
             raise NotImplementedError(f"traffic is not counted for {name} over {axes}")
-        elements, size = copies * sum(x.size for x in own), copies * _bytes(own)
+        elements, size = round(copies * sum(x.size for x in own)), round(copies * _bytes(own))
         counts[kind] += Sent(1, elements, size, size)
     return counts
 

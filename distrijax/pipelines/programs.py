@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from distrijax import compiler_options
+from distrijax.compile import Program, Report
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.denoise import denoise as denoise_locally
 from distrijax.models.unet import Conditioning, UNet
@@ -72,6 +74,21 @@ def denoise(
 
     specs = [P(), CARRY, STEPS, BRANCH, GUIDANCE]
     return spread(local, parallel, specs, (CARRY, P()))(unet, carry, steps, cond, guidance)
+
+
+def denoising(name: str, report: Report, profile: bytes | None = None) -> Program:
+    """`denoise`, compiled: the carry is used up, and XLA told how to hide the transfers.
+
+    Args:
+        profile: measured costs of the program's kernels, in place of XLA's own estimates.
+    """
+
+    def options(*args: Any, parallel: Parallel, **_: Any) -> compiler_options.Options:
+        platform, groups = parallel.mesh.devices.flat[0].platform, parallel.data * parallel.cfg
+        return compiler_options.denoising(platform, args[1].pieces, groups, profile)
+
+    static = ("parallel", "rows", "scheduler", "displaced")
+    return Program(name, denoise, static=static, donated=("carry",), options=options, report=report)
 
 
 def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:

@@ -8,7 +8,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,11 +100,10 @@ class StableDiffusionXLPipeline:
 
         keep_compiled_programs()
         self.parallel = parallel or Parallel()
-        phase = partial(Program, function=programs.denoise, static=["parallel", "rows", "scheduler", "displaced"])
         self._encode = Program("text encoding", encode_ids, static=["clip_skip"], report=self._report)
         self._condition = Program("conditioning", programs.condition, static=["parallel"], report=self._report)
-        self._synchronous = phase("denoising, synchronous steps", report=self._report)
-        self._displaced = phase("denoising, displaced steps", report=self._report)
+        self._synchronous = programs.denoising("denoising, synchronous steps", self._report)
+        self._displaced = programs.denoising("denoising, displaced steps", self._report)
         self._crop = Program("end of denoising", programs.crop, static=["parallel", "height"], report=self._report)
         self._decode = Program("decoding", programs.decode, static=["parallel", "height"], report=self._report)
         self._programs = self._encode, self._condition, self._synchronous, self._displaced, self._crop, self._decode

@@ -1,0 +1,69 @@
+"""What XLA is told besides the program. Its defaults hide next to none of the transfers.
+
+The options go with each program (`compiler_options`): no environment variable is set, and other JAX code is untouched.
+"""
+
+from typing import Any
+
+import jax
+
+from distrijax.parallel.pieces import Pieces
+
+Options = dict[str, Any]
+
+GATHERS = 24
+"""Messages that the keys and values of a step go in, about. SDXL has 140 gathers, and a launch of each costs 10 to
+20 µs; of messages larger than these, the first layer would wait for parts that it does not need."""
+
+HEAD_START = 12
+"""Products and convolutions that XLA puts between the start of a transfer and its use, if there are as many. A message
+of 1/24 of the keys and values takes as long as 7 of SDXL's on H100s with NVLink, whatever the picture's size."""
+
+SYNCHRONOUS: Options = {
+    # Off by default: collectives would then block in program order, 4.1 of 14.6 ms a step.
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+    # The default estimate holds a gather for as cheap as the kernel before its use, and starts it no sooner: of a step
+    # of 12 ms of SDXL at 1024x1024 on eight H100s, 1.9 ms are waiting.
+    "xla_gpu_enable_analytical_sol_latency_estimator": False,
+}
+
+DISPLACED: Options = SYNCHRONOUS | {
+    # Halos and moments are packed by hand. XLA would join what is sent early with what is sent late, and wait for both.
+    "xla_gpu_collective_permute_combine_threshold_bytes": 0,
+    "xla_gpu_all_reduce_combine_threshold_bytes": 0,
+    # It moves all permutes to the head of the loop's body: the few rows that the first layer waits for would queue
+    # behind the halos of all others.
+    "xla_disable_hlo_passes": "collective-permute-motion",
+    # One at a time, and the second of two neighbours' halos starts only where the first is used: 7 of 14 MB exposed.
+    "xla_gpu_experimental_parallel_collective_overlap_limit": 2,
+}
+
+
+def denoising(platform: str, pieces: Pieces | None, groups: int, profile: bytes | None = None) -> Options:
+    """For a program of the denoising loop.
+
+    Args:
+        pieces: that a displaced step takes from the one before, those of all devices; None for synchronous steps.
+        groups: of devices that share a picture's rows.
+        profile: measured costs (`fdo_profile`), in place of `head_start`.
+    """
+    if platform != "gpu":
+        return {}
+    if pieces is None:
+        return SYNCHRONOUS | ({"fdo_profile": profile} if profile else {})
+    gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pieces.tokens)) // groups
+    size = {"xla_gpu_all_gather_combine_threshold_bytes": gathered // GATHERS}
+    return DISPLACED | size | {"fdo_profile": profile or head_start()}
+
+
+def head_start() -> bytes:
+    """A profile in which transfers alone have a cost: XLA counts 1000 for a product or convolution and 5000 for any
+    transfer, too little for a tenth of the step's waiting to be hidden; the names are those that it gives."""
+    kinds, numbers = (
+        ("all-gather-start", "all-reduce-start", "collective-permute-start"),
+        ["", *map(".{}".format, range(1, 200))],
+    )
+    costs = {kind: 1000 * HEAD_START for kind in kinds}
+    return "\n".join(
+        f'costs {{ name: "{kind}{n}" cost_us: {cost} }}' for kind, cost in costs.items() for n in numbers
+    ).encode()

@@ -1,0 +1,197 @@
+"""Compile the denoising loop for GPUs that need not be there."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from distrijax.compile import compile_with
+from distrijax.config import UNetConfig
+from distrijax.denoise import Carry, Guidance, Steps
+from distrijax.errors import DistrijaxError
+from distrijax.models.unet import UNet
+from distrijax.nn.build import abstract
+from distrijax.parallel.mesh import Parallel, cut, is_spec, spec_of_leaves
+from distrijax.pipelines import programs
+from distrijax.schedulers import EulerDiscreteScheduler, Scheduler
+
+if TYPE_CHECKING:
+    from distrijax.plan.cards import Card
+
+TOKENS = 77  # of a prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The program of one loop body.
+
+    Attributes:
+        name: "synchronous" or "displaced".
+        text: the scheduled program.
+        memory: of one device, XLA's own analysis.
+        trace_seconds, compile_seconds: what it took.
+    """
+
+    name: str
+    text: str
+    memory: Any
+    trace_seconds: float
+    compile_seconds: float
+
+
+def prepare() -> None:
+    """Let the CUDA compiler load where there is no driver: before anything asks JAX for its devices."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    jax.config.update("jax_platforms", "cpu")
+
+
+def why_not() -> str | None:
+    """What to install if there is no CUDA compiler; None if there is one."""
+    version = jax.__version__
+    for cuda in ("cuda13", "cuda12"):
+        if find_spec(f"jax_plugins.xla_{cuda}") is not None:
+            return None
+    return (
+        f"the CUDA compiler is not installed: pip install 'jax[cuda12]=={version}' (it needs no GPU); or, smaller, "
+        f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} nvidia-cuda-nvcc-cu12 "
+        f"nvidia-cuda-runtime-cu12 nvidia-cudnn-cu12"
+    )
+
+
+def imagined(card: "Card", *, nodes: int = 1, **choices: Any) -> Parallel:
+    """`Parallel(**choices)` over GPUs that need not be there, evenly on so many nodes.
+
+    Raises:
+        DistrijaxError: there is no CUDA compiler, or the devices cannot be dealt to the nodes.
+    """
+    if (problem := why_not()) is not None:
+        raise DistrijaxError(problem)
+    size = Parallel(**choices, emulate=True).size
+    if size % nodes:
+        raise DistrijaxError(f"{size} devices cannot be dealt to {nodes} nodes evenly; choose a divisor of {size}")
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=card.target, topology=f"{nodes}x1x{size // nodes}"
+    )
+    return Parallel(**choices, devices=tuple(topology.devices))
+
+
+def arguments(
+    config: UNetConfig,
+    parallel: Parallel,
+    *,
+    height: int,
+    width: int,
+    dtype: DTypeLike,
+    guided: bool,
+    pictures: int,
+    steps: int,
+    scheduler: Scheduler,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `programs.denoise` for its first steps, as shapes placed on the devices; and its choices.
+
+    Args:
+        height, width: of the latents.
+        steps: that one call of the program takes.
+    """
+    parallel.check(pictures=pictures, guided=guided)
+    rows = parallel.rows(height, config.factor)
+    branches = 2 if guided else 1
+
+    def blank(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    unet = placed(parallel, abstract(UNet, config, dtype), PartitionSpec())
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    text = (
+        blank(branches, pictures, TOKENS, config.cross_attention_dim),
+        blank(branches, pictures, pooled),
+        blank(branches, pictures, 6),
+        blank(branches, pictures, config.time_cond_proj_dim) if config.time_cond_proj_dim else None,
+    )
+    cond = jax.eval_shape(partial(programs.condition, parallel=parallel), unet, *placed(parallel, text, programs.TEXT))
+    latents = blank(pictures, rows.slab * rows.patches, width, config.in_channels)
+    schedule = scheduler.schedule(steps)
+    noise = blank(steps, *latents.shape) if schedule.draws.any() else None
+    carry = Carry(latents, jax.eval_shape(scheduler.init_state, latents))
+    args = (
+        unet,
+        placed(parallel, carry, programs.CARRY),
+        placed(parallel, Steps(schedule.rows, schedule.timesteps, noise), programs.STEPS),
+        placed(parallel, cond, programs.BRANCH),
+        placed(parallel, Guidance(blank(branches), blank(branches)), programs.GUIDANCE),
+    )
+    return args, {"parallel": parallel.compiled, "rows": rows, "scheduler": scheduler}
+
+
+def compile_denoising(
+    config: UNetConfig,
+    parallel: Parallel,
+    *,
+    height: int,
+    width: int,
+    dtype: DTypeLike,
+    guided: bool = True,
+    pictures: int = 1,
+    steps: int = 5,
+    scheduler: Scheduler | None = None,
+    profile: bytes | None = None,
+    options: Mapping[str, Any] | None = None,
+    only: str | None = None,
+) -> list[Compiled]:
+    """Both programs of the denoising loop (one where no step is displaced), compiled as the pipeline does it.
+
+    Args:
+        parallel: of `imagined`, or of devices that are there.
+        height, width: of the latents, an eighth of the picture's.
+        profile: measured costs of kernels, in place of XLA's own estimates.
+        options: XLA's, in place of or besides ours.
+        only: the name of one program, if only that is wanted.
+    """
+    scheduler = scheduler or EulerDiscreteScheduler()
+    args, choices = arguments(
+        config,
+        parallel,
+        height=height,
+        width=width,
+        dtype=dtype,
+        guided=guided,
+        pictures=pictures,
+        steps=steps,
+        scheduler=scheduler,
+    )
+    program = programs.denoising("denoising", lambda message: None, profile)
+    found = []
+    for displaced in [False, True][: 1 + parallel.displaces]:
+        start = time.perf_counter()
+        before = args
+        lowered = program.lower(*args, **choices, displaced=displaced)
+        traced = time.perf_counter()
+        args = (args[0], placed(parallel, lowered.out_info[0], programs.CARRY), *args[2:])
+        name = "displaced" if displaced else "synchronous"
+        if only not in (None, name):
+            continue
+        # Without the devices no kernel can be tried out.
+        given = {**program.options(*before, **choices), "xla_gpu_autotune_level": 0, **(options or {})}
+        compiled = compile_with(lowered, given)
+        end = time.perf_counter()
+        found.append(Compiled(name, compiled.as_text(), compiled.memory_analysis(), traced - start, end - traced))
+    return found
+
+
+def placed(parallel: Parallel, tree: Any, specs: Any) -> Any:
+    """Arrays of these shapes on the devices, each its part by `specs`, a prefix of `tree`."""
+
+    def place(spec: PartitionSpec, x: Any) -> Any:
+        sharding = NamedSharding(parallel.mesh, cut(spec, parallel.manual_axes))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, spec_of_leaves(specs, tree), tree, is_leaf=is_spec)
