@@ -57,13 +57,11 @@ def denoising(platform: str, pieces: Pieces | None, groups: int, profile: bytes 
 
 
 def head_start() -> bytes:
-    """A profile in which transfers alone have a cost: XLA counts 1000 for a product or convolution and 5000 for any
-    transfer, too little for a tenth of the step's waiting to be hidden; the names are those that it gives."""
-    kinds, numbers = (
-        ("all-gather-start", "all-reduce-start", "collective-permute-start"),
-        ["", *map(".{}".format, range(1, 200))],
-    )
-    costs = {kind: 1000 * HEAD_START for kind in kinds}
-    return "\n".join(
-        f'costs {{ name: "{kind}{n}" cost_us: {cost} }}' for kind, cost in costs.items() for n in numbers
-    ).encode()
+    """A profile in which transfers alone have a cost, under the names that XLA gives them.
+
+    Without one, XLA counts 1000 for a product or convolution and 5000 for any transfer, whatever its size.
+    """
+    numbers = ["", *(f".{i}" for i in range(1, 200))]
+    kinds = ("all-gather-start", "all-reduce-start", "collective-permute-start")
+    rows = [f'costs {{ name: "{kind}{n}" cost_us: {1000 * HEAD_START} }}' for kind in kinds for n in numbers]
+    return "\n".join(rows).encode()
