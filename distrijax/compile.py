@@ -6,12 +6,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from distrijax.errors import DistrijaxError
 from distrijax.parallel.cluster import wait_for_all
+from distrijax.profiles import Profiles
 
 Report = Callable[[str], None]
 
@@ -27,6 +30,14 @@ def keep_compiled_programs(folder: str | Path | None = None) -> None:
     if chosen is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder or _user_cache() / "distrijax" / "programs"))
+
+
+def kept_profiles(*, measure: bool = False) -> Profiles:
+    """Measured costs of kernels, beside the compiled programs: call `keep_compiled_programs` first."""
+    if measure and jax.default_backend() != "gpu":
+        raise DistrijaxError(f"profile_guided measures kernels of GPUs; on {jax.default_backend()} leave it out")
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return Profiles(Path(folder) / "profiles" if folder else None, measure=measure)
 
 
 def _user_cache() -> Path:
@@ -45,7 +56,8 @@ class Program:
         function: a pure function of pytrees of arrays; weights are among its arguments, never constants.
         static: names of its arguments that are not arrays but hashable choices; they are given by name.
         donated: names of its arguments that are used up by a call, so that results take their place in memory.
-        options: makes the compiler's options, of the arguments.
+        options: makes the compiler's options, of the arguments and `profile`, measured costs of kernels or None.
+        profiles: where those are found; by default there are none.
         report: takes the announcements.
     """
 
@@ -57,9 +69,11 @@ class Program:
         static: Sequence[str] = (),
         donated: Sequence[str] = (),
         options: Callable[..., Mapping[str, Any]] = lambda *args, **static: {},
+        profiles: Profiles | None = None,
         report: Report = lambda message: None,
     ):
         self.name, self.options, self._report = name, options, report
+        self._profiles = profiles or Profiles(None)
         self._jit = jax.jit(function, static_argnames=tuple(static), donate_argnames=tuple(donated))
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self.compile_seconds = 0.0
@@ -75,7 +89,10 @@ class Program:
         if key not in self._compiled:
             self._report(f"compiling {self.name} ...")
             start = time.perf_counter()
-            self._compiled[key] = compile_with(self.lower(*args, **static), self.options(*args, **static))
+            named = self._profiles.key(*args, **static)
+            options = self.options(*args, profile=self._profiles.read(named), **static)
+            program = compile_with(self.lower(*args, **static), options)
+            self._compiled[key] = partial(self._profiles.call, named, program)
             seconds = time.perf_counter() - start
             self.compile_seconds += seconds
             self._report(f"compiled {self.name} in {seconds:.1f} s")

@@ -132,6 +132,13 @@ def add(commands: Any) -> None:
         help="run so many virtual devices on one real one: slower, the same picture",
     )
 
+    devices.add_argument(
+        "--profile-guided",
+        action="store_true",
+        default=False,
+        help="measure on GPUs what each kernel costs, once, so that later runs hide transfers better",
+    )
+
     processes = command.add_argument_group(
         "processes", "Of several, on one machine or more, each started with the same options; the first one writes."
     )
@@ -183,6 +190,7 @@ def _generate(options: argparse.Namespace) -> None:
         _source(settings["model"]),
         dtype=_dtype(settings),
         parallel=parallel,
+        profile_guided=options.profile_guided,
         progress=not options.quiet and cluster.is_first(),
         **{name: settings[name] for name in ("variant", "vae", "tokenizer")},
     )

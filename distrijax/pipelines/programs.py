@@ -20,6 +20,7 @@ from distrijax.parallel.mesh import Parallel
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.slabs import exchange
 from distrijax.parallel.spread import OWN, spread
+from distrijax.profiles import Profiles
 from distrijax.schedulers import Scheduler
 
 LATENTS = P("data", "patch")  # [B, h, W, C]
@@ -76,19 +77,19 @@ def denoise(
     return spread(local, parallel, specs, (CARRY, P()))(unet, carry, steps, cond, guidance)
 
 
-def denoising(name: str, report: Report, profile: bytes | None = None) -> Program:
+def denoising(name: str, report: Report, profiles: Profiles | None = None) -> Program:
     """`denoise`, compiled: the carry is used up, and XLA told how to hide the transfers.
 
     Args:
-        profile: measured costs of the program's kernels, in place of XLA's own estimates.
+        profiles: measured costs of its kernels, in place of what XLA is told else.
     """
 
-    def options(*args: Any, parallel: Parallel, **_: Any) -> compiler_options.Options:
+    def options(*args: Any, parallel: Parallel, profile: bytes | None, **_: Any) -> compiler_options.Options:
         platform, groups = parallel.mesh.devices.flat[0].platform, parallel.data * parallel.cfg
         return compiler_options.denoising(platform, args[1].pieces, groups, profile)
 
     static = ("parallel", "rows", "scheduler", "displaced")
-    return Program(name, denoise, static=static, donated=("carry",), options=options, report=report)
+    return Program(name, denoise, static=static, donated=("carry",), options=options, profiles=profiles, report=report)
 
 
 def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:

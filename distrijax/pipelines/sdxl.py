@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from distrijax.checkpoint.load import load
-from distrijax.compile import Program, keep_compiled_programs
+from distrijax.compile import Program, keep_compiled_programs, kept_profiles
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
@@ -73,6 +73,8 @@ class StableDiffusionXLPipeline:
         force_zeros_for_empty_prompt: without a negative prompt, guide away from zero embeddings instead of from "".
         requires_aesthetics_score: the U-Net is told an aesthetic score in place of the target size, as the refiner's.
         parallel: the devices that make the pictures, and how; by default one.
+        profile_guided: measure, on GPUs, what the kernels of the denoising loop cost, for programs of which that is not
+            known: one call is traced, and from the next process on the transfers are placed by what it took.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class StableDiffusionXLPipeline:
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
         parallel: Parallel | None = None,
+        profile_guided: bool = False,
     ):
         self.unet, self.vae, self.scheduler = unet, vae, scheduler
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
@@ -100,21 +103,30 @@ class StableDiffusionXLPipeline:
 
         keep_compiled_programs()
         self.parallel = parallel or Parallel()
+        profiles = kept_profiles(measure=profile_guided)
         self._encode = Program("text encoding", encode_ids, static=["clip_skip"], report=self._report)
         self._condition = Program("conditioning", programs.condition, static=["parallel"], report=self._report)
-        self._synchronous = programs.denoising("denoising, synchronous steps", self._report)
-        self._displaced = programs.denoising("denoising, displaced steps", self._report)
+        self._synchronous = programs.denoising("denoising, synchronous steps", self._report, profiles)
+        self._displaced = programs.denoising("denoising, displaced steps", self._report, profiles)
         self._crop = Program("end of denoising", programs.crop, static=["parallel", "height"], report=self._report)
         self._decode = Program("decoding", programs.decode, static=["parallel", "height"], report=self._report)
         self._programs = self._encode, self._condition, self._synchronous, self._displaced, self._crop, self._decode
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, parallel: Parallel | None = None, **options: Any) -> Self:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        parallel: Parallel | None = None,
+        profile_guided: bool = False,
+        **options: Any,
+    ) -> Self:
         """The pipeline of a checkpoint.
 
         Args:
             source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
             parallel: the devices that make the pictures, and how; by default one.
+            profile_guided: measure on GPUs what kernels cost, for later processes; see the class.
             options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `vae`, `tokenizer`, ... The default dtype
                 is the checkpoint's own; on a CPU it is float32, since XLA has no float16 attention there.
 
@@ -137,6 +149,7 @@ class StableDiffusionXLPipeline:
             force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
             requires_aesthetics_score=parts.index.get("requires_aesthetics_score", False),
             parallel=parallel,
+            profile_guided=profile_guided,
         )
 
     def set_progress_bar_config(self, **config: Any) -> None:

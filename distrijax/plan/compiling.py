@@ -168,7 +168,7 @@ def compile_denoising(
         steps=steps,
         scheduler=scheduler,
     )
-    program = programs.denoising("denoising", lambda message: None, profile)
+    program = programs.denoising("denoising", lambda message: None)
     found = []
     for displaced in [False, True][: 1 + parallel.displaces]:
         start = time.perf_counter()
@@ -180,7 +180,7 @@ def compile_denoising(
         if only not in (None, name):
             continue
         # Without the devices no kernel can be tried out.
-        given = {**program.options(*before, **choices), "xla_gpu_autotune_level": 0, **(options or {})}
+        given = {**program.options(*before, profile=profile, **choices), "xla_gpu_autotune_level": 0, **(options or {})}
         compiled = compile_with(lowered, given)
         end = time.perf_counter()
         found.append(Compiled(name, compiled.as_text(), compiled.memory_analysis(), traced - start, end - traced))
