@@ -5,6 +5,7 @@ what form. Between neighbouring modes the predictions differ by 1e-2 and more, s
 themselves agree with one device to 1e-6 in their synchronous steps.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from safetensors.numpy import load_file
 from distrijax import Parallel, scheduler_from_config
 from distrijax.checkpoint.build import blueprint
 from distrijax.denoise import Carry, Guidance, Steps, denoise
-from distrijax.parallel.pieces import Pieces, Received, deliver, gather, swap_edges
+from distrijax.parallel.pieces import Pieces, Received, deliver, gather
 from distrijax.parallel.slabs import DISPLACED, Displaced, exchange
 from distrijax.parallel.spread import spread
 from distrijax.pipelines import programs
@@ -80,20 +81,20 @@ def late(mode: type[Displaced]) -> type[Displaced]:
 
         @classmethod
         def first(cls, pieces: Pieces) -> Any:
-            return tuple(pieces.moments[NORM]) if cls.sends_moments else pieces.halos[CONV]
+            return tuple(pieces.moments[NORM]) if cls.sends_moments else pieces.first[CONV]
 
         def unpack(self, carried: Any) -> tuple[Pieces, Received]:
             own, older, before, self.which = carried
-            received = deliver(own)
-            self.passed = jax.tree.map(lambda *x: lax.select_n(self.which, *x), self.first(own), older, before)
+            received, self.newest = deliver(own), self.first(own)
+            self.passed = jax.tree.map(lambda *x: lax.select_n(self.which, *x), self.newest, older, before)
             if self.sends_moments:
                 received.moments[NORM] = gather(jnp.stack(self.passed)[None])
             else:
-                received.halos[CONV] = swap_edges(self.passed)
+                own = dataclasses.replace(own, first=own.first | {CONV: self.passed})
             return own, received
 
         def carry(self) -> Any:
-            return self.begin(self.sent)[0], self.first(self.stale), self.passed, self.which
+            return self.begin(self.sent)[0], self.newest, self.passed, self.which
 
     return Late
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -37,12 +38,14 @@ class Compiled:
     Attributes:
         name: "synchronous" or "displaced".
         text: the scheduled program.
+        held: bytes that a device holds for it besides the weights.
         memory: of one device, XLA's own analysis.
         trace_seconds, compile_seconds: what it took.
     """
 
     name: str
     text: str
+    held: int
     memory: Any
     trace_seconds: float
     compile_seconds: float
@@ -183,7 +186,8 @@ def compile_denoising(
         given = {**program.options(*before, profile=profile, **choices), "xla_gpu_autotune_level": 0, **(options or {})}
         compiled = compile_with(lowered, given)
         end = time.perf_counter()
-        found.append(Compiled(name, compiled.as_text(), compiled.memory_analysis(), traced - start, end - traced))
+        memory, held = compiled.memory_analysis(), sum(map(_of_device, jax.tree.leaves(before[1:])))
+        found.append(Compiled(name, compiled.as_text(), held, memory, traced - start, end - traced))
     return found
 
 
@@ -195,3 +199,10 @@ def placed(parallel: Parallel, tree: Any, specs: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(place, spec_of_leaves(specs, tree), tree, is_leaf=is_spec)
+
+
+def _of_device(x: Any) -> int:
+    """Bytes of one device's part of an argument."""
+    sharding = getattr(x, "sharding", None)
+    shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+    return prod(shape) * x.dtype.itemsize

@@ -1,0 +1,93 @@
+"""The transfers of a displaced step hide under its arithmetic: seen in the program that XLA compiles for eight H100s.
+
+No GPU is needed, but JAX's CUDA plug-in is, which holds the compiler; without it all of this is skipped. How long a step
+waits is an estimate (`distrijax.plan.schedule`), the same for all schedules that are compared here.
+"""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from distrijax.plan.compiling import why_not
+
+pytestmark = [
+    pytest.mark.cuda_compiler,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+# In a process of its own: the CUDA compiler has to be found before JAX knows its devices.
+WORKER = """
+import dataclasses, json, sys
+from distrijax.plan import compiling
+compiling.prepare()
+from distrijax.plan import estimate
+from distrijax.plan.cards import CARDS, Rates
+from distrijax.plan.models import model
+choices = json.loads(sys.argv[1])
+base = model("sdxl-base")
+if choices.pop("mid", False):
+    depths = {"transformer_layers": ((0, 0), (1, 1), (2, 2)), "mid_transformer_layers": 2}
+    depths["up_transformer_layers"] = ((2, 2, 2), (1, 1, 1), (0, 0, 0))
+    base = dataclasses.replace(base, unet=dataclasses.replace(base.unet, **depths))
+size, layout = choices.pop("size"), choices.pop("layout")
+request = estimate.Request(base, CARDS["h100"], Rates(550e12, 2.6e12, 320e9, 320e9), size, size)
+options = choices.pop("options", None)
+if options and "fdo_profile" in options:
+    options["fdo_profile"] = options["fdo_profile"].encode()
+print(json.dumps(estimate.plan(request, layout, options=options, profile=None).json()))
+"""
+
+
+@cache
+def planned(choices: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", WORKER, choices], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def bodies(size: int = 1024, layout: dict[str, int] | None = None, **choices: Any) -> tuple[Any, Any, Any]:
+    plan = planned(json.dumps({"size": size, "layout": layout or {"patch": 8}, **choices}, sort_keys=True))
+    for loop in plan["loops"]:
+        print({k: v for k, v in loop.items() if k not in ("transfers", "kernels")})
+    return plan, *plan["loops"]
+
+
+def check_displaced(loop: dict[str, Any]) -> None:
+    """Limits of what the schedules reach: waits of 0.1 to 1.2 %, 30 to 33 transfers, at most 3 of them exposed."""
+    assert loop["wait_share"] <= 0.02
+    assert loop["collectives"] <= 35
+    assert loop["exposed"] <= 4
+    assert loop["exposed_bytes"] <= 0.005 * loop["received_bytes"]
+
+
+@pytest.mark.parametrize("layout", [{"patch": 8}, {"cfg": 2, "patch": 4}], ids=str)
+def test_a_mid_sized_unet(layout: dict[str, int]) -> None:
+    _, synchronous, displaced = bodies(mid=True, layout=layout)
+    check_displaced(displaced)
+    assert synchronous["wait_share"] >= 0.1
+    assert synchronous["exposed"] >= 0.8 * synchronous["collectives"]
+
+
+def test_without_our_options_it_waits() -> None:
+    """The limits above can be missed: the same program, with XLA's own estimate of what transfers cost."""
+    unknown = {"fdo_profile": "", "xla_gpu_enable_analytical_sol_latency_estimator": True}
+    _, _, displaced = bodies(mid=True, options=unknown)
+    assert displaced["wait_share"] >= 0.04
+
+
+@pytest.mark.parametrize("size", [1024, 3840])
+def test_full_sdxl(size: int) -> None:
+    plan, synchronous, displaced = bodies(size)
+    check_displaced(displaced)
+    assert synchronous["wait_share"] >= 10 * displaced["wait_share"]
+    assert synchronous["exposed"] > 100
+    if size == 1024:
+        assert plan["memory_bytes"]["temporaries_displaced"] <= 700e6
+        assert plan["memory_bytes"]["carry"] <= 125e6
+    # No transposed weights: what is transposed is activations, between convolutions and transformers.
+    copied = sum(kind["bytes"] for kind in displaced["copies_over_1MB"].values())
+    assert copied <= 0.1 * plan["memory_bytes"]["weights"] * (size / 1024) ** 2 / 8

@@ -1,0 +1,212 @@
+"""Reading a compiled schedule, and what is planned from it. The schedule is written by hand: no compiler is needed."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrijax import DistrijaxError, cli
+from distrijax.plan import estimate, figure, hlo, report, schedule
+from distrijax.plan.cards import CARDS, Rates
+from distrijax.plan.models import model
+
+# 1 TFLOP/s and 1 GB/s each, and latencies apart by powers of ten: every term can be told from every other.
+RATES = Rates(flops=1e12, memory=1e9, link=1e9, network=1e8, latency=1e-3, network_latency=1e-2, kernel=1e-5)
+
+PROGRAM = """HloModule jit_denoise, is_scheduled=true
+
+%fused_dot (a: bf16[1000,1000], b: bf16[1000,1000]) -> bf16[1000,1000] {
+  %a = bf16[1000,1000]{1,0} parameter(0)
+  %b = bf16[1000,1000]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[1000,1000]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%fused_turn (c: bf16[1000,1000]) -> bf16[1000,1000] {
+  %c = bf16[1000,1000]{1,0} parameter(0)
+  ROOT %transpose.1 = bf16[1000,1000]{0,1} transpose(%c), dimensions={1,0}
+}
+
+%body (carry: (s32[], bf16[1000,1000], bf16[500,1000])) -> (s32[], bf16[1000,1000], bf16[500,1000]) {
+  %carry = (s32[], bf16[1000,1000]{1,0}, bf16[500,1000]{1,0}) parameter(0)
+  %x = bf16[1000,1000]{1,0} get-tuple-element(%carry), index=1
+  %own = bf16[500,1000]{1,0} get-tuple-element(%carry), index=2
+  %ag-start = (bf16[500,1000]{1,0}, bf16[2000,1000]{1,0}) all-gather-start(%own), replica_groups=GROUPS, dimensions={0}, metadata={op_name="jit(denoise)/while/body/closed_call/down.attn1/all_gather"}
+  %product = bf16[1000,1000]{1,0} fusion(%x, %x), kind=kCustom, calls=%fused_dot
+  %turned = bf16[1000,1000]{0,1} fusion(%product), kind=kLoop, calls=%fused_turn
+  %ag-done = bf16[2000,1000]{1,0} all-gather-done(%ag-start)
+  %cp-start = (bf16[500,1000]{1,0}, bf16[500,1000]{1,0}) collective-permute-start(%own), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %cp-done = bf16[500,1000]{1,0} collective-permute-done(%cp-start)
+  ROOT %out = (s32[], bf16[1000,1000]{1,0}, bf16[500,1000]{1,0}) tuple(%x, %turned, %cp-done)
+}
+
+%cond (carry: (s32[], bf16[1000,1000], bf16[500,1000])) -> pred[] {
+  %carry = (s32[], bf16[1000,1000]{1,0}, bf16[500,1000]{1,0}) parameter(0)
+  ROOT %less = pred[] constant(false)
+}
+
+ENTRY %main (arg: (s32[], bf16[1000,1000], bf16[500,1000])) -> (s32[], bf16[1000,1000], bf16[500,1000]) {
+  %arg = (s32[], bf16[1000,1000]{1,0}, bf16[500,1000]{1,0}) parameter(0)
+  ROOT %while = (s32[], bf16[1000,1000]{1,0}, bf16[500,1000]{1,0}) while(%arg), condition=%cond, body=%body
+}
+"""  # noqa: E501
+FOUR = "{{0,1,2,3}}"
+
+
+def body(groups: str = FOUR, node: int = 4) -> schedule.Body:
+    return schedule.read(PROGRAM.replace("GROUPS", groups), RATES, node)
+
+
+def test_a_schedule_by_hand() -> None:
+    found = body()
+    product, turned = found.kernels
+    # 2 * 1000^3 FLOP take 2 ms, 6 MB take 6 ms: the longer, and a launch. The transpose reads and writes 4 MB.
+    assert (product.flops, product.bytes, product.category) == (2 * 10**9, 6_000_000, "products")
+    assert product.seconds == pytest.approx(6e-3 + 1e-5)
+    assert (turned.category, turned.seconds) == ("copies", pytest.approx(4e-3 + 1e-5))
+    gather, permute = found.collectives
+    # Three others' pieces of 1 MB and a latency: 4 ms, hidden under 10.02 ms of kernels.
+    assert (gather.kind, gather.layer, gather.received) == ("all-gather", "down.attn1", 3_000_000)
+    assert gather.ready - gather.began == pytest.approx(4e-3)
+    assert gather.needed == pytest.approx(10.03e-3)
+    assert (gather.waited, gather.under, gather.exposed) == (0, {"products": 1}, False)
+    # 1 MB and a latency, with nothing meanwhile but the launch.
+    assert (permute.received, permute.exposed) == (1_000_000, True)
+    assert permute.waited == pytest.approx(2e-3 - 1e-5)
+    assert found.seconds == pytest.approx(10.03e-3 + 2e-3)
+    assert found.wait_share == pytest.approx(1.99e-3 / 12.03e-3)
+    assert found.by_category()["products"] == (1, pytest.approx(6.01e-3))
+    assert schedule.largest_copies(PROGRAM) == {"transpose": (1, 2_000_000)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "received", "crosses"),
+    [
+        (FOUR, 3_000_000, True),
+        ("{{0,1},{2,3}}", 1_000_000, False),
+        ("{{0,2},{1,3}}", 1_000_000, True),
+        ("[1,4]<=[4]", 3_000_000, True),
+        ("[2,2]<=[4]", 1_000_000, False),
+        ("[2,2]<=[2,2]T(1,0)", 1_000_000, True),
+    ],
+)
+def test_groups_of_devices_on_two_nodes(groups: str, received: int, crosses: bool) -> None:
+    gather = body(groups, node=2).collectives[0]
+    assert (gather.received, gather.nodes) == (received, crosses)
+    latency, rate = (1e-2, 1e8) if crosses else (1e-3, 1e9)
+    assert gather.ready - gather.began == pytest.approx(latency + received / rate)
+
+
+def test_two_programs_in_one_file() -> None:
+    """No name twice, so that a reader of the file sees both bodies, each as it is alone."""
+    text = PROGRAM.replace("GROUPS", FOUR)
+    both = hlo.parse(text + "\n" + hlo.renamed(text, ".displaced"))
+    assert hlo.loop_bodies(both) == ["body", "body.displaced"]
+    assert schedule.walk(both, "body", RATES, 4) == body()
+    second = schedule.walk(both, "body.displaced", RATES, 4)
+    assert (second.seconds, second.waiting) == (body().seconds, body().waiting)
+    names = [row.name for rows in both.values() for row in rows]
+    assert len(names) == 2 * sum(map(len, hlo.parse(text).values()))
+    assert sum(name.endswith(".displaced") for name in names) == len(names) // 2
+
+
+def request(**choices: Any) -> estimate.Request:
+    card = CARDS["h100"]
+    return estimate.Request(model("demo"), card, Rates.of(card), **({"height": 256, "width": 256} | choices))
+
+
+def made(layout: dict[str, Any], seconds: float = 1.0, held: int = 10**9) -> estimate.Plan:
+    """A plan that nobody compiled."""
+    from distrijax import Parallel
+
+    one = dataclasses.replace(body(), seconds=seconds)
+    loops = [estimate.Loop(name, PROGRAM, one, {}, 10**8, held, 1.0) for name in ("synchronous", "displaced")]
+    return estimate.Plan(request(), Parallel(**layout, emulate=True), None, loops)
+
+
+def test_a_picture_is_its_steps() -> None:
+    plan = made({"patch": 4}, 0.1)
+    faster = dataclasses.replace(plan.loops[1], body=dataclasses.replace(plan.loops[1].body, seconds=0.01))
+    plan = dataclasses.replace(plan, loops=[plan.loops[0], faster])
+    assert plan.picture_seconds == pytest.approx(5 * 0.1 + 45 * 0.01)  # the first and four more are synchronous
+    assert plan.memory == plan.weights + 10**9 + 10**8
+    assert plan.weights == 2 * model("demo").parameters
+    parsed = json.loads(json.dumps(plan.json()))
+    assert [loop["wait_share"] for loop in parsed["loops"]] == [loop.body.wait_share for loop in plan.loops]
+
+
+def test_the_fastest_that_fits_is_recommended() -> None:
+    slow, fast, large = made({"patch": 4}, 2.0), made({"cfg": 2, "patch": 2}, 1.0), made({"patch": 4}, 0.5, 10**12)
+    assert estimate.recommended([slow, fast, large]) is fast
+    assert not large.fits
+    assert estimate.recommended([large]) is None
+    table = report.comparison([slow, fast, large])
+    assert "recommended: cfg 2 x patch 2" in table
+    assert "does not fit" in table
+
+
+def test_layouts() -> None:
+    assert estimate.layouts(8, request()) == [{"patch": 8}, {"cfg": 2, "patch": 4}]
+    assert {"data": 8, "patch": 1} in estimate.layouts(8, request(pictures=8))
+    assert estimate.layouts(3, request(guided=False)) == [{"patch": 3}]
+    # 32 rows of latents, four each at least: not enough for sixteen devices.
+    assert estimate.layouts(16, request()) == [{"cfg": 2, "patch": 8}]
+
+
+def test_known_models() -> None:
+    base = model("sdxl-base")
+    assert base.unet_parameters == 2_567_463_684
+    assert base.parameters == 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840
+    assert model("sdxl-refiner").unet.block_out_channels[0] == 384
+
+
+def test_rates_that_are_given_replace_ours() -> None:
+    card = CARDS["l40s"]
+    assert Rates.of(card, link=5e9) == dataclasses.replace(Rates.of(card), link=5e9)
+    assert Rates.of(card).flops < card.flops
+    with pytest.raises(DistrijaxError, match="link is -1"):
+        Rates.of(card, link=-1.0)
+
+
+def test_the_picture_of_a_plan(tmp_path: Path) -> None:
+    figure.draw(made({"patch": 4}), tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--patch", "0"], "--patch is 0; it must be at least 1"),
+        (["--height", "1001"], "height is 1001; it must be a multiple of 8 pixels, such as 1000"),
+        (["--steps", "0"], "steps is 0"),
+        (["--compare", "8", "--patch", "2"], "leave out --patch"),
+        (["--compare", "0"], "--compare is 0"),
+        (["--hlo", "nowhere/x.hlo"], "no folder nowhere"),
+        (["--profile", "absent"], "no file absent"),
+        (["--flops", "-1"], "flops is -1.0"),
+        (["--model", "no/such/model"], "no/such/model"),
+        (["--cfg", "2", "--no-guidance"], "cfg is 2, but there is no second guidance branch"),
+        (["--patch", "100"], "patch is 100, but 128 rows of latents give only 32 devices"),
+        (["--patch", "8", "--nodes", "3"], "8 devices cannot be dealt to 3 nodes evenly"),
+        (["--mode", "fast"], "mode is 'fast'"),
+        (["--mode", "tensor", "--patch", "2"], "its program is not planned"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is compiled, where there is a compiler or not."""
+    for module in (cli.plan, estimate.compiling):
+        monkeypatch.setattr(module, "why_not", lambda: None)
+    monkeypatch.setattr(cli.plan, "prepare", lambda: None)
+    assert cli.main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_compiler_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate.compiling, "find_spec", lambda name: None)
+    assert cli.main(["plan"]) == 2
+    assert "pip install 'jax[cuda12]==" in capsys.readouterr().err
