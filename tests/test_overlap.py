@@ -1,7 +1,7 @@
 """The transfers of a displaced step hide under its arithmetic: seen in the program that XLA compiles for eight H100s.
 
-No GPU is needed, but JAX's CUDA plug-in is, which holds the compiler; without it all of this is skipped. How long a step
-waits is an estimate (`distrijax.plan.schedule`), the same for all schedules that are compared here.
+No GPU is needed, but JAX's CUDA plug-in is, which holds the compiler: without it all of this is skipped. How long a
+step waits is an estimate (`distrijax.plan.schedule`), the same for all schedules that are compared here.
 """
 
 import json
@@ -88,6 +88,5 @@ def test_full_sdxl(size: int) -> None:
     if size == 1024:
         assert plan["memory_bytes"]["temporaries_displaced"] <= 700e6
         assert plan["memory_bytes"]["carry"] <= 125e6
-    # No transposed weights: what is transposed is activations, between convolutions and transformers.
-    copied = sum(kind["bytes"] for kind in displaced["copies_over_1MB"].values())
-    assert copied <= 0.1 * plan["memory_bytes"]["weights"] * (size / 1024) ** 2 / 8
+    # Activations between convolutions and transformers are transposed, 52 MB at 1024; no weights, which are 5 GB.
+    assert sum(kind["bytes"] for kind in displaced["copies_over_1MB"].values()) <= 80e6 * (size / 1024) ** 2
