@@ -75,8 +75,10 @@ def test_a_mid_sized_unet(layout: dict[str, int]) -> None:
 def test_without_our_options_it_waits() -> None:
     """The limits above can be missed: the same program, with XLA's own estimate of what transfers cost."""
     unknown = {"fdo_profile": "", "xla_gpu_enable_analytical_sol_latency_estimator": True}
-    _, _, displaced = bodies(mid=True, options=unknown)
-    assert displaced["wait_share"] >= 0.04
+    _, _, without = bodies(mid=True, options=unknown)
+    _, _, displaced = bodies(mid=True)
+    assert without["wait_share"] >= 10 * displaced["wait_share"]
+    assert without["wait_share"] >= 0.02
 
 
 @pytest.mark.parametrize("size", [1024, 3840])
@@ -88,5 +90,6 @@ def test_full_sdxl(size: int) -> None:
     if size == 1024:
         assert plan["memory_bytes"]["temporaries_displaced"] <= 700e6
         assert plan["memory_bytes"]["carry"] <= 125e6
-    # Activations between convolutions and transformers are transposed, 52 MB at 1024; no weights, which are 5 GB.
-    assert sum(kind["bytes"] for kind in displaced["copies_over_1MB"].values()) <= 80e6 * (size / 1024) ** 2
+    # Weights lie as the kernels want them, and activations are transposed inside of the norms alone.
+    assert "transpose" not in displaced["copies_over_1MB"]
+    assert sum(kind["bytes"] for kind in displaced["copies_over_1MB"].values()) <= 4e6 * (size / 1024) ** 2

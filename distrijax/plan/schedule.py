@@ -218,21 +218,27 @@ def _category(computations: Computations, row: Instruction, flops: int) -> str:
         return "convolutions"
     if flops:
         return "products"
-    inside = {inner.opcode for inner in computations.get(row.called("calls") or "", [])} or {row.opcode}
-    moving = {"parameter", "bitcast", "copy", "transpose", "slice", "dynamic-slice", "concatenate", "pad", "constant"}
-    moving |= {"dynamic-update-slice", "tuple", "get-tuple-element", "copy-start", "reshape", "broadcast"}
-    return "copies" if inside <= moving else "elementwise and norms"
+    return "copies" if _inside(computations, row) <= _MOVING else "elementwise and norms"
+
+
+_MOVING = {"parameter", "bitcast", "copy", "transpose", "slice", "dynamic-slice", "concatenate", "pad", "constant"}
+_MOVING |= {"dynamic-update-slice", "tuple", "get-tuple-element", "copy-start", "reshape", "broadcast"}
+
+
+def _inside(computations: Computations, row: Instruction) -> set[str]:
+    """What a kernel is made of."""
+    return {inner.opcode for inner in computations.get(row.called("calls") or "", [])} or {row.opcode}
 
 
 def largest_copies(text: str, least: int = 1_000_000) -> dict[str, tuple[int, int]]:
-    """Transposes and plain copies of a loop's body that write `least` bytes or more: how many of each, their bytes."""
+    """Kernels of a loop's body that only copy or transpose, and write `least` bytes or more: how many, their bytes."""
     computations = parse(text)
     found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for name in loop_bodies(computations):
         for row in computations[name]:
-            inside = {inner.opcode for inner in computations.get(row.called("calls") or "", [])}
-            kind = "transpose" if "transpose" in inside | {row.opcode} else row.opcode
-            if kind in ("transpose", "copy") and row.bytes >= least:
+            inside = _inside(computations, row)
+            kind = "transpose" if "transpose" in inside else "copy" if "copy" in inside else None
+            if row.opcode in KERNELS and kind and inside <= _MOVING and row.bytes >= least:
                 count, size = found[kind]
                 found[kind] = count + 1, size + row.bytes
     return dict(found)
