@@ -27,7 +27,13 @@ def draw(plan: Plan, path: Path) -> None:
         raise DistrijaxError("a plot needs matplotlib: pip install 'distrijax[train]'") from None
     rows = len(plan.loops)
     figure, axes = pyplot.subplots(
-        rows + 1, 1, figsize=(11, 2.1 * rows + 1.8), dpi=110, height_ratios=[1] * rows + [0.7], squeeze=False
+        rows + 1,
+        1,
+        figsize=(11, 2.1 * rows + 2.2),
+        dpi=110,
+        height_ratios=[1] * rows + [0.55],
+        squeeze=False,
+        layout="constrained",
     )
     longest = max(loop.body.seconds for loop in plan.loops) * 1e3
     for axis, loop in zip(axes[:rows, 0], plan.loops, strict=True):
@@ -35,15 +41,16 @@ def draw(plan: Plan, path: Path) -> None:
         axis.set_xlim(0, longest)
     axes[rows - 1, 0].set_xlabel("ms (estimated)")
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=c) for c in (*COLOURS.values(), SENT, WAITED)]
-    figure.legend(
-        handles, [*CATEGORIES, "on the link", "waiting"], loc="upper center", ncols=7, fontsize=8, frameon=False
-    )
-    _memory(axes[rows, 0], plan)
     request = plan.request
-    layout = f"{plan.parallel.size} x {request.card.name}: {plan.name}"
-    figure.suptitle(f"{request.model.name} at {request.width}x{request.height}, {layout}", fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
-    figure.savefig(path, bbox_inches="tight")
+    figure.suptitle(
+        f"{request.model.name} at {request.width}x{request.height}, {plan.parallel.size} x {request.card.name}: "
+        f"{plan.name}",
+        fontsize=10,
+    )
+    labels = [*CATEGORIES, "on the link", "waiting"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    _memory(axes[rows, 0], plan)
+    figure.savefig(path)
     pyplot.close(figure)
 
 
