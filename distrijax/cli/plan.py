@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ LAYOUT = {
     "cfg": "2: either guidance branch has its own devices",
     "data": "groups of devices that make different pictures",
 }
+PLOTS = (".png", ".pdf", ".svg")
+OF_LAYOUT = True  # the value of --compare without a number: as many devices as the layout has
 RATES = {
     "flops": "FLOP/s that products reach",
     "memory": "bytes/s of the card's memory",
@@ -60,7 +64,12 @@ def add(commands: Any) -> None:
     devices.add_argument("--mode", default=Parallel.mode, metavar="NAME", help=f"one of {', '.join(MODES)}")
     devices.add_argument("--warmup-steps", type=int, default=4, metavar="N", help="(default: %(default)s)")
     devices.add_argument(
-        "--compare", type=int, metavar="DEVICES", help="set all layouts of so many devices side by side, recommend one"
+        "--compare",
+        type=int,
+        nargs="?",
+        const=OF_LAYOUT,
+        metavar="DEVICES",
+        help="set all layouts of so many devices (default: as many as the layout given) side by side, recommend one",
     )
 
     rates = command.add_argument_group("what the estimate assumes (default: parts of the card's peaks)")
@@ -70,7 +79,7 @@ def add(commands: Any) -> None:
     output = command.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="everything, as JSON")
     output.add_argument("--hlo", type=Path, metavar="FILE", help="write the scheduled programs, both bodies")
-    output.add_argument("--plot", type=Path, metavar="PNG", help="draw the steps' timelines and the memory")
+    output.add_argument("--plot", type=Path, metavar="FILE", help="draw the steps' timelines and the memory")
     output.add_argument("--profile", type=Path, metavar="FILE", help="measured costs that XLA places transfers by")
 
 
@@ -86,7 +95,7 @@ def _plan(options: argparse.Namespace) -> None:
     request = estimate.Request(
         model=found,
         card=card,
-        rates=Rates.of(card, **{name: getattr(options, name) for name in RATES}),
+        rates=Rates.of(card, options.dtype, **{name: getattr(options, name) for name in RATES}),
         height=native if options.height is None else options.height,
         width=native if options.width is None else options.width,
         steps=options.steps,
@@ -97,7 +106,9 @@ def _plan(options: argparse.Namespace) -> None:
     )
     choices = {"mode": options.mode, "warmup_steps": options.warmup_steps}
     if options.compare is not None:
-        plans = estimate.compare(options.compare, request, choices, _announce)
+        layout_size = prod(getattr(options, name) or 1 for name in LAYOUT)
+        devices = layout_size if options.compare is OF_LAYOUT else options.compare
+        plans = estimate.compare(devices, request, choices, _announce)
         print(json.dumps([p.json() for p in plans], indent=1) if options.json else report.comparison(plans))
         return
     layout = {name: getattr(options, name) or 1 for name in LAYOUT}
@@ -107,9 +118,9 @@ def _plan(options: argparse.Namespace) -> None:
     if options.hlo is not None:
         options.hlo.write_text(made.hlo)
     if options.plot is not None:
-        from distrijax.plan.figure import draw
+        from distrijax.plan import figure
 
-        draw(made, options.plot)
+        figure.draw(made, options.plot)
     print(json.dumps(made.json(), indent=1) if options.json else report.report(made))
 
 
@@ -120,15 +131,28 @@ def _check(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise DistrijaxError(f"--{name} is {value}; it must be at least 1")
     if options.compare is not None:
-        given = [f"--{name}" for name in (*LAYOUT, "hlo", "plot", "profile") if getattr(options, name) is not None]
+        layout = [f"--{name}" for name in LAYOUT if getattr(options, name) is not None]
+        if options.compare is OF_LAYOUT and not layout:
+            raise DistrijaxError("--compare needs a number of devices, such as --compare 8")
+        if options.compare is not OF_LAYOUT and options.compare < 1:
+            raise DistrijaxError(f"--compare is {options.compare}; it must be a number of devices, 1 or more")
+        given = [f"--{name}" for name in ("hlo", "plot", "profile") if getattr(options, name) is not None]
+        given += layout if options.compare is not OF_LAYOUT else []
         if given:
             raise DistrijaxError(f"--compare chooses the layouts itself; leave out {' and '.join(given)}")
-        if options.compare < 1:
-            raise DistrijaxError(f"--compare is {options.compare}; it must be a number of devices, 1 or more")
     for name in ("hlo", "plot"):
         path = getattr(options, name)
-        if path is not None and not path.parent.is_dir():
+        if path is None:
+            continue
+        if not path.parent.is_dir():
             raise DistrijaxError(f"--{name}: there is no folder {path.parent}; make it first")
+        if path.is_dir():
+            raise DistrijaxError(f"--{name}: {path} is a folder; name a file in it")
+    if options.plot is not None:
+        if options.plot.suffix.lower() not in PLOTS:
+            raise DistrijaxError(f"--plot: {options.plot.name} must end in one of {', '.join(PLOTS)}")
+        if find_spec("matplotlib") is None:
+            raise DistrijaxError("--plot needs matplotlib: pip install 'distrijax[train]'")
     if options.profile is not None and not options.profile.is_file():
         raise DistrijaxError(f"--profile: there is no file {options.profile}")
 

@@ -46,6 +46,10 @@ class Card:
     network: float
     linked_by: str
 
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of products: of float32 half, since JAX lets GPUs round its inputs to TF32 unless told otherwise."""
+        return self.flops / (2 if dtype == "float32" else 1)
+
 
 def _card(
     name: str, flops: float, bandwidth: float, link: float, network: float, linked_by: str, **target: float
@@ -112,10 +116,10 @@ class Rates:
     kernel: float = 2e-6  # from the end of one kernel to the start of the next
 
     @classmethod
-    def of(cls, card: Card, **given: float | None) -> "Rates":
+    def of(cls, card: Card, dtype: str = "bfloat16", **given: float | None) -> "Rates":
         """Of a card: 55 % of the FLOP/s, 78 % of the memory's and 71 % of the links' rates; or what is `given`."""
         reached = {
-            "flops": 0.55 * card.flops,
+            "flops": 0.55 * card.peak(dtype),
             "memory": 0.78 * card.bandwidth,
             "link": 0.71 * card.link,
             "network": 0.71 * card.network,

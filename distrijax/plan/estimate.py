@@ -5,14 +5,14 @@ card's rates: all times. Not included: text encoding, decoding, and the host.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import AXES, Parallel
-from distrijax.parallel.traffic import Traffic, traffic
+from distrijax.parallel.traffic import Sent, Traffic, traffic
 from distrijax.plan import compiling
 from distrijax.plan.cards import Card, Rates
 from distrijax.plan.hlo import renamed
@@ -107,6 +107,17 @@ class Plan:
         )
 
     @property
+    def pictures_per_hour(self) -> float:
+        """As far as denoising alone goes."""
+        return 3600 * self.request.pictures / self.picture_seconds
+
+    def sent(self, loop: Loop) -> dict[str, Sent]:
+        """By kind, in a step of this loop."""
+        if self.traffic is None:
+            return {}
+        return self.traffic.displaced if loop.name == "displaced" else self.traffic.synchronous
+
+    @property
     def hlo(self) -> str:
         """The scheduled programs one after the other, no name twice."""
         first, *others = self.loops
@@ -131,11 +142,12 @@ class Plan:
                 **{f"temporaries_{loop.name}": loop.temporaries for loop in self.loops},
             },
             "estimated_denoising_seconds": self.picture_seconds,
-            "loops": [_loop_json(loop) for loop in self.loops],
+            "estimated_pictures_per_hour": self.pictures_per_hour,
+            "loops": [_loop_json(loop, self.sent(loop)) for loop in self.loops],
         }
 
 
-def _loop_json(loop: Loop) -> dict[str, Any]:
+def _loop_json(loop: Loop, sent: Mapping[str, Sent]) -> dict[str, Any]:
     body = loop.body
     return {
         "name": loop.name,
@@ -144,6 +156,7 @@ def _loop_json(loop: Loop) -> dict[str, Any]:
         "collectives": len(body.collectives),
         "exposed": sum(c.exposed for c in body.collectives),
         "received_bytes": body.received,
+        "sent_bytes": {kind: one.bytes_sent for kind, one in sent.items()},
         "exposed_bytes": sum(c.received for c in body.collectives if c.exposed),
         "estimated_step_seconds": body.seconds,
         "estimated_wait_seconds": body.waiting,
@@ -212,17 +225,33 @@ def layouts(devices: int, request: Request) -> list[dict[str, int]]:
     return [layout for layout in found if layout["patch"] <= most]
 
 
-def recommended(plans: list[Plan]) -> Plan | None:
-    """Of those that fit, the one whose batch is done first."""
-    return min((p for p in plans if p.fits), key=lambda p: p.picture_seconds, default=None)
+def ranked(plans: Sequence[Plan]) -> list[Plan]:
+    """Those that fit and make as many pictures as the first: whose batch is done first, first."""
+    same = [p for p in plans if p.fits and p.request.pictures == plans[0].request.pictures]
+    return sorted(same, key=lambda p: p.picture_seconds)
 
 
 def compare(
     devices: int, request: Request, choices: Mapping[str, Any], tell: Callable[[str], None] = lambda layout: None
 ) -> list[Plan]:
-    """`plan` of all `layouts`, with the same other `choices` of `Parallel`."""
+    """`plan` of all `layouts`, with the same other `choices` of `Parallel`.
+
+    Where the pictures are too few for a device each, the last plan is of so many: what the devices make at most.
+
+    Raises:
+        DistrijaxError: there is no layout of so many devices.
+    """
+    wanted = [(request, layout) for layout in layouts(devices, request)]
+    if not wanted:
+        most = -(-(request.height // 8) // request.model.unet.factor)
+        raise DistrijaxError(
+            f"{devices} devices are too many: {most} can share a picture of {request.height} rows of pixels, twice as "
+            f"many with two guidance branches; ask for fewer devices, a taller picture, or more pictures"
+        )
+    if request.pictures % devices:
+        wanted.append((dataclasses.replace(request, pictures=devices), {"data": devices}))
     plans = []
-    for layout in layouts(devices, request):
+    for each, layout in wanted:
         tell(" x ".join(f"{axis} {size}" for axis, size in layout.items()))
-        plans.append(plan(request, {**choices, **layout}))
+        plans.append(plan(each, {**choices, **layout}))
     return plans

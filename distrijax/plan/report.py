@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from distrijax.parallel.traffic import KINDS
-from distrijax.plan.estimate import Loop, Plan, recommended
+from distrijax.plan.estimate import Loop, Plan, ranked
 
 GB, MB, MS = 1e9, 1e6, 1e3
+CLOSE = 5  # % between two estimates that say nothing about which is faster: the assumed rates are that far off
 
 
 def report(plan: Plan) -> str:
@@ -44,23 +45,37 @@ def comparison(plans: Sequence[Plan]) -> str:
     lines = [
         f"{request.model.name} at {request.width}x{request.height}, {pictures}, {request.steps} steps, "
         f"{plans[0].parallel.size} x {request.card.name}",
-        f"{'layout':<28}{'memory GB':>10}{'received MB':>12}{'step ms':>9}{'waits %':>9}{'denoising s':>13}",
+        f"{'layout':<28}{'pictures':>9}{'memory GB':>10}{'received MB':>12}{'step ms':>9}{'waits %':>9}"
+        f"{'denoising s':>13}{'an hour':>9}",
     ]
     for plan in plans:
         body = plan.loops[-1].body
         lines.append(
-            f"{plan.name:<28}{plan.memory / GB:10.2f}{body.received / MB:12.1f}{body.seconds * MS:9.2f}"
-            f"{100 * body.wait_share:9.2f}{plan.picture_seconds:13.2f}{'' if plan.fits else '  does not fit'}"
+            f"{plan.name:<28}{plan.request.pictures:>9}{plan.memory / GB:10.2f}{body.received / MB:12.1f}"
+            f"{body.seconds * MS:9.2f}{100 * body.wait_share:9.2f}{plan.picture_seconds:13.2f}"
+            f"{plan.pictures_per_hour:9.0f}{'' if plan.fits else '  does not fit'}"
         )
-    best = recommended(list(plans))
-    if best is None:
-        lines.append("none fits the card's memory: take more devices, or a larger card")
-    else:
-        lines.append(f"recommended: {best.name}, which is done first ({best.picture_seconds:.2f} s, estimated)")
-        if request.pictures == 1 and best.parallel.size > 1:
-            lines.append("for many pictures, one device each (data) makes most of them an hour: ask with --num-images")
-    lines += ["", *_assumptions(plans[0])]
+    lines += ["", *_recommendation(plans), "", *_assumptions(plans[0])]
     return "\n".join(lines)
+
+
+def _recommendation(plans: Sequence[Plan]) -> list[str]:
+    """Which layout to take, why, and how sure that is."""
+    if not (best := ranked(plans)):
+        return ["none fits the card's memory: take more devices, or a larger card"]
+    first, *others = best
+    lines = [f"recommended: {first.name}, which is done first ({first.picture_seconds:.2f} s, estimated)"]
+    if others:
+        later = 100 * (others[0].picture_seconds / first.picture_seconds - 1)
+        close = "; so close that only a measurement can tell" if later < CLOSE else ""
+        lines.append(f"  the next, {others[0].name}, takes {later:.1f} % longer{close}")
+    most = max((p for p in plans if p.fits), key=lambda p: p.pictures_per_hour)
+    if most.pictures_per_hour > first.pictures_per_hour:
+        lines.append(
+            f"most pictures an hour: {most.name}, {most.request.pictures} at a time: {most.pictures_per_hour:.0f}, but "
+            f"each is {most.picture_seconds:.2f} s in the making"
+        )
+    return lines
 
 
 def _compiled(loop: Loop) -> list[str]:
@@ -114,9 +129,10 @@ def _estimated(loop: Loop) -> list[str]:
 
 def _assumptions(plan: Plan) -> list[str]:
     card, rates = plan.request.card, plan.request.rates
+    peak = card.peak(plan.request.dtype)
     return [
         "assumed, not measured (each can be given)",
-        f"  {rates.flops / 1e12:.0f} TFLOP/s (peak {card.flops / 1e12:.0f}), memory {rates.memory / 1e12:.2f} TB/s "
+        f"  {rates.flops / 1e12:.0f} TFLOP/s (peak {peak / 1e12:.0f}), memory {rates.memory / 1e12:.2f} TB/s "
         f"(peak {card.bandwidth / 1e12:.2f}), {rates.kernel * 1e6:.0f} µs a kernel",
         f"  {card.linked_by} {rates.link / GB:.0f} GB/s (peak {card.link / GB:.0f}) and {rates.latency * 1e6:.0f} µs, "
         f"between nodes {rates.network / GB:.1f} GB/s (peak {card.network / GB:.1f}) and "
