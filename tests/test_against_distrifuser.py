@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from distrijax import Parallel, scheduler_from_config
 from distrijax.checkpoint.build import blueprint
 from distrijax.denoise import Carry, Guidance, Steps, denoise
-from distrijax.parallel.pieces import Pieces, Received, deliver, gather
+from distrijax.parallel.pieces import Pieces, Received, deliver
 from distrijax.parallel.slabs import DISPLACED, Displaced, exchange
 from distrijax.parallel.spread import spread
 from distrijax.pipelines import programs
@@ -74,8 +74,8 @@ def late(mode: type[Displaced]) -> type[Displaced]:
 
     class Late(mode):  # type: ignore[misc,valid-type]
         @classmethod
-        def begin(cls, sent: Pieces) -> Any:
-            pieces = super().begin(sent)
+        def begin(cls, sent: Pieces, *wire: Any) -> Any:
+            pieces = super().begin(sent, *wire)
             first = cls.first(pieces)
             return pieces, first, first, jnp.zeros_like(first[0], shape=(), dtype=jnp.int32)
 
@@ -88,7 +88,7 @@ def late(mode: type[Displaced]) -> type[Displaced]:
             received, self.newest = deliver(own), self.first(own)
             self.passed = jax.tree.map(lambda *x: lax.select_n(self.which, *x), self.newest, older, before)
             if self.sends_moments:
-                received.moments[NORM] = gather(jnp.stack(self.passed)[None])
+                received.moments[NORM] = self.wire.gather(jnp.stack(self.passed)[None])
             else:
                 own = dataclasses.replace(own, first=own.first | {CONV: self.passed})
             return own, received

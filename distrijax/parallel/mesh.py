@@ -12,9 +12,9 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.pieces import AXIS
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.slabs import DISPLACED
+from distrijax.parallel.wire import AXIS
 
 AXES = ("data", "cfg", AXIS)
 MODES = ("full_sync", *DISPLACED, "naive_patch", "tensor")

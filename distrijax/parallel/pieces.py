@@ -4,12 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.flatten_util import ravel_pytree
 
-AXIS = "patch"  # the mesh axis along which a picture's rows are dealt
-
-Edges = tuple[Array, Array]  # the first rows of a slab, wanted above, and its last, wanted below: [B, n, W, C] each
+from distrijax.parallel.wire import MESH, Edges, Wire
 
 
 @jax.tree_util.register_dataclass
@@ -33,48 +31,33 @@ class Received:
     tokens: dict[str, tuple[Array, Array]]  # of all devices, [N * t, B, C]
 
 
-def swap_edges(edges: Edges) -> Edges:
-    """The rows above and below this device's own, from its neighbours' `edges`; zero outside the picture."""
-    count, index = lax.axis_size(AXIS), lax.axis_index(AXIS)
-    top, bottom = edges
-    # The full ring, its ends masked: `vmap` takes no permutation that leaves a device out.
-    above = lax.ppermute(bottom, AXIS, [(i, (i + 1) % count) for i in range(count)])
-    below = lax.ppermute(top, AXIS, [((i + 1) % count, i) for i in range(count)])
-    return jnp.where(index > 0, above, 0), jnp.where(index < count - 1, below, 0)
-
-
-def gather(x: Array) -> Array:
-    """`x` of every device, one after the other: [n, ...] -> [N * n, ...]."""
-    return lax.all_gather(x, AXIS, tiled=True)
-
-
-def deliver(pieces: Pieces) -> Received:
+def deliver(pieces: Pieces, wire: Wire = MESH) -> Received:
     """Send all but the first halos: a message to each neighbour, one sum of all moments, keys and values by layer.
 
     A launch costs 10 to 20 µs, a whole step of SDXL on eight GPUs a few milliseconds: the 39 halos and 46 moments of a
     step must not be a message each. Keys and values are large, and packing them would copy 0.9 GB.
     """
     return Received(
-        swap_all(pieces.halos),
-        _gather_all(pieces.moments) if pieces.moments else {},
-        {path: (gather(k), gather(v)) for path, (k, v) in pieces.tokens.items()},
+        swap_all(pieces.halos, wire),
+        _gather_all(pieces.moments, wire) if pieces.moments else {},
+        {path: (wire.gather(k), wire.gather(v)) for path, (k, v) in pieces.tokens.items()},
     )
 
 
-def swap_all(halos: dict[str, Edges]) -> dict[str, Edges]:
-    """`swap_edges` of many layers at once: one message to each neighbour."""
+def swap_all(halos: dict[str, Edges], wire: Wire) -> dict[str, Edges]:
+    """The neighbours' edges of many layers at once: one message to each."""
     if not halos:
         return {}
     tops, like_tops = ravel_pytree({path: top for path, (top, _) in halos.items()})
     bottoms, like_bottoms = ravel_pytree({path: bottom for path, (_, bottom) in halos.items()})
-    above, below = swap_edges((tops, bottoms))
+    above, below = wire.swap((tops, bottoms))
     received = like_bottoms(above), like_tops(below)
     return {path: (received[0][path], received[1][path]) for path in halos}
 
 
-def _gather_all(moments: dict[str, Array]) -> dict[str, Array]:
+def _gather_all(moments: dict[str, Array], wire: Wire) -> dict[str, Array]:
     """A gather as a sum, each device's part at its own place: XLA would put a gather of these 24 kB into one message
     with the first keys and values, 28 MB for which the first group norm then waits."""
     own, like = ravel_pytree(moments)
-    place = jnp.arange(lax.axis_size(AXIS)) == lax.axis_index(AXIS)
-    return jax.vmap(like)(lax.psum(jnp.where(place[:, None], own[None], 0), AXIS))
+    place = jnp.arange(wire.count()) == wire.index()
+    return jax.vmap(like)(wire.total(jnp.where(place[:, None], own[None], 0)))

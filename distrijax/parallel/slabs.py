@@ -14,8 +14,9 @@ import numpy as np
 from jax import Array, lax
 
 from distrijax.parallel.exchange import Whole, group_moments, in_a_row
-from distrijax.parallel.pieces import AXIS, Edges, Pieces, Received, deliver, gather, swap_all, swap_edges
+from distrijax.parallel.pieces import Pieces, Received, deliver, swap_all
 from distrijax.parallel.rows import Rows
+from distrijax.parallel.wire import MESH, Edges, Wire
 
 # Asked for anew in every step, whatever the mode: a few kB, on which nothing but the latents has to be waited for.
 LATENTS = "conv_in"  # the layer whose halos are rows of latents
@@ -29,13 +30,13 @@ FIRST = 6
 class Slab:
     """What a device can say of its own rows. Rows of padding count for nothing and are zero to others."""
 
-    def __init__(self, rows: Rows):
-        self.rows = rows
+    def __init__(self, rows: Rows, wire: Wire = MESH):
+        self.rows, self.wire = rows, wire
 
     def own_rows(self, height: int) -> Array | None:
         """How many rows of a slab of `height` are of the picture; None where no device has any padding."""
         counts = self.rows.counts(height)
-        return None if (counts == height).all() else jnp.asarray(counts)[lax.axis_index(AXIS)]
+        return None if (counts == height).all() else jnp.asarray(counts)[self.wire.index()]
 
     def own_moments(self, x: Array, groups: int) -> tuple[Array, Array]:
         return group_moments(x, groups, self.own_rows(x.shape[1]))
@@ -78,21 +79,21 @@ class Alone(Slab):
 class Synchronous(Slab):
     """`full_sync`: every layer waits for the others' rows of this step."""
 
-    def __init__(self, rows: Rows):
-        super().__init__(rows)
+    def __init__(self, rows: Rows, wire: Wire = MESH):
+        super().__init__(rows, wire)
         self.sent = Pieces()
 
     def halo(self, path: str, x: Array, above: int, below: int) -> Array:
         x = self.without_padding(x)
-        return _between(x, swap_edges(self._keep(self.sent.halos, path, self.edges(x, above, below))))
+        return _between(x, self.wire.swap(self._keep(self.sent.halos, path, self.edges(x, above, below))))
 
     def moments(self, path: str, x: Array, groups: int) -> tuple[Array, Array]:
         own = self._keep(self.sent.moments, path, jnp.stack(self.own_moments(x, groups)))
-        return self.merged(gather(own[None]), x.shape[1])
+        return self.merged(self.wire.gather(own[None]), x.shape[1])
 
     def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
         own = self._keep(self.sent.tokens, path, (in_a_row(k), in_a_row(v)))
-        return self._existing(gather(own[0]), k), self._existing(gather(own[1]), v)
+        return self._existing(self.wire.gather(own[0]), k), self._existing(self.wire.gather(own[1]), v)
 
     def _keep(self, kind: dict[str, Any], path: str, piece: Any) -> Any:
         assert path not in kind, f"{path} asked twice in one step"
@@ -109,12 +110,12 @@ class Synchronous(Slab):
 class WarmUp(Synchronous):
     """A synchronous step that one of `displaced` may follow."""
 
-    def __init__(self, rows: Rows, displaced: "type[Displaced]"):
-        super().__init__(rows)
+    def __init__(self, rows: Rows, displaced: "type[Displaced]", wire: Wire = MESH):
+        super().__init__(rows, wire)
         self.displaced = displaced
 
     def carry(self) -> Any:
-        return self.displaced.begin(self.sent)
+        return self.displaced.begin(self.sent, self.wire)
 
 
 class Displaced(Synchronous):
@@ -124,21 +125,21 @@ class Displaced(Synchronous):
         carried: by the scan, from the last step: `begin` of what was sent in it.
     """
 
-    def __init__(self, rows: Rows, carried: Any):
-        super().__init__(rows)
+    def __init__(self, rows: Rows, carried: Any, wire: Wire = MESH):
+        super().__init__(rows, wire)
         self.stale, self.received = self.unpack(carried)
 
     @classmethod
-    def begin(cls, sent: Pieces) -> Any:
+    def begin(cls, sent: Pieces, wire: Wire = MESH) -> Any:
         """What the scan carries into a displaced step, of what was sent in the one before."""
         halos = list(sent.halos.items())  # in the order in which layers asked
         return Pieces(dict(halos[FIRST:]), dict(halos[:FIRST]), sent.moments if cls.sends_moments else {}, sent.tokens)
 
     def unpack(self, carried: Any) -> tuple[Pieces, Received]:
-        return carried, deliver(carried)
+        return carried, deliver(carried, self.wire)
 
     def carry(self) -> Any:
-        return self.begin(self.sent)
+        return self.begin(self.sent, self.wire)
 
     sends_moments = False  # so far as group norms use the last step's
 
@@ -146,12 +147,12 @@ class Displaced(Synchronous):
         x = self.without_padding(x)
         edges = self._keep(self.sent.halos, path, self.edges(x, above, below))
         if path == LATENTS:
-            self.received.halos.update(swap_all(self.stale.first | {path: edges}))
+            self.received.halos.update(swap_all(self.stale.first | {path: edges}, self.wire))
         return _between(x, self.received.halos[path])
 
     def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
         own = self._keep(self.sent.tokens, path, (in_a_row(k), in_a_row(v)))
-        start = lax.axis_index(AXIS) * own[0].shape[0]
+        start = self.wire.index() * own[0].shape[0]
         keys, values = (
             lax.dynamic_update_slice_in_dim(stale, fresh, start, 0)
             for stale, fresh in zip(self.received.tokens[path], own, strict=True)
@@ -178,7 +179,7 @@ class StaleMoments(Displaced):
         return self.combined(path, own, x.shape[1])
 
     def combined(self, path: str, own: Array, height: int) -> tuple[Array, Array]:
-        moments = lax.dynamic_update_slice_in_dim(self.received.moments[path], own[None], lax.axis_index(AXIS), 0)
+        moments = lax.dynamic_update_slice_in_dim(self.received.moments[path], own[None], self.wire.index(), 0)
         return self.merged(moments, height)
 
 
@@ -202,9 +203,9 @@ class NoSync(SeparateMoments):
     """`no_sync`: what was received in the last synchronous step stays in use to the end; nothing is sent any more."""
 
     @classmethod
-    def begin(cls, sent: Pieces) -> Any:
+    def begin(cls, sent: Pieces, wire: Wire = MESH) -> Any:
         own = super().begin(sent)
-        return deliver(dataclasses.replace(own, halos=own.halos | own.first))
+        return deliver(dataclasses.replace(own, halos=own.halos | own.first), wire)
 
     def unpack(self, carried: Any) -> tuple[Pieces, Received]:
         return Pieces(), carried
@@ -228,12 +229,14 @@ DISPLACED: dict[str, type[Displaced]] = {
 }
 
 
-def exchange(mode: str, rows: Rows, *, displaced: bool) -> Callable[[Any], Any]:
+def exchange(mode: str, rows: Rows, *, displaced: bool, wire: Wire = MESH) -> Callable[[Any], Any]:
     """Makes the exchange object of one step, from what the step before carried."""
     if rows.patches == 1:
         return lambda carried: Whole()
     if mode == "naive_patch":
-        return lambda carried: Alone(rows)
+        return lambda carried: Alone(rows, wire)
     if displaced:
-        return lambda carried: DISPLACED[mode](rows, carried)
-    return lambda carried: WarmUp(rows, DISPLACED[mode]) if mode in DISPLACED else Synchronous(rows)
+        return lambda carried: DISPLACED[mode](rows, carried, wire)
+    if mode in DISPLACED:
+        return lambda carried: WarmUp(rows, DISPLACED[mode], wire)
+    return lambda carried: Synchronous(rows, wire)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from distrijax.parallel.mesh import Parallel
-from distrijax.parallel.pieces import AXIS
+from distrijax.parallel.wire import AXIS
 
 # How weights are cut, by name. Kernels of linear layers are [in, out], of convolutions [O, h, w, I].
 _CUTS = {

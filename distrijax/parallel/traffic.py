@@ -32,8 +32,8 @@ from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
 from distrijax.nn.build import abstract
 from distrijax.parallel.mesh import AXES, Parallel
-from distrijax.parallel.pieces import AXIS
 from distrijax.parallel.slabs import LATENTS
+from distrijax.parallel.wire import AXIS
 from distrijax.pipelines import programs
 from distrijax.schedulers import EulerDiscreteScheduler, Scheduler
 

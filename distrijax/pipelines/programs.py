@@ -20,6 +20,7 @@ from distrijax.parallel.mesh import Parallel
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.slabs import exchange
 from distrijax.parallel.spread import OWN, spread
+from distrijax.parallel.wire import MESH, Wire
 from distrijax.profiles import Profiles
 from distrijax.schedulers import Scheduler
 
@@ -61,6 +62,7 @@ def denoise(
     rows: Rows,
     scheduler: Scheduler,
     displaced: bool,
+    wire: Wire = MESH,
 ) -> tuple[Carry, Array]:
     """Some steps of one kind, synchronous (`carry.pieces` is None: they begin anew) or displaced.
 
@@ -69,7 +71,7 @@ def denoise(
 
     def local(unet: UNet, carry: Carry, steps: Steps, cond: Conditioning, guidance: Guidance) -> tuple[Carry, Array]:
         carry = Carry(carry.latents, carry.state, of_own(carry.pieces))
-        each = exchange(parallel.mode, rows, displaced=displaced)
+        each = exchange(parallel.mode, rows, displaced=displaced, wire=wire)
         carry, _ = denoise_locally(unet, carry, steps, of_own(cond), guidance, scheduler=scheduler, exchange=each)
         return Carry(carry.latents, carry.state, own(carry.pieces)), steps.timesteps[-1]
 
@@ -88,7 +90,7 @@ def denoising(name: str, report: Report, profiles: Profiles | None = None) -> Pr
         platform, groups = parallel.mesh.devices.flat[0].platform, parallel.data * parallel.cfg
         return compiler_options.denoising(platform, args[1].pieces, groups, profile)
 
-    static = ("parallel", "rows", "scheduler", "displaced")
+    static = ("parallel", "rows", "scheduler", "displaced", "wire")
     return Program(name, denoise, static=static, donated=("carry",), options=options, profiles=profiles, report=report)
 
 
