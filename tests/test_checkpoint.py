@@ -35,8 +35,10 @@ from distrijax.checkpoint import convert, export, load, open_source, tokenizer_f
 from distrijax.checkpoint import source as source_module
 from distrijax.checkpoint import store as store_module
 from distrijax.checkpoint.tables import text_encoder_table
+from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.exchange import Whole
+from distrijax.parallel.mesh import Parallel
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +297,22 @@ def test_another_tokenizer(base: Path, tmp_path: Path) -> None:
         assert len(ids["input_ids"]) == 77
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts what Linux says this process has read")
+def test_several_devices_read_a_checkpoint_once(tmp_path: Path) -> None:
+    """Of a copy on each of eight devices, every byte is read from the disk a single time, not eight."""
+    convert(MODEL, tmp_path / "demo", dtype="float32", progress=False)  # large enough to tell from the small files
+    size = sum(file.stat().st_size for file in (tmp_path / "demo").rglob("*"))
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = read()
+    loaded = load(tmp_path / "demo", sharding=Parallel(patch=8).replicated, progress=False)
+    assert len(jax.tree.leaves(nnx.state(loaded.unet))[0].devices()) == 8
+    print(f"{(read() - before) / 1e6:.1f} MB read of {size / 1e6:.1f} MB")
+    assert read() - before < 1.5 * size
+
+
 def test_placement_on_several_devices(converted: Path) -> None:
     """Each device its own part, from the disk straight to it."""
     script = f"""
@@ -310,6 +328,7 @@ both = load({str(converted)!r}, dtype=jnp.bfloat16, sharding=NamedSharding(mesh,
 for leaf, other in zip(leaves, jax.tree.leaves(nnx.state(both.unet))):
     assert len(other.addressable_shards) == 2 and other.dtype == jnp.bfloat16
     assert all(np.array_equal(s.data, np.asarray(leaf).astype(jnp.bfloat16)) for s in other.addressable_shards)
+from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 try:
     load({str(converted)!r}, sharding=NamedSharding(mesh, PartitionSpec(None, "patch")), progress=False)
