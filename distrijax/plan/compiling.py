@@ -51,9 +51,9 @@ def prepare() -> None:
 def why_not() -> str | None:
     """What to install if there is no CUDA compiler; None if there is one."""
     version = jax.__version__
-    for cuda in ("cuda13", "cuda12"):
-        if find_spec(f"jax_plugins.xla_{cuda}") is not None:
-            return None
+    # Without any plug-in there is no `jax_plugins` either, and asking for what is inside of it would raise.
+    if find_spec("jax_plugins") and any(find_spec(f"jax_plugins.xla_{cuda}") for cuda in ("cuda13", "cuda12")):
+        return None
     return (
         f"the CUDA compiler is not installed: pip install 'jax[cuda12]=={version}' (it needs no GPU); or, smaller, "
         f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} nvidia-cuda-nvcc-cu12 "
