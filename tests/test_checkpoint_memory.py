@@ -1,7 +1,7 @@
 """Conversion of a full-size SDXL base model (random fp16 weights, 6.9 GB): peak memory and time.
 
 Left out of the default run: it writes 21 GB to the disk and takes minutes. Run it with
-`pytest -m slow tests/test_checkpoint_memory.py -s`, which prints what it measured.
+`pytest -n 0 -m slow tests/test_checkpoint_memory.py -rP`, which prints what it measured.
 """
 
 import json
