@@ -105,17 +105,18 @@ class Program:
 
 
 def compile_with(lowered: Any, options: Mapping[str, Any]) -> Any:
-    """Compile with XLA's options by name; those that this JAX does not know are left out, with a warning."""
+    """Compile with XLA's options by name. Those that this JAX does not know, or of which it does not know the value, are
+    left out with a warning: the program is the same without them, only slower."""
     options = dict(options)
     while True:
         try:
             return lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            found = re.search(r"No such compile option: '(\w+)'", str(error))
+            found = re.search(r"(?:No such compile option: '|While setting option )(\w+)", str(error))
             if found is None or found[1] not in options:
                 raise
             del options[found[1]]
             warnings.warn(
-                f"jax {jax.__version__} does not know the compiler option {found[1]}: transfers may hide less well",
+                f"jax {jax.__version__} does not take the compiler option {found[1]}: transfers may hide less well",
                 stacklevel=2,
             )
