@@ -15,10 +15,13 @@ GATHERS = 24
 """Messages that the keys and values of a step go in, about. SDXL has 140 gathers, and a launch of each costs 10 to
 20 µs; of messages larger than these, the first layer would wait for parts that it does not need."""
 
-HEAD_START = 20
-"""Products and convolutions that XLA puts between the start of a transfer and its use, if there are as many. A message
-of 1/24 of the keys and values takes as long as 7 of SDXL's at 1024x1024 on H100s with NVLink, and as 12 at 3840x3840,
-where it waits 1.2 % of a step if there are no more."""
+HEAD_START = 8, 20
+"""Products and convolutions that XLA puts between the start of a transfer and its use: least and most. A message of 1/24
+of the keys and values takes as long as 7 of them in SDXL at 1024x1024 on H100s with NVLink, and as 12 at 3840x3840,
+where a step waits 1.2 % with 12 and nothing with 20. A smaller model has too few for 20: messages then queue, and a
+U-Net with a quarter of SDXL's transformers waits 3.5 %, against 0.1 % with 9."""
+
+_HEAVY = 8  # products and attentions of a transformer block, as XLA compiles it
 
 SYNCHRONOUS: Options = {
     # Off by default: collectives would then block in program order, 4.1 of 14.6 ms a step.
@@ -55,16 +58,23 @@ def denoising(platform: str, pieces: Pieces | None, groups: int, profile: bytes 
     gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pieces.tokens)) // groups
     size = {"xla_gpu_all_gather_combine_threshold_bytes": gathered // GATHERS}
     # XLA would list the 1,950 kernels whose cost it is not told.
-    hints = {"fdo_profile": head_start(), "xla_gpu_pgle_accuracy_checker": "PGLE_STRICTNESS_LEVEL_OFF"}
+    hints = {
+        "fdo_profile": head_start(len(pieces.tokens)),
+        "xla_gpu_pgle_accuracy_checker": "PGLE_STRICTNESS_LEVEL_OFF",
+    }
     return DISPLACED | size | ({"fdo_profile": profile} if profile else hints)
 
 
-def head_start() -> bytes:
+def head_start(attentions: int) -> bytes:
     """A profile in which transfers alone have a cost, under the names that XLA gives them.
 
     Without one, XLA counts 1000 for a product or convolution and 5000 for any transfer, whatever its size.
+
+    Args:
+        attentions: self-attentions of the model.
     """
+    least, most = HEAD_START
+    cost = 1000 * min(most, max(least, _HEAVY * attentions // GATHERS))  # from each message to the next
     numbers = ["", *(f".{i}" for i in range(1, 200))]
     kinds = ("all-gather-start", "all-reduce-start", "collective-permute-start")
-    rows = [f'costs {{ name: "{kind}{n}" cost_us: {1000 * HEAD_START} }}' for kind in kinds for n in numbers]
-    return "\n".join(rows).encode()
+    return "\n".join(f'costs {{ name: "{kind}{n}" cost_us: {cost} }}' for kind in kinds for n in numbers).encode()

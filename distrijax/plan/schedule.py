@@ -42,6 +42,7 @@ class Collective:
         under: products, convolutions and attentions between its start and its use, by category.
     """
 
+    name: str
     kind: str
     layer: str
     received: int
@@ -92,6 +93,13 @@ class Body:
         return {c: (counts[c], sum(k.seconds for k in self.kernels if k.category == c)) for c in CATEGORIES}
 
 
+def profile(body: Body) -> bytes:
+    """The estimated costs in the form in which XLA takes measured ones (`fdo_profile`)."""
+    costs = {kernel.name: kernel.seconds for kernel in body.kernels}
+    costs |= {one.name: one.ready - one.began for one in body.collectives}
+    return "\n".join(f'costs {{ name: "{name}" cost_us: {1e6 * s:.3f} }}' for name, s in costs.items()).encode()
+
+
 def read(text: str, rates: Rates, node: int) -> Body:
     """The body of a program's only loop.
 
@@ -121,7 +129,7 @@ def walk(computations: Computations, name: str, rates: Rates, node: int) -> Body
             latency, rate = (rates.network_latency, rates.network) if nodes else (rates.latency, rates.link)
             link_free = began + latency + received / rate
             issued, clock = clock, clock + rates.kernel
-            one = Collective(kind, row.layer, received, nodes, issued, began, link_free, clock, {})
+            one = Collective(row.name, kind, row.layer, received, nodes, issued, began, link_free, clock, {})
             if row.opcode == kind or '"is_sync":true' in row.attributes:
                 collectives.append(one)
                 clock = max(clock, link_free)
