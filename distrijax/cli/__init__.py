@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distrijax import __version__
-from distrijax.cli import convert, generate, plan
+from distrijax.cli import bench, convert, generate, plan
 from distrijax.errors import DistrijaxError
 
 
@@ -39,6 +39,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="distrijax", description="Stable Diffusion XL in JAX and Flax.")
     parser.add_argument("--version", action="version", version=f"distrijax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (generate, convert, plan):
+    for command in (generate, convert, plan, bench):
         command.add(commands)
     return parser
