@@ -105,7 +105,7 @@ class Program:
 
 
 def compile_with(lowered: Any, options: Mapping[str, Any]) -> Any:
-    """Compile with XLA's options by name. Those that this JAX does not know, or of which it does not know the value, are
+    """Compile with XLA's options by name. Those of which this JAX does not know the name or the value are
     left out with a warning: the program is the same without them, only slower."""
     options = dict(options)
     while True:

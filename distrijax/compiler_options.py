@@ -16,10 +16,10 @@ GATHERS = 24
 20 µs; of messages larger than these, the first layer would wait for parts that it does not need."""
 
 HEAD_START = 8, 20
-"""Products and convolutions that XLA puts between the start of a transfer and its use: least and most. A message of 1/24
-of the keys and values takes as long as 7 of them in SDXL at 1024x1024 on H100s with NVLink, and as 12 at 3840x3840,
-where a step waits 1.2 % with 12 and nothing with 20. A smaller model has too few for 20: messages then queue, and a
-U-Net with a quarter of SDXL's transformers waits 3.5 %, against 0.1 % with 9."""
+"""Products and convolutions that XLA puts between the start of a transfer and its use: least and most. A message of
+1/24 of the keys and values takes as long as 7 of them in SDXL at 1024x1024 on H100s with NVLink, and as 12 at
+3840x3840, where a step waits 1.2 % with 12 and nothing with 20. A smaller model has too few for 20: messages then
+queue, and a U-Net with a quarter of SDXL's transformers waits 3.5 %, against 0.1 % with 9."""
 
 _HEAVY = 8  # products and attentions of a transformer block, as XLA compiles it
 
