@@ -1,5 +1,6 @@
 """Cost as it grows, drawn."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,12 +39,13 @@ def draw(path: Path, axis: str, values: Sequence[int], times: Sequence[Mapping[s
         below = [t.median - min(t.seconds) for _, t in found]
         above = [max(t.seconds) - t.median for _, t in found]
         axes.errorbar(x, medians, (below, above), marker="o", capsize=3, label=name)
-    axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds", title=title)
+    axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds")
+    axes.set_title(textwrap.fill(title, 64), fontsize=10)
     axes.set_xticks(values, [f"{value:,}" for value in values], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     low, high = axes.get_ylim()
-    ticks = [m * 10.0**e for e in range(-6, 6) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    ticks = [m * 10.0**e for e in range(-6, 6) for m in (1, 2, 3, 5) if low <= m * 10.0**e <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_ylim(low, high)
     axes.legend()

@@ -148,7 +148,7 @@ def sweep(what: str, values: Sequence[int], case: Case, parallel: Parallel, effo
             )
             for row in rows
         ]
-    size = "" if what == "pixels" else f", {_size(case)}"
+    size = f", {case.model.name}, {case.dtype}" if what == "pixels" else f", {_size(case)}"
     return Answer(f"cost as {SWEEPS[what]} grow{size}, {_layout(parallel)}", rows)
 
 

@@ -119,7 +119,7 @@ def _bench(options: argparse.Namespace) -> None:
         rows = [r if sweep else _by_kind(r) for r in answers[0].rows]
         found = results.by_value(rows)
         axis = results.SWEEPS[sweep or "devices"]
-        figure.draw(options.plot, axis, list(found), list(found.values()), answers[0].title.replace(", ", ",\n", 1))
+        figure.draw(options.plot, axis, list(found), list(found.values()), answers[0].title)
 
 
 def _by_kind(row: Any) -> Any:
