@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from distrijax.checkpoint import convert, export, ldm, load, open_source
 from distrijax.checkpoint.build import blueprint
-from distrijax.checkpoint.single_file import IGNORED, _packaged
+from distrijax.checkpoint.known import packaged
+from distrijax.checkpoint.single_file import IGNORED
 from distrijax.errors import DistrijaxError
 
 State = dict[str, torch.Tensor]
@@ -135,17 +136,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def as_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models in place of the real sizes, which a file is recognised by."""
-    from distrijax.checkpoint import single_file
+    from distrijax.checkpoint import known, single_file
 
     small = {name: dict(module.config.to_dict() if hasattr(module.config, "to_dict") else module.config)
              for name, module in base_parts().items()}  # fmt: skip
     small["base_unet"] = small["unet"]
-    packaged = single_file._packaged
 
     def smaller(name: str) -> dict[str, Any]:
         return json.loads(json.dumps(small[name])) if name in small else packaged(name)
 
-    monkeypatch.setattr(single_file, "_packaged", smaller)
+    monkeypatch.setattr(known, "packaged", smaller)
     monkeypatch.setattr(single_file, "_kind", lambda state, path: "base")
 
 
@@ -304,7 +304,7 @@ def test_names_are_those_of_diffusers_converters(base: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["base", "refiner"])
 def test_names_at_full_size(kind: str) -> None:
     """Every tensor of the real U-Nets: our names from the original ones are those of diffusers' converter."""
-    config = _packaged(f"{kind}_unet")
+    config = packaged(f"{kind}_unet")
     blue = blueprint("unet", config, kind)
     torch_names = [blue.table().to_torch(path).name for path in blue.shapes]
     original = ldm_unet({name: name for name in torch_names}, config["down_block_types"], config["up_block_types"], 2)
@@ -317,7 +317,7 @@ def test_names_at_full_size(kind: str) -> None:
 
 
 def test_the_vae_at_full_size() -> None:
-    blue = blueprint("vae", _packaged("vae"), "vae")
+    blue = blueprint("vae", packaged("vae"), "vae")
     names = {blue.table().to_torch(path).name: torch.zeros(1, 1) for path in blue.shapes}
     rename = ldm.vae_names(blue.config)
     original = ldm_vae(names, 4)

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from distrijax.checkpoint.build import Blueprint, blueprint
+from distrijax.checkpoint.known import packaged, published
 from distrijax.checkpoint.load import open_source
-from distrijax.checkpoint.source import COMPONENTS, Placement, Source, put
+from distrijax.checkpoint.source import Placement, Source, put
 from distrijax.demo import MODEL as DEMO
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import Parallel
@@ -99,16 +98,11 @@ def find(name: str) -> Model:
         plans = {key: component.blueprint for key, component in source.components.items()}
         return Model(name, configs, plans, source.index, source.scheduler, source)
     kind, changes = KNOWN[name]
-    index = _packaged(f"{kind}_model_index")
-    configs = {key: _packaged(key) for key in COMPONENTS if key != "unet" and index.get(key, [None])[0] is not None}
-    configs["unet"] = _packaged(f"{kind}_unet") | dict(changes)
+    index, found = published(kind)
+    found["unet"] |= changes
     projects = {"text_encoder": False, "text_encoder_2": True}
-    plans = {key: blueprint(key, value, name, with_projection=projects.get(key)) for key, value in configs.items()}
-    return Model(name, configs, plans, index, _packaged("scheduler"), None)
-
-
-def _packaged(name: str) -> dict[str, Any]:
-    return json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())
+    plans = {key: blueprint(key, value, name, with_projection=projects.get(key)) for key, value in found.items()}
+    return Model(name, found, plans, index, packaged("scheduler"), None)
 
 
 def _drawn(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -19,9 +19,9 @@ from distrijax.models.unet import UNet
 from distrijax.parallel.mesh import Parallel
 from distrijax.parallel.rows import Rows
 from distrijax.pipelines import programs
+from distrijax.pipelines.arguments import TOKENS
 from distrijax.schedulers import EulerDiscreteScheduler
 
-TOKENS = 77  # of a prompt
 SCHEDULER = EulerDiscreteScheduler()  # all cost next to nothing beside the U-Net
 
 

@@ -5,10 +5,8 @@ tensors' shapes or taken from a diffusers folder, the tokenizers' vocabulary com
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from distrijax.checkpoint.build import Blueprint, blueprint
 from distrijax.checkpoint.files import MODEL_INDEX, read_json
 from distrijax.checkpoint.folder import PROJECTS, TOKENIZERS, check_pipeline, present
 from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, locate
+from distrijax.checkpoint.known import packaged, published
 from distrijax.checkpoint.source import COMPONENTS, Component, Source
 from distrijax.checkpoint.tables import convert
 from distrijax.checkpoint.tensors import Tensor, read_safetensors
@@ -143,7 +142,7 @@ def _vae_config(path: Path, config: str | Path | None) -> tuple[Mapping[str, Any
     beside = path.parent / "config.json"
     if beside.is_file() and (values := read_json(beside)).get("_class_name") == "AutoencoderKL":
         return values, str(beside)
-    return _packaged("vae"), "SDXL's own VAE configuration"
+    return packaged("vae"), "SDXL's own VAE configuration"
 
 
 def _renamed(blue: Blueprint, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -172,15 +171,13 @@ def _settings(state: Mapping[str, Tensor], path: Path, config: str | Path | None
             f"{path}: is neither SDXL base nor refiner by its shapes; give a diffusers folder with its configuration "
             "as config"
         )
-    index = _packaged(f"{kind}_model_index")
-    configs = {name: _packaged(name) for name in COMPONENTS if name != "unet" and present(index, name)}
-    scheduler = dict(_packaged("scheduler"))
+    index, configs = published(kind)
+    scheduler = packaged("scheduler")
     # Community models trained on v instead of noise say so by empty tensors of these names.
     if "v_pred" in state:
         scheduler["prediction_type"] = "v_prediction"
     if "ztsnr" in state:
         scheduler["rescale_betas_zero_snr"] = True
-    configs["unet"] = _packaged(f"{kind}_unet")
     return Settings(index, scheduler, configs, f"SDXL {kind}'s own configuration")
 
 
@@ -215,7 +212,3 @@ def _tokenizers(
             f"tokenizer ({error})"
         ) from error
     return sdxl_tokenizers(folder, names)
-
-
-def _packaged(name: str) -> dict[str, Any]:
-    return json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())

@@ -1,11 +1,10 @@
 """Which model is planned for: a checkpoint, or one known by name, of which no weights are needed."""
 
 import dataclasses
-import json
-from importlib import resources
 from typing import Any
 
 from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint.known import published
 from distrijax.checkpoint.load import open_source
 from distrijax.config import UNetConfig
 from distrijax.demo import MODEL
@@ -32,17 +31,10 @@ def model(name: str) -> Model:
     if name not in KNOWN:
         parts = open_source(MODEL if name == "demo" else name).components
         return _model(name, {part: component.blueprint for part, component in parts.items()})
-    kind = KNOWN[name]
-    files = {"unet": f"{kind}_unet", "vae": "vae", "text_encoder_2": "text_encoder_2"}
-    if kind == "base":  # the refiner has only the second
-        files["text_encoder"] = "text_encoder"
-    return _model(name, {part: blueprint(part, _packaged(file), file) for part, file in files.items()})
+    _, configs = published(KNOWN[name])
+    return _model(name, {part: blueprint(part, config, name) for part, config in configs.items()})
 
 
 def _model(name: str, parts: dict[str, Any]) -> Model:
     counts = {part: blue.parameters for part, blue in parts.items()}
     return Model(name, parts["unet"].config, counts["unet"], sum(counts.values()))
-
-
-def _packaged(name: str) -> dict[str, Any]:
-    return json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())
