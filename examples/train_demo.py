@@ -12,8 +12,9 @@ To train the shipped model further, in place of the first two stages:
     python examples/train_demo.py --out runs/more --stage unet --begin runs/more/begin
 
 Stages, in their order: `text` (both text encoders, from words alone), `vae` (the autoencoder), `latents` (pictures are
-drawn and encoded once), `unet`, `export` (a diffusers folder) and `plot` (the loss of all stages). Sample sheets and
-the number of captions obeyed appear in the output folder at each checkpoint.
+drawn and encoded once), `unet`, `decoder` (the autoencoder's, once more, on what the U-Net makes), `export` (a
+diffusers folder) and `plot` (the loss of all stages). Sample sheets and the number of captions obeyed appear in the
+output folder at each checkpoint.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from distrijax.demo import MODEL
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-STAGES = ("text", "vae", "latents", "unet", "export", "plot")
-STEPS = {"text": 1600, "vae": 1650, "latents": 10000, "unet": 5000}  # of `latents`: pictures
+STAGES = ("text", "vae", "latents", "unet", "decoder", "export", "plot")
+STEPS = {"text": 1600, "vae": 1650, "latents": 10000, "unet": 5000, "decoder": 4000}  # of `latents`: pictures
 HELP = ", ".join(f"{stage} {count}" for stage, count in STEPS.items())
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=("all", *STAGES, "unpack"), default="all")
     parser.add_argument("--steps", type=int, help=f"steps of one stage, for `latents` pictures (default: {HELP})")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step of the U-Net (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, help="let the U-Net's training end by then, whatever the steps")
+    parser.add_argument("--minutes", type=float, help="let `unet` or `decoder` end by then, whatever the steps")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of the U-Net (default: muon)")
     parser.add_argument("--begin", type=Path, help="U-Net checkpoints of another run to start from, weights only")
     parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
@@ -53,6 +54,7 @@ def main() -> None:
     from demo_training import (  # after the devices are counted
         autoencoder,
         common,
+        decoder,
         denoiser,
         export,
         latents,
@@ -73,13 +75,15 @@ def main() -> None:
         elif stage == "unet":
             options = {"minutes": args.minutes, "optimizer": args.optimizer, "begin": args.begin}
             denoiser.train(args.out, steps, resume, batch=args.batch, **options)
+        elif stage == "decoder":
+            decoder.train(args.out, steps, resume, minutes=args.minutes)
         elif stage == "unpack":
             unpack.write(args.source, args.out)
         elif stage == "export":
             export.write(args.out, args.target or args.out / "sdxl-demo")
         else:
-            logs = {name: args.out / name / "loss.jsonl" for name in ("text", "vae", "unet")}
-            common.plot(logs, args.out / "loss.png")
+            logs = {name: args.out / name / "loss.jsonl" for name in ("text", "vae", "unet", "decoder")}
+            common.plot({name: log for name, log in logs.items() if log.exists()}, args.out / "loss.png")
 
 
 if __name__ == "__main__":

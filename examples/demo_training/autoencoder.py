@@ -149,11 +149,15 @@ def _reconstruct(graph: Any, params: Any, pictures: np.ndarray) -> tuple[np.ndar
 
 
 def load(out: Path) -> VAE:
-    """The trained autoencoder, its latents brought to mean 0 and a common deviation."""
+    """The trained autoencoder, its latents brought to mean 0 and a common deviation; with OUT/decoder, if there is."""
     vae = VAE(vae_config(), rngs=nnx.Rngs(0))
     common.fill(vae, common.load_params(out / "vae"))
     facts = json.loads((out / "vae" / "scaling.json").read_text())
     balance(vae, np.asarray(facts["latent_mean"]), SPREAD / np.asarray(facts["latent_std"]))
+    if common.checkpoints(out / "decoder"):
+        trained = common.load_params(out / "decoder")
+        for name in trained:
+            common.fill(getattr(vae, name), trained[name])
     return vae
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 from PIL import Image
 from tqdm import tqdm
 
@@ -64,8 +65,12 @@ def quiet_residuals(model: nnx.Module) -> None:
 
 def load_params(folder: Path) -> Any:
     """Of the latest checkpoint of `folder` the parameters alone, the averaged ones if there are any, as plain dicts."""
+    path = folder.absolute() / str(checkpoints(folder)[-1])
+    here = SingleDeviceSharding(jax.devices()[0])  # a run on another number of devices may have written it
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder.absolute() / str(checkpoints(folder)[-1]))
+        kept = checkpointer.metadata(path).item_metadata
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), kept)
+        tree = checkpointer.restore(path, dict(like))
     return tree.get("ema") or tree["params"]
 
 

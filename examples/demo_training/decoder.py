@@ -1,0 +1,142 @@
+"""Stage `decoder`: the decoder once more, alone, on latents with the U-Net's own errors, so that it mends them.
+
+A U-Net this small gets an item's place, colour and kind right and leaves its outline ragged. The outline is what the
+decoder can restore, if it has seen such latents: true ones are noised half way and denoised again by the U-Net, and the
+decoder learns to draw the true picture from them. The encoder, and so what the U-Net has learnt, stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from demo_training import autoencoder, common, denoiser, text
+from demo_training.latents import SHARD, scene_of
+from distrijax.demo import scenes
+
+PX = autoencoder.PX
+NOISED = (200, 520)  # timesteps from which pictures are made again: above, items move and nothing is left to restore
+REMADE = (1.0, 0.6, 0.25)  # of such a timestep: where the three DDIM steps back to the clean latents begin
+GUIDANCE = 5.0
+NOISE = (0.0, 0.3)  # deviation of the noise on true latents, which make up the other half
+PHASES = ((0.6, 16, 8), (1.0, 32, 2))  # up to this part of the training: side of the crops in latents, batch
+
+
+def remake(out: Path, count: int, group: int = 16) -> None:
+    """Write OUT/remade.npy, float16 [count, 32, 32, 4]: the first latents, noised half way and denoised again."""
+    path = out / "remade.npy"
+    if path.exists():
+        return
+    *tokenizers, encoders = text.load(out)
+    unet = denoiser.build()
+    common.fill(unet, common.load_params(out / "unet"))
+    graph, params = nnx.split(unet)
+    power = jnp.asarray(denoiser.alphas_cumprod(), jnp.float32)
+
+    @jax.jit
+    def again(
+        params: Any, latents: jax.Array, noise: jax.Array, ids: jax.Array, ids_2: jax.Array, times: jax.Array
+    ) -> jax.Array:
+        unet = nnx.merge(graph, params)
+        context, pooled = denoiser.embed(encoders, ids, ids_2)
+        x = jnp.sqrt(power[times[0]]) * latents + jnp.sqrt(1 - power[times[0]]) * noise
+        return denoiser.ddim(unet, x, context, pooled, times, power, GUIDANCE)
+
+    rng, parts = np.random.default_rng(11), []
+    for start in tqdm(range(0, count, group), desc="remade"):
+        numbers = range(start, min(start + group, count))
+        latents = np.stack([_shard(out, n // SHARD)[n % SHARD] for n in numbers]).astype(np.float32)
+        captions = [scenes.caption(scene_of(n)[0], rng) for n in numbers]
+        times = np.round(rng.uniform(*NOISED) * np.array(REMADE)).astype(np.int32)
+        noise = rng.standard_normal(latents.shape, np.float32)
+        parts.append(np.asarray(again(params, latents, noise, *(t(captions) for t in tokenizers), times), np.float16))
+    with path.with_suffix(".partial").open("wb") as file:
+        np.save(file, np.concatenate(parts))
+    path.with_suffix(".partial").rename(path)
+
+
+def _shard(out: Path, number: int) -> np.ndarray:
+    path = out / "latents" / f"{number:04d}.npy"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run the stage `latents` first")
+    return np.load(path, mmap_mode="r")
+
+
+def train(out: Path, steps: int, resume: bool, minutes: float | None = None, count: int = 1000) -> None:
+    """Train and write OUT/decoder.
+
+    minutes: be done by then even if `steps` are not reached: the learning rate falls by the clock if that is sooner.
+    count: how many pictures are remade; as many others are used as they are.
+    """
+    remake(out, count)
+    vae = autoencoder.load(out)
+    graph, params, rest = nnx.split(vae, lambda path, _: path[0] in ("decoder", "post_quant_conv"), ...)
+    transform = denoiser.make_optimizer("muon")
+
+    def loss_fn(params: Any, latents: jax.Array, image: jax.Array) -> jax.Array:
+        error = nnx.merge(graph, params, rest).decode(latents, PX) - image
+        error = error[:, 8:-8, 8:-8] if latents.shape[1] < 32 else error  # what lies beyond a crop is unknown
+        return jnp.abs(error).mean() + 0.5 * jnp.square(error).mean()
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: common.State, data: dict[str, jax.Array]) -> tuple[common.State, dict[str, jax.Array]]:
+        loss, grads = jax.value_and_grad(loss_fn)(state["params"], data["latents"], data["image"])
+        updates, opt = transform.update(grads, state["opt"], state["params"])
+        updates = jax.tree.map(lambda u: u * data["rate"], updates)
+        params = optax.apply_updates(state["params"], updates)
+        ema = jax.tree.map(lambda e, p: e + (1 - denoiser.AVERAGE) * (p - e), state["ema"], params)
+        return {"params": params, "ema": ema, "opt": opt}, {"loss": loss}
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        rng, began = np.random.default_rng((13, start)), time.monotonic()
+        remade = np.load(out / "remade.npy", mmap_mode="r")
+        shards = [_shard(out, number) for number in range(2 * count // SHARD)]
+        pictures: dict[int, np.ndarray] = {}
+        for number in range(start, steps):
+            spent = (time.monotonic() - began) / 60 / minutes if minutes else 0.0
+            if (part := max(number / steps, spent)) >= 1:
+                return
+            _, side, batch = next(p for p in PHASES if part < p[0])
+            latents, images = [], []
+            for _ in range(batch):
+                n = int(rng.integers(2 * count))
+                if n not in pictures:
+                    pictures[n] = scenes.render(*scene_of(n))
+                y, x = _window(pictures[n], side, rng)
+                z = (remade[n] if n < count else shards[n // SHARD][n % SHARD])[y : y + side, x : x + side]
+                z = z.astype(np.float32)
+                latents.append(z if n < count else z + rng.uniform(*NOISE) * rng.standard_normal(z.shape, np.float32))
+                images.append(pictures[n][8 * y : 8 * (y + side), 8 * x : 8 * (x + side)])
+            yield {
+                "latents": np.stack(latents).astype(np.float32),
+                "image": np.stack(images).astype(np.float32) / 127.5 - 1,
+                "rate": np.float32(denoiser.rate(part, number, decay_from=0.3)),
+            }
+
+    decode = jax.jit(lambda params, latents: nnx.merge(graph, params, rest).decode(latents, PX))
+
+    def look(number: int, state: common.State) -> None:
+        latents = np.load(out / "remade.npy", mmap_mode="r")[:16].astype(np.float32)
+        pictures = np.concatenate([common.to_uint8(decode(state["ema"], latents[i : i + 4])) for i in range(0, 16, 4)])
+        common.sheet(pictures, 8, out / f"decoder-{number:06d}.png")
+
+    state = {"params": params, "ema": jax.tree.map(jnp.copy, params), "opt": transform.init(params)}
+    common.run(out / "decoder", state, update, batches, steps, resume=resume, every=400, at_checkpoint=look)
+
+
+def _window(picture: np.ndarray, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column, in latents, of a crop that likely shows an edge."""
+    corners = rng.integers(0, 32 - side + 1, (3, 2))
+    seen = [picture[8 * y : 8 * (y + side) : 4, 8 * x : 8 * (x + side) : 4].std() for y, x in corners]
+    y, x = corners[int(np.argmax(seen)) if rng.random() < 0.8 else 0]
+    return int(y), int(x)
