@@ -123,18 +123,25 @@ def train(out: Path, steps: int, resume: bool) -> None:
     state = common.run(
         folder, state, step, partial(_batches, steps=steps), steps, resume=resume, every=400, at_checkpoint=look
     )
+    facts = measure(graph, state["params"])
+    (folder / "scaling.json").write_text(json.dumps(facts, indent=1))
+    print(facts)
+
+
+def measure(graph: Any, params: Any) -> dict[str, Any]:
+    """The latents' mean, deviation by channel and scaling factor, and the PSNR in dB, on 64 new pictures."""
+    rng = np.random.default_rng(71)
     pictures = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(64)])
-    decoded, latents = _reconstruct(graph, state["params"], pictures)
+    decoded, latents = _reconstruct(graph, params, pictures)
     error = np.square(decoded.astype(np.float64) - pictures).mean((1, 2, 3))
-    facts = {
+    psnr = 10 * np.log10(255**2 / error)
+    return {
         "scaling_factor": float(1 / latents.std()),
         "latent_mean": latents.mean((0, 1, 2)).tolist(),
         "latent_std": latents.std((0, 1, 2)).tolist(),
-        "psnr_mean": float((10 * np.log10(255**2 / error)).mean()),
-        "psnr_worst": float((10 * np.log10(255**2 / error)).min()),
+        "psnr_mean": float(psnr.mean()),
+        "psnr_worst": float(psnr.min()),
     }
-    (folder / "scaling.json").write_text(json.dumps(facts, indent=1))
-    print(facts)
 
 
 def _reconstruct(graph: Any, params: Any, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -42,12 +42,15 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
+def _latest(folder: Path) -> int:
+    if steps := checkpoints(folder):
+        return steps[-1]
+    raise SystemExit(f"no checkpoint in {folder}: run the stage that writes it first")
+
+
 def load(folder: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
     """The latest checkpoint of `folder` (or that of `step`), with the structure of `like`."""
-    steps = checkpoints(folder)
-    if not steps:
-        raise SystemExit(f"no checkpoint in {folder}: run the stage that writes it first")
-    step = steps[-1] if step is None else step
+    step = _latest(folder) if step is None else step
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return step, checkpointer.restore(folder.absolute() / str(step), abstract)
@@ -65,7 +68,7 @@ def quiet_residuals(model: nnx.Module) -> None:
 
 def load_params(folder: Path) -> Any:
     """Of the latest checkpoint of `folder` the parameters alone, the averaged ones if there are any, as plain dicts."""
-    path = folder.absolute() / str(checkpoints(folder)[-1])
+    path = folder.absolute() / str(_latest(folder))
     here = SingleDeviceSharding(jax.devices()[0])  # a run on another number of devices may have written it
     with ocp.StandardCheckpointer() as checkpointer:
         kept = checkpointer.metadata(path).item_metadata
@@ -104,6 +107,10 @@ def run(
     start, log = 0, folder / "loss.jsonl"
     if resume and checkpoints(folder):
         start, state = load(folder, state)
+    elif checkpoints(folder):  # of two runs in one folder the higher numbers would be kept, whichever is newer
+        raise SystemExit(
+            f"{folder} has a run of {checkpoints(folder)[-1]} steps: go on with it by --resume, or move it away"
+        )
     elif log.exists():
         log.unlink()
     seen: list[dict[str, jax.Array]] = []

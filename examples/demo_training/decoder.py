@@ -59,7 +59,8 @@ def remake(out: Path, count: int, group: int = 16) -> None:
         captions = [scenes.caption(scene_of(n)[0], rng) for n in numbers]
         times = np.round(rng.uniform(*NOISED) * np.array(REMADE)).astype(np.int32)
         noise = rng.standard_normal(latents.shape, np.float32)
-        parts.append(np.asarray(again(params, latents, noise, *(t(captions) for t in tokenizers), times), np.float16))
+        ids, ids_2 = (tokenizer(captions) for tokenizer in tokenizers)
+        parts.append(np.asarray(again(params, latents, noise, ids, ids_2, times), np.float16))
     with path.with_suffix(".partial").open("wb") as file:
         np.save(file, np.concatenate(parts))
     path.with_suffix(".partial").rename(path)
@@ -73,18 +74,18 @@ def _shard(out: Path, number: int) -> np.ndarray:
 
 
 def train(out: Path, steps: int, resume: bool, minutes: float | None = None, count: int = 1000) -> None:
-    """Train and write OUT/decoder.
+    """Train and write OUT/decoder; print the autoencoder's PSNR with it.
 
     minutes: be done by then even if `steps` are not reached: the learning rate falls by the clock if that is sooner.
     count: how many pictures are remade; as many others are used as they are.
     """
     remake(out, count)
     vae = autoencoder.load(out)
-    graph, params, rest = nnx.split(vae, lambda path, _: path[0] in ("decoder", "post_quant_conv"), ...)
+    graph, params, *rest = nnx.split(vae, lambda path, _: path[0] in ("decoder", "post_quant_conv"), ...)
     transform = denoiser.make_optimizer("muon")
 
     def loss_fn(params: Any, latents: jax.Array, image: jax.Array) -> jax.Array:
-        error = nnx.merge(graph, params, rest).decode(latents, PX) - image
+        error = nnx.merge(graph, params, *rest).decode(latents, PX) - image
         error = error[:, 8:-8, 8:-8] if latents.shape[1] < 32 else error  # what lies beyond a crop is unknown
         return jnp.abs(error).mean() + 0.5 * jnp.square(error).mean()
 
@@ -123,7 +124,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
                 "rate": np.float32(denoiser.rate(part, number, decay_from=0.3)),
             }
 
-    decode = jax.jit(lambda params, latents: nnx.merge(graph, params, rest).decode(latents, PX))
+    decode = jax.jit(lambda params, latents: nnx.merge(graph, params, *rest).decode(latents, PX))
 
     def look(number: int, state: common.State) -> None:
         latents = np.load(out / "remade.npy", mmap_mode="r")[:16].astype(np.float32)
@@ -132,6 +133,8 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
 
     state = {"params": params, "ema": jax.tree.map(jnp.copy, params), "opt": transform.init(params)}
     common.run(out / "decoder", state, update, batches, steps, resume=resume, every=400, at_checkpoint=look)
+    facts = autoencoder.measure(*nnx.split(autoencoder.load(out)))
+    print({name: facts[name] for name in ("psnr_mean", "psnr_worst")})
 
 
 def _window(picture: np.ndarray, side: int, rng: np.random.Generator) -> tuple[int, int]:
