@@ -22,6 +22,7 @@ HEARTBEAT = 100  # seconds, JAX's own
 LONGEST = 3600  # seconds that one process may compile while the others wait; the dead are found by their heartbeat
 _BARRIERS = itertools.count()  # a barrier's name serves once
 _NAME, _GO = "distrijax", "go"
+_GRACE = 2.0  # seconds for those who start at the same time to hear of a fault
 
 
 def initialize(
@@ -152,7 +153,7 @@ def _listen(port: int, count: int, deadline: float) -> str:
             server = stack.enter_context(socket.create_server(("", port), family=family, dualstack_ipv6=dual))
         except OSError as error:
             return f"process 0 cannot listen at port {port}: {error.strerror}; choose another, the same for all"
-        while missing and answer == _GO:
+        while missing:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 connection = stack.enter_context(server.accept()[0])
@@ -161,18 +162,22 @@ def _listen(port: int, count: int, deadline: float) -> str:
                     name, *numbers = lines.readline(100).split()
                 index, of = map(int, numbers)
             except (OSError, ValueError):
-                if time.monotonic() >= deadline:
+                if time.monotonic() < deadline:
+                    continue
+                if answer == _GO:
                     absent = ", ".join(map(str, sorted(missing)))
                     answer = f"process {absent} of {count} did not come; start every one, with the same address"
-                continue
+                break
             if name != _NAME:
                 continue
             heard.append(connection)
-            if of != count:
+            if answer == _GO and of != count:
                 answer = f"num_processes is {count} for process 0, but {of} for process {index}; it must be the same"
-            elif index not in missing:
+            elif answer == _GO and index not in missing:
                 answer = f"process_id {index} was given to two processes; each needs its own, 0 to {count - 1}"
             missing.discard(index)
+            if answer != _GO:  # those on their way are to hear it too, or they would call where no one listens any more
+                deadline = min(deadline, time.monotonic() + _GRACE)
         for connection in heard:
             with contextlib.suppress(OSError):  # gone meanwhile
                 connection.sendall(f"{answer}\n".encode())
