@@ -73,7 +73,7 @@ def main() -> None:
         elif stage == "latents":
             latents.build(args.out, steps)
         elif stage == "unet":
-            options = {"minutes": args.minutes, "optimizer": args.optimizer, "begin": args.begin}
+            options = {"minutes": args.minutes, "method": args.optimizer, "begin": args.begin}
             denoiser.train(args.out, steps, resume, batch=args.batch, **options)
         elif stage == "decoder":
             decoder.train(args.out, steps, resume, minutes=args.minutes)
@@ -83,7 +83,9 @@ def main() -> None:
             export.write(args.out, args.target or args.out / "sdxl-demo")
         else:
             logs = {name: args.out / name / "loss.jsonl" for name in ("text", "vae", "unet", "decoder")}
-            common.plot({name: log for name, log in logs.items() if log.exists()}, args.out / "loss.png")
+            if not (there := {name: log for name, log in logs.items() if log.exists()}):
+                raise SystemExit(f"no stage has a loss.jsonl in {args.out}: train one first")
+            common.plot(there, args.out / "loss.png")
 
 
 if __name__ == "__main__":

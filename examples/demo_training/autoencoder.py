@@ -84,6 +84,10 @@ def begin_as_pooling(vae: VAE) -> None:
         layer.kernel[...] = jnp.eye(len(layer.kernel[...]))[:, None, None, :]
 
 
+def reconstruction_loss(error: jax.Array) -> jax.Array:
+    return jnp.abs(error).mean() + 0.5 * jnp.square(error).mean()
+
+
 def train(out: Path, steps: int, resume: bool) -> None:
     """Train and write OUT/vae; then measure the latents' deviation: OUT/vae/scaling.json."""
     vae = VAE(vae_config(), rngs=nnx.Rngs(0))
@@ -100,8 +104,7 @@ def train(out: Path, steps: int, resume: bool) -> None:
         latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
         error = vae.decode(latents, PX) - image
         kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
-        l1 = jnp.abs(error).mean()
-        return l1 + 0.5 * jnp.square(error).mean() + KL_WEIGHT * kl, {"l1": l1, "kl": kl}
+        return reconstruction_loss(error) + KL_WEIGHT * kl, {"l1": jnp.abs(error).mean(), "kl": kl}
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: common.State, image: jax.Array) -> tuple[common.State, dict[str, jax.Array]]:

@@ -48,9 +48,9 @@ def _latest(folder: Path) -> int:
     raise SystemExit(f"no checkpoint in {folder}: run the stage that writes it first")
 
 
-def load(folder: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
-    """The latest checkpoint of `folder` (or that of `step`), with the structure of `like`."""
-    step = _latest(folder) if step is None else step
+def load(folder: Path, like: Any) -> tuple[int, Any]:
+    """The latest checkpoint of `folder`, its step and its state, with the structure of `like`."""
+    step = _latest(folder)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return step, checkpointer.restore(folder.absolute() / str(step), abstract)
@@ -105,12 +105,10 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     start, log = 0, folder / "loss.jsonl"
-    if resume and checkpoints(folder):
+    if kept := checkpoints(folder):
+        if not resume:  # of two runs in one folder the higher numbers would be kept, whichever is newer
+            raise SystemExit(f"{folder} has a run of {kept[-1]} steps: go on with it by --resume, or move it away")
         start, state = load(folder, state)
-    elif checkpoints(folder):  # of two runs in one folder the higher numbers would be kept, whichever is newer
-        raise SystemExit(
-            f"{folder} has a run of {checkpoints(folder)[-1]} steps: go on with it by --resume, or move it away"
-        )
     elif log.exists():
         log.unlink()
     seen: list[dict[str, jax.Array]] = []
@@ -132,6 +130,14 @@ def run(
         save(folder, index + 1, state)
         at_checkpoint(index + 1, state)
     return state
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file that appears only when complete."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.rename(path)
 
 
 def sheet(pictures: np.ndarray, columns: int, path: Path, side: int = 128) -> None:

@@ -7,7 +7,6 @@ decoder learns to draw the true picture from them. The encoder, and so what the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tqdm import tqdm
 
-from demo_training import autoencoder, common, denoiser, text
-from demo_training.latents import SHARD, scene_of
+from demo_training import autoencoder, common, denoiser, optimizer, text
+from demo_training.latents import SHARD, scene_of, shard_file
 from distrijax.demo import scenes
 
 PX = autoencoder.PX
@@ -41,16 +39,12 @@ def remake(out: Path, count: int, group: int = 16) -> None:
     unet = denoiser.build()
     common.fill(unet, common.load_params(out / "unet"))
     graph, params = nnx.split(unet)
-    power = jnp.asarray(denoiser.alphas_cumprod(), jnp.float32)
+    power = denoiser.alphas_cumprod().astype(np.float32)
 
     @jax.jit
-    def again(
-        params: Any, latents: jax.Array, noise: jax.Array, ids: jax.Array, ids_2: jax.Array, times: jax.Array
-    ) -> jax.Array:
-        unet = nnx.merge(graph, params)
+    def again(params: Any, noisy: jax.Array, ids: jax.Array, ids_2: jax.Array, times: jax.Array) -> jax.Array:
         context, pooled = denoiser.embed(encoders, ids, ids_2)
-        x = jnp.sqrt(power[times[0]]) * latents + jnp.sqrt(1 - power[times[0]]) * noise
-        return denoiser.ddim(unet, x, context, pooled, times, power, GUIDANCE)
+        return denoiser.ddim(nnx.merge(graph, params), noisy, context, pooled, times, GUIDANCE)
 
     rng, parts = np.random.default_rng(11), []
     for start in tqdm(range(0, count, group), desc="remade"):
@@ -58,16 +52,15 @@ def remake(out: Path, count: int, group: int = 16) -> None:
         latents = np.stack([_shard(out, n // SHARD)[n % SHARD] for n in numbers]).astype(np.float32)
         captions = [scenes.caption(scene_of(n)[0], rng) for n in numbers]
         times = np.round(rng.uniform(*NOISED) * np.array(REMADE)).astype(np.int32)
-        noise = rng.standard_normal(latents.shape, np.float32)
+        signal, noise = power[times[0]], rng.standard_normal(latents.shape, np.float32)
+        noisy = np.sqrt(signal) * latents + np.sqrt(1 - signal) * noise
         ids, ids_2 = (tokenizer(captions) for tokenizer in tokenizers)
-        parts.append(np.asarray(again(params, latents, noise, ids, ids_2, times), np.float16))
-    with path.with_suffix(".partial").open("wb") as file:
-        np.save(file, np.concatenate(parts))
-    path.with_suffix(".partial").rename(path)
+        parts.append(np.asarray(again(params, noisy, ids, ids_2, times), np.float16))
+    common.save_array(path, np.concatenate(parts))
 
 
 def _shard(out: Path, number: int) -> np.ndarray:
-    path = out / "latents" / f"{number:04d}.npy"
+    path = shard_file(out, number)
     if not path.exists():
         raise SystemExit(f"{path} is missing: run the stage `latents` first")
     return np.load(path, mmap_mode="r")
@@ -82,31 +75,24 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
     remake(out, count)
     vae = autoencoder.load(out)
     graph, params, *rest = nnx.split(vae, lambda path, _: path[0] in ("decoder", "post_quant_conv"), ...)
-    transform = denoiser.make_optimizer("muon")
+    transform = optimizer.make_optimizer("muon")
 
     def loss_fn(params: Any, latents: jax.Array, image: jax.Array) -> jax.Array:
         error = nnx.merge(graph, params, *rest).decode(latents, PX) - image
         error = error[:, 8:-8, 8:-8] if latents.shape[1] < 32 else error  # what lies beyond a crop is unknown
-        return jnp.abs(error).mean() + 0.5 * jnp.square(error).mean()
+        return autoencoder.reconstruction_loss(error)
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: common.State, data: dict[str, jax.Array]) -> tuple[common.State, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(state["params"], data["latents"], data["image"])
-        updates, opt = transform.update(grads, state["opt"], state["params"])
-        updates = jax.tree.map(lambda u: u * data["rate"], updates)
-        params = optax.apply_updates(state["params"], updates)
-        ema = jax.tree.map(lambda e, p: e + (1 - denoiser.AVERAGE) * (p - e), state["ema"], params)
-        return {"params": params, "ema": ema, "opt": opt}, {"loss": loss}
+        return optimizer.descend(transform, state, grads, data["rate"], optimizer.AVERAGE), {"loss": loss}
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
-        rng, began = np.random.default_rng((13, start)), time.monotonic()
+        rng = np.random.default_rng((13, start))
         remade = np.load(out / "remade.npy", mmap_mode="r")
         shards = [_shard(out, number) for number in range(2 * count // SHARD)]
         pictures: dict[int, np.ndarray] = {}
-        for number in range(start, steps):
-            spent = (time.monotonic() - began) / 60 / minutes if minutes else 0.0
-            if (part := max(number / steps, spent)) >= 1:
-                return
+        for number, part in optimizer.parts(start, steps, minutes):
             _, side, batch = next(p for p in PHASES if part < p[0])
             latents, images = [], []
             for _ in range(batch):
@@ -121,7 +107,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
             yield {
                 "latents": np.stack(latents).astype(np.float32),
                 "image": np.stack(images).astype(np.float32) / 127.5 - 1,
-                "rate": np.float32(denoiser.rate(part, number, decay_from=0.3)),
+                "rate": np.float32(optimizer.rate(part, number, decay_from=0.3)),
             }
 
     decode = jax.jit(lambda params, latents: nnx.merge(graph, params, *rest).decode(latents, PX))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,13 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from optax.contrib import MuonDimensionNumbers
 
-from demo_training import autoencoder, common, text
+from demo_training import autoencoder, common, optimizer, text
 from demo_training.configs import SCHEDULER_JSON, unet_config
 from demo_training.latents import Pool
 from distrijax.demo import check, scenes
@@ -32,8 +28,6 @@ PX = Whole()
 DROPOUT = (0.1, 0.5)
 DROPOUT_TIMES = (600, 250)  # timesteps of much and little noise; linear between
 SIZES = np.array([256, 256, 0, 0, 256, 256], np.float32)  # original size, crop, target size
-PEAK, WARMUP = 1e-3, 200  # learning rate, and the steps until it is reached
-AVERAGE = 0.995  # decay of the averaged weights
 
 
 def alphas_cumprod() -> np.ndarray:
@@ -41,34 +35,6 @@ def alphas_cumprod() -> np.ndarray:
     start, end = SCHEDULER_JSON["beta_start"], SCHEDULER_JSON["beta_end"]
     root = np.sqrt(np.cumprod(1 - np.linspace(start**0.5, end**0.5, 1000) ** 2))
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-
-
-def rate(part: float, step: int, decay_from: float) -> float:
-    """Of the peak learning rate: a warm-up, a plateau, and from a part of the training on a linear fall to zero."""
-    return min(1.0, (step + 1) / WARMUP, max(0.0, (1 - part) / (1 - decay_from)))
-
-
-def make_optimizer(name: str) -> optax.GradientTransformation:
-    """AdamW, or Muon (arXiv 2502.16982) for the matrices and convolutions and AdamW for all else."""
-    clip = optax.clip_by_global_norm(1.0)
-    constant = optax.constant_schedule(PEAK)
-    if name == "adamw":
-        return optax.chain(clip, optax.adamw(constant, b2=0.99, weight_decay=0.01))
-
-    def axes(path: Any, leaf: jax.Array) -> Any:
-        outside = any(getattr(key, "key", None) in ("conv_in", "conv_out") for key in path)
-        if leaf.ndim == 4 and not outside:
-            return MuonDimensionNumbers((1, 2, 3), 0)
-        return MuonDimensionNumbers(0, 1) if leaf.ndim == 2 else None
-
-    muon = optax.contrib.muon(
-        constant,
-        weight_decay=0.01,
-        consistent_rms=0.2,  # updates as large as AdamW's, so that one learning rate does for both
-        adam_b2=0.99,
-        muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(axes, params),
-    )
-    return optax.chain(clip, muon)
 
 
 def build() -> UNet:
@@ -90,12 +56,12 @@ def ddim(
     context: jax.Array,
     pooled: jax.Array,
     times: jax.Array,
-    power: jax.Array,
     guidance: float,
 ) -> jax.Array:
     """Clean latents [B, 32, 32, 4] from those of the first of `times`, by one guided step at each of them."""
     context, pooled = (jnp.concatenate([jnp.zeros_like(c), c]) for c in (context, pooled))
     cond = unet.condition(context, pooled, jnp.tile(jnp.asarray(SIZES)[None], (len(context), 1)))
+    power = jnp.asarray(alphas_cumprod(), jnp.float32)
 
     def step(x: jax.Array, t: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         v = unet(jnp.concatenate([x, x]), t[0].astype(jnp.float32), cond, PX)
@@ -123,9 +89,8 @@ class Sampler:
     ) -> jax.Array:
         unet = nnx.merge(self.graph, params)
         context, pooled = embed(nnx.merge(self.text_graph, self.text_params), ids, ids_2)
-        power = jnp.asarray(alphas_cumprod(), jnp.float32)
         times = jnp.round(jnp.arange(1000, 0, -1000 / steps)).astype(jnp.int32) - 1
-        return ddim(unet, noise, context, pooled, times, power, guidance)
+        return ddim(unet, noise, context, pooled, times, guidance)
 
     def __call__(
         self, params: Any, prompts: list[str], seed: int = 0, steps: int = 25, guidance: float = 5.0
@@ -147,7 +112,7 @@ def train(
     batch: int = 16,
     every: int = 400,
     minutes: float | None = None,
-    optimizer: str = "muon",
+    method: str = "muon",
     decay_from: float = 0.3,
     begin: Path | None = None,
 ) -> None:
@@ -163,7 +128,7 @@ def train(
     if begin is not None:
         common.fill(unet, common.load_params(begin))
     graph, params = nnx.split(unet)
-    transform = make_optimizer(optimizer)
+    transform = optimizer.make_optimizer(method)
     power = jnp.asarray(alphas_cumprod(), jnp.float32)
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -184,24 +149,17 @@ def train(
         state: common.State, text_params: Any, data: dict[str, jax.Array], rate: jax.Array
     ) -> tuple[common.State, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(state["params"], text_params, data)
-        updates, opt = transform.update(grads, state["opt"], state["params"])
-        updates = jax.tree.map(lambda u: u * rate, updates)  # the decay of AdamW is in them too
-        params = optax.apply_updates(state["params"], updates)
         count = state["count"] + 1
-        decay = jnp.minimum(AVERAGE, (1 + count) / (10 + count))
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
-        return {"params": params, "ema": ema, "opt": opt, "count": count}, {"loss": loss}
+        decay = jnp.minimum(optimizer.AVERAGE, (1 + count) / (10 + count))
+        return optimizer.descend(transform, state, grads, rate, decay) | {"count": count}, {"loss": loss}
 
     def step(state: common.State, data: dict[str, Any]) -> tuple[common.State, dict[str, jax.Array]]:
         now = jax.device_put(np.float32(data.pop("rate")), whole)
         return update(state, text_params, {k: jax.device_put(v, split) for k, v in data.items()}, now)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
-        pool, rng, began = Pool(out), np.random.default_rng((5, start)), time.monotonic()
-        for number in range(start, steps):
-            spent = (time.monotonic() - began) / 60 / minutes if minutes else 0.0
-            if (part := max(number / steps, spent)) >= 1:
-                return
+        pool, rng = Pool(out), np.random.default_rng((5, start))
+        for number, part in optimizer.parts(start, steps, minutes):
             if number % 50 == 0:
                 pool.refresh()
             latents, captions = pool.draw(rng, batch)
@@ -212,7 +170,7 @@ def train(
             sizes = np.where(odd, np.round(SIZES + rng.uniform(0, 1, (batch, 6)) * [256, 256, 48, 48, 256, 256]), SIZES)
             dropout = np.interp(times, DROPOUT_TIMES[::-1], DROPOUT[::-1])
             yield {
-                "rate": rate(part, number, decay_from),
+                "rate": optimizer.rate(part, number, decay_from),
                 "latents": latents,
                 "noise": rng.standard_normal(latents.shape, np.float32),
                 "time": np.minimum(times, 999).astype(np.int32),

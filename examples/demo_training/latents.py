@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from demo_training import autoencoder
+from demo_training import autoencoder, common
 from distrijax.demo import scenes
 
 SHARD = 500  # pictures
@@ -26,38 +26,38 @@ def scene_of(number: int) -> tuple[scenes.Scene, np.random.Generator]:
     return scene, rng
 
 
+def shard_file(out: Path, number: int) -> Path:
+    return out / "latents" / f"{number:04d}.npy"
+
+
 def build(out: Path, count: int) -> None:
     """Write OUT/latents/NNNN.npy, float16 [500, 32, 32, 4] each; present ones are kept."""
-    folder = out / "latents"
-    folder.mkdir(parents=True, exist_ok=True)
+    (out / "latents").mkdir(parents=True, exist_ok=True)
     graph, params = nnx.split(autoencoder.load(out))
     encode = jax.jit(lambda params, image: nnx.merge(graph, params).encode(image, autoencoder.PX)[0])
     for shard in tqdm(range(count // SHARD), desc="latents"):
-        path = folder / f"{shard:04d}.npy"
+        path = shard_file(out, shard)
         if path.exists():
             continue
         parts = []
         for start in range(shard * SHARD, (shard + 1) * SHARD, 4):
             pictures = np.stack([scenes.render(*scene_of(n)) for n in range(start, start + 4)])
             parts.append(np.asarray(encode(params, pictures.astype(np.float32) / 127.5 - 1), np.float16))
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, np.concatenate(parts))
-        partial.rename(path)
+        common.save_array(path, np.concatenate(parts))
 
 
 class Pool:
     """The latents encoded so far; `refresh` takes up shards that have appeared since."""
 
     def __init__(self, out: Path):
-        self.folder, self.shards = out / "latents", list[np.ndarray]()
+        self.out, self.shards = out, list[np.ndarray]()
         self.scenes: list[scenes.Scene] = []
         self.refresh()
         if not self.shards:
-            raise SystemExit(f"no latents in {self.folder}: run the stage `latents` first")
+            raise SystemExit(f"no latents in {out / 'latents'}: run the stage `latents` first")
 
     def refresh(self) -> None:
-        while (path := self.folder / f"{len(self.shards):04d}.npy").exists():
+        while (path := shard_file(self.out, len(self.shards))).exists():
             first = len(self.shards) * SHARD
             self.scenes += [scene_of(n)[0] for n in range(first, first + SHARD)]
             self.shards.append(np.load(path))
