@@ -27,7 +27,7 @@ from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import Conditioning, UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
-from distrijax.noise import GENERATORS, randn
+from distrijax.noise import GENERATORS
 from distrijax.parallel.cluster import is_first, same_everywhere
 from distrijax.parallel.mesh import Parallel, fetch, replicate
 from distrijax.parallel.rows import Rows
@@ -35,6 +35,7 @@ from distrijax.parallel.tensor import spread_weights
 from distrijax.parallel.traffic import Traffic
 from distrijax.parallel.traffic import traffic as traffic_of
 from distrijax.pipelines import programs
+from distrijax.pipelines.initial import initial_latents, schedule_of
 from distrijax.pipelines.prompt import (
     PromptEmbeds,
     added_time_ids,
@@ -44,7 +45,7 @@ from distrijax.pipelines.prompt import (
     refiner_time_ids,
 )
 from distrijax.pipelines.tokenizer import Tokenizer
-from distrijax.schedulers import Schedule, Scheduler, scheduler_from_config
+from distrijax.schedulers import Scheduler, scheduler_from_config
 
 StepCallback = Callable[["StableDiffusionXLPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 
@@ -246,7 +247,7 @@ class StableDiffusionXLPipeline:
                 raise DistrijaxError(f"{name} is {value!r}; it must be a finite number")
         if denoising_end is not None and not (isinstance(denoising_end, float) and 0 < denoising_end < 1):
             raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
-        schedule = self._schedule(num_inference_steps, timesteps, sigmas, denoising_end, eta)
+        schedule = schedule_of(self.scheduler, num_inference_steps, timesteps, sigmas, denoising_end, eta)
         guided = guidance_scale > 1 and not self._distilled
         rows = self.parallel.rows(height // self.vae.config.factor, self.unet.config.factor)
         asked = prompt if prompt_embeds is None else prompt_embeds
@@ -286,7 +287,8 @@ class StableDiffusionXLPipeline:
         self._check_fit(text[0], time_ids[0])
 
         seed = same_everywhere(secrets.randbits(32)) if seed is None else seed
-        start, drawn = self._noise(noise, seed, batch, height, width, schedule, latents)
+        shape = batch, self.unet.config.in_channels, *(size // self.vae.config.factor for size in (height, width))
+        start, drawn = initial_latents(noise, seed, shape, schedule, latents)
         cond = self._conditioning(text, time_ids, guidance_scale)
         steps = Steps(schedule.rows, schedule.timesteps, None if drawn is None else rows.pad(drawn, 2))
         guidance = self._guidance(guidance_scale if guided else None, guidance_rescale if guided else 0.0)
@@ -394,59 +396,6 @@ class StableDiffusionXLPipeline:
             near = f"{below} or {below + factor}"
             raise DistrijaxError(f"{name} is {value!r}; it must be a whole multiple of {factor} pixels, such as {near}")
         return int(value)
-
-    def _schedule(
-        self,
-        num_inference_steps: int,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        denoising_end: float | None,
-        eta: float,
-    ) -> Schedule:
-        custom = timesteps is not None or sigmas is not None
-        schedule = self.scheduler.schedule(
-            None if custom else num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
-        )
-        if denoising_end is not None:
-            total = self.scheduler.num_train_timesteps
-            kept = int(np.sum(schedule.timesteps >= round(total - denoising_end * total)))
-            if not kept:
-                raise DistrijaxError(f"denoising_end {denoising_end} leaves none of {len(schedule)} steps; raise it")
-            schedule = schedule[:kept]
-        return schedule
-
-    def _noise(
-        self,
-        kind: str,
-        seed: int | Sequence[int],
-        batch: int,
-        height: int,
-        width: int,
-        schedule: Schedule,
-        latents: ArrayLike | None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Latents to start from [B, h, w, C], and the noise of every step [S, B, h, w, C] if one draws any.
-
-        Drawn for the whole picture, in the order of diffusers: first the latents, then step by step.
-        """
-        factor, channels = self.vae.config.factor, self.unet.config.in_channels
-        shape = batch, channels, height // factor, width // factor
-        seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
-        if len(seeds) not in (1, batch) or (len(seeds) == 1 and not isinstance(seed, int | np.integer) and batch != 1):
-            raise DistrijaxError(f"{len(seeds)} seeds for {batch} pictures; give one number, or a list of one for each")
-        generators = [GENERATORS[kind](s) for s in seeds]
-        if latents is None:
-            start = randn(generators, shape)
-        else:
-            start = np.asarray(latents, np.float32)
-            if start.shape != shape:
-                raise DistrijaxError(f"latents have the shape {start.shape}; for this call it must be {shape}")
-        noise = None
-        if schedule.draws.any():
-            nothing = np.zeros(shape, np.float32)
-            drawn = np.stack([randn(generators, shape) if draws else nothing for draws in schedule.draws])
-            noise = drawn.transpose(0, 1, 3, 4, 2)
-        return start.transpose(0, 2, 3, 1) * np.float32(schedule.init_noise_sigma), noise
 
     def _run(
         self,

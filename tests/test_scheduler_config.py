@@ -1,0 +1,141 @@
+"""Schedulers from and to `scheduler_config.json`, as diffusers has it; configs and runs that are refused."""
+
+import json
+from typing import Any
+
+import diffusers
+import pytest
+from test_schedulers import SDXL
+
+from distrijax.errors import DistrijaxError
+from distrijax.schedulers import SCHEDULERS, scheduler_from_config
+
+SDXL_BASE = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_swapping_the_class_keeps_what_diffusers_keeps(name: str) -> None:
+    ours = scheduler_from_config(SDXL_BASE, name)
+    assert ours == scheduler_from_config(SDXL_BASE, ours.class_name)
+    theirs = getattr(diffusers, ours.class_name).from_config(SDXL_BASE)
+    for option, value in ours.to_config().items():
+        if not option.startswith("_"):
+            assert theirs.config[option] == value, option
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_defaults_and_configs_of_diffusers_round_trip(name: str, tmp_path: Any) -> None:
+    theirs = getattr(diffusers, SCHEDULERS[name].class_name)()
+    theirs.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    ours = scheduler_from_config(saved)
+    assert ours == SCHEDULERS[name]()
+    again = json.loads(json.dumps(ours.to_config()))
+    assert scheduler_from_config(again) == ours
+    assert {key: again[key] for key in again if key in saved} == {key: saved[key] for key in again if key in saved}
+
+
+def test_defaults_that_diffusers_marks_are_not_carried_over() -> None:
+    config = {**SDXL_BASE, "timestep_spacing": "linspace", "_use_default_values": ["timestep_spacing"]}
+    assert scheduler_from_config(config, "ddim").timestep_spacing == "leading"
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "message"),
+    [
+        ({"_class_name": "HeunDiscreteScheduler"}, None, "'HeunDiscreteScheduler' is not supported.*euler.*unipc"),
+        ({}, None, "names no class"),
+        (SDXL_BASE, "plms", "'plms' is not supported.*ddim"),
+        ({**SDXL_BASE, "wobble": 1, "zap": 2}, None, "unknown option wobble, zap; supported: .*beta_end"),
+        ({**SDXL_BASE, "prediction_type": "flow_prediction"}, None, "prediction_type 'flow_prediction'.*epsilon"),
+        ({**SDXL_BASE, "timestep_spacing": "log"}, None, "timestep_spacing 'log'.*leading"),
+        ({**SDXL_BASE, "beta_schedule": "sigmoid"}, None, "beta_schedule 'sigmoid'.*scaled_linear"),
+        ({**SDXL_BASE, "final_sigmas_type": "one"}, None, "final_sigmas_type 'one'.*zero"),
+        ({**SDXL_BASE, "use_karras_sigmas": True, "use_beta_sigmas": True}, None, "exclude each other"),
+        ({**SDXL_BASE, "use_karras_sigmas": "yes"}, None, "use_karras_sigmas must be true or false, got 'yes'"),
+        ({**SDXL_BASE, "beta_end": "big"}, None, "beta_end must be a number, got 'big'"),
+        ({**SDXL_BASE, "num_train_timesteps": 10.5}, None, "num_train_timesteps must be a whole number"),
+        ({**SDXL_BASE, "num_train_timesteps": 1}, None, "at least 2"),
+        ({**SDXL_BASE, "trained_betas": [0.1, 0.2]}, None, "trained_betas has 2 values"),
+        ({**SDXL_BASE, "thresholding": True}, "ddim", "thresholding = True is not supported"),
+        ({**SDXL_BASE, "thresholding": True}, "lcm", "thresholding = True is not supported"),
+        ({**SDXL_BASE, "prediction_type": "sample"}, "euler_ancestral", "prediction_type 'sample' is not supported"),
+        ({**SDXL_BASE, "algorithm_type": "dpmsolver"}, "dpmsolver++", "algorithm_type 'dpmsolver'.*sde-dpmsolver"),
+        ({**SDXL_BASE, "use_flow_sigmas": True}, "unipc", "use_flow_sigmas = True is not supported"),
+        ({**SDXL_BASE, "variance_type": "learned"}, "dpmsolver++", "variance_type = 'learned' is not supported"),
+        ({**SDXL_BASE, "solver_order": 4}, "dpmsolver++", "solver_order must be 1, 2 or 3"),
+        ({**SDXL_BASE, "solver_order": 0}, "unipc", "solver_order must be at least 1"),
+        ({**SDXL_BASE, "disable_corrector": ["a"]}, "unipc", "disable_corrector must be a list"),
+    ],
+    ids=lambda value: str(value)[-60:] if isinstance(value, str) else None,
+)
+def test_configs_that_are_refused(config: dict[str, Any], name: str | None, message: str) -> None:
+    with pytest.raises(DistrijaxError, match=message):
+        scheduler_from_config(config, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "arguments", "message"),
+    [
+        *[(name, {}, {"num_inference_steps": 0}, "in 1..1000, got 0") for name in SCHEDULERS],
+        *[(name, {}, {"num_inference_steps": 1001}, "in 1..1000, got 1001") for name in SCHEDULERS],
+        ("euler", {}, {"num_inference_steps": 2.5}, "whole number"),
+        ("euler", {}, {}, "exactly one"),
+        ("euler", {}, {"num_inference_steps": 3, "timesteps": [9, 5, 1]}, "exactly one"),
+        ("euler", {}, {"timesteps": [9, 5], "sigmas": [3.0, 1.0]}, "exactly one"),
+        *[(name, {}, {"timesteps": [9, 5]}, "custom timesteps") for name in ("ddim", "euler_ancestral", "unipc")],
+        *[(name, {}, {"sigmas": [9, 5]}, "custom sigmas") for name in SCHEDULERS if name != "euler"],
+        ("euler", {}, {"timesteps": [5, 9]}, "fall"),
+        ("lcm", {}, {"timesteps": [9, 9]}, "fall"),
+        ("euler", {}, {"timesteps": []}, "at least 1"),
+        ("euler", {}, {"timesteps": ["a"]}, "at least 1"),
+        ("euler", {}, {"timesteps": [1000, 5]}, r"0\.\.999"),
+        ("dpmsolver++", {}, {"timesteps": [5, -1]}, r"0\.\.999"),
+        ("tcd", {}, {"timesteps": [5.5, 1]}, "whole numbers"),
+        ("euler", {}, {"sigmas": [1.0]}, "at least 2"),
+        ("euler", {}, {"sigmas": [1.0, 2.0, 0.0]}, "fall"),
+        ("euler", {}, {"sigmas": [1.0, float("nan"), 0.0]}, "finite"),
+        ("euler", {}, {"sigmas": [1.0, -1.0]}, "negative"),
+        ("euler", {"use_karras_sigmas": True}, {"timesteps": [9, 5]}, "use_karras_sigmas"),
+        ("dpmsolver++", {"use_lu_lambdas": True}, {"timesteps": [9, 5]}, "use_lu_lambdas"),
+        ("ddim", {}, {"num_inference_steps": 5, "eta": -0.1}, "eta"),
+        ("tcd", {}, {"num_inference_steps": 5, "eta": 1.5}, "eta must be a number from 0 to 1"),
+        ("ddim", {}, {"num_inference_steps": 1000}, "steps_offset 1"),
+        ("lcm", {}, {"num_inference_steps": 51}, "original_inference_steps 50"),
+        ("lcm", {"original_inference_steps": 2000}, {"num_inference_steps": 4}, "original_inference_steps must be"),
+        (
+            "ddim",
+            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            {"num_inference_steps": 5},
+            "no finite coefficients.*prediction_type 'epsilon'",
+        ),
+        (
+            "unipc",
+            {"lower_order_final": False},
+            {"num_inference_steps": 5},
+            "step 4 .* no finite coefficients",
+        ),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else None,
+)
+def test_runs_that_are_refused(name: str, options: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
+    ours = scheduler_from_config({**SDXL, **options}, name)
+    with pytest.raises(DistrijaxError, match=message):
+        ours.schedule(**arguments)
