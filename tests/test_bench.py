@@ -16,7 +16,7 @@ from flax import nnx
 from parallel_helpers import UNET, relative
 
 from distrijax import DistrijaxError, Parallel
-from distrijax.bench import against, figure, models, results, step
+from distrijax.bench import against, figure, models, peer_diffusers, peer_maxdiffusion, results, step
 from distrijax.bench.models import Model
 from distrijax.bench.share import Delivered, Share, layout
 from distrijax.bench.timing import Times, Work, take_turns
@@ -138,19 +138,54 @@ def test_a_run_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_diffusers_beside_predicts_the_same_from_the_same_memory(case: step.Case) -> None:
     arrays = case.model.arrays("unet", "float32", Parallel().replicated)
-    works, seconds, distance = against.works(case, arrays, compile_torch=False)
-    assert distance < 1e-5
+    works, seconds, distances = against.works(case, arrays, ["diffusers"], compile_torch=False)
+    assert distances["diffusers"] < 1e-5
     assert set(works) == {"distrijax", "diffusers"}
     assert set(seconds) == {"distrijax"}
     path = next(path for path in arrays if path.endswith("conv_in.kernel"))
-    seen = against.tensor(arrays[path], (0, 2, 3, 1))
+    seen = peer_diffusers.tensor(arrays[path], (0, 2, 3, 1))
     assert seen.data_ptr() == arrays[path].unsafe_buffer_pointer()
     assert seen.shape == tuple(arrays[path].shape[i] for i in (0, 3, 1, 2))
 
 
+def test_maxdiffusion_beside_predicts_the_same(case: step.Case) -> None:
+    pytest.importorskip("maxdiffusion", reason="maxdiffusion is installed from its repository only")
+    with pytest.raises(DistrijaxError, match="32 groups, those of tiny have not"):
+        against.check(case, ["maxdiffusion"])
+    config = TINY | {"block_out_channels": [32, 32, 64], "norm_num_groups": 32}
+    plans = case.model.blueprints | {"unet": blueprint("unet", config, "test")}
+    case = dataclasses.replace(
+        case, model=dataclasses.replace(case.model, configs={"unet": config}, blueprints=plans), height=256, width=256
+    )
+    arrays = case.model.arrays("unet", "float32", Parallel().replicated)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        against.check(case, ["maxdiffusion"])
+        works, seconds, distances = against.works(case, arrays, ["maxdiffusion"], compile_torch=False)
+    assert 1e-6 < distances["maxdiffusion"] < 1e-3  # its tanh GELU and its epsilon
+    assert set(works) == set(seconds) == {"distrijax", "maxdiffusion"}
+
+
+def test_parameters_have_the_names_of_maxdiffusion() -> None:
+    name = "down_blocks.1.attentions.0.transformer_blocks.9.attn2.to_out.0.weight"
+    renamed = peer_maxdiffusion._renamed(name, 2)
+    assert "/".join(renamed) == "down_blocks_1/attentions_0/transformer_blocks_9/attn2/to_out_0/kernel"
+    assert peer_maxdiffusion._renamed("conv_norm_out.weight", 1) == ("conv_norm_out", "scale")
+    assert peer_maxdiffusion._renamed("conv_in.bias", 1) == ("conv_in", "bias")
+
+
+@pytest.mark.parametrize("name", ["diffusers", "maxdiffusion"])
+def test_a_peer_that_is_not_installed_is_told_with_the_cure(
+    name: str, case: step.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (peer_diffusers, peer_maxdiffusion):
+        monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(DistrijaxError, match=f"compare with {name}.*pip install"):
+        against.check(case, [name])
+
+
 def test_bf16_weights_reach_torch_as_they_are() -> None:
     x = jnp.asarray([[1.5, -2.25, 3e-5]], jnp.bfloat16)
-    assert against.tensor(x, (1, 0)).float().numpy().T.tolist() == x.astype(jnp.float32).tolist()
+    assert peer_diffusers.tensor(x, (1, 0)).float().numpy().T.tolist() == x.astype(jnp.float32).tolist()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +229,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
         ("--share 4,2", "and grow"),
         ("--share two", "not a list of numbers"),
         ("--torch-compile", "--against"),
+        ("--torch-compile --against maxdiffusion", "--against diffusers"),
+        ("--against flax", "diffusers or maxdiffusion"),
+        ("--against diffusers,diffusers", "both with a comma"),
         ("--values 1,2", "--sweep"),
         ("--plot a.png", "--sweep or a --share"),
         ("--share 2 --plot a.txt", ".png"),

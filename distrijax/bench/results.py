@@ -111,17 +111,17 @@ def shares(case: Case, devices: Sequence[int], effort: Effort, *, cfg: int, mode
     return Answer(f"one device's share of a step, {_size(case)}, cfg={cfg}, {mode}", rows, facts)
 
 
-def beside_diffusers(case: Case, effort: Effort, *, compile_torch: bool) -> Answer:
-    """A step of the U-Net in distrijax and in diffusers, in turn."""
-    against.check_installed()
+def beside(peers: Sequence[str], case: Case, effort: Effort, *, compile_torch: bool) -> Answer:
+    """A step of the U-Net in distrijax and in each of these peers, in turn."""
+    against.check(case, peers)
     effort.report("making the model")
     arrays = case.model.arrays("unet", case.dtype, Parallel().replicated)
-    works, seconds, distance = against.works(case, arrays, compile_torch=compile_torch)
+    works, seconds, distances = against.works(case, arrays, peers, compile_torch=compile_torch)
     times = take_turns(works, pause=PAUSE, **dataclasses.asdict(effort))
     first = times["distrijax"].median
     rows = [Row(name, t, seconds.get(name), ratio=t.median / first) for name, t in times.items()]
     title = f"one step of the U-Net, {_size(case)}, one device, same weights"
-    return Answer(title, rows, {"relative L2 distance of the predictions": distance})
+    return Answer(title, rows, {f"relative L2 distance to {name}": value for name, value in distances.items()})
 
 
 def sweep(what: str, values: Sequence[int], case: Case, parallel: Parallel, effort: Effort) -> Answer:

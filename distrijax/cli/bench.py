@@ -12,6 +12,7 @@ from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import MODES, Parallel
 
 KNOWN = "sdxl-base, sdxl-refiner, sdxl-mid (random weights), demo, or a checkpoint"
+PEERS = ("diffusers", "maxdiffusion")
 VALUES = {"pixels": "512,768,1024", "steps": "5,10,20", "devices": "1,2,4,8"}
 
 
@@ -48,7 +49,9 @@ def add(commands: Any) -> None:
     one.add_argument(
         "--share", metavar="N,...", help="a step's work of one of N devices, on one: transfers are local copies"
     )
-    one.add_argument("--against", choices=("diffusers",), help="the U-Net's step beside it: same weights, in turn")
+    one.add_argument(
+        "--against", metavar="NAME,...", help=f"the U-Net's step beside {' or '.join(PEERS)}: same weights, in turn"
+    )
     one.add_argument("--sweep", choices=tuple(VALUES), help="the cost as this grows")
     what.add_argument("--torch-compile", action="store_true", help="with --against: also diffusers compiled by torch")
     what.add_argument("--values", metavar="N,...", help=f"of --sweep (default: {VALUES})".replace("'", ""))
@@ -66,7 +69,8 @@ def add(commands: Any) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     sweep, values = _check(options)
-    if options.against is not None:  # else JAX takes three quarters of a GPU's memory for itself
+    peers = options.against.split(",") if options.against is not None else []
+    if peers:  # else JAX takes three quarters of a GPU's memory for itself
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
@@ -77,8 +81,6 @@ def _bench(options: argparse.Namespace) -> None:
 
     if options.plot is not None:
         figure.check(options.plot)
-    if options.against is not None:
-        against.check_installed()
     model = find(options.model)
     native = 8 * model.unet.sample_size
     case = Case(
@@ -90,11 +92,12 @@ def _bench(options: argparse.Namespace) -> None:
         pictures=options.num_images,
         steps=options.scan,
     )
+    against.check(case, peers)
     keep_compiled_programs()
     effort = results.Effort(options.runs, options.warm_up, (lambda message: None) if options.quiet else _say)
     layout = {name: getattr(options, name) for name in ("data", "cfg", "patch", "mode")}
-    if options.against is not None:
-        answers = [results.beside_diffusers(case, effort, compile_torch=options.torch_compile)]
+    if peers:
+        answers = [results.beside(peers, case, effort, compile_torch=options.torch_compile)]
     elif options.share is not None:
         answers = [results.shares(case, values, effort, cfg=options.cfg, mode=options.mode)]
     elif sweep is not None:
@@ -110,7 +113,7 @@ def _bench(options: argparse.Namespace) -> None:
         if options.only != "step":
             answers.append(results.pictures(case, parallel, effort, count=options.steps))
             print(answers[-1])
-    if options.share is not None or options.against is not None or sweep is not None:
+    if options.share is not None or peers or sweep is not None:
         print(answers[0])
     if options.json is not None:
         settings = case.json() | layout | {"runs": options.runs, "warm_up": options.warm_up}
@@ -133,7 +136,10 @@ def _check(options: argparse.Namespace) -> tuple[str | None, list[int]]:
     for name, least in (("runs", 1), ("warm_up", 0), ("scan", 1), ("steps", 1)):
         if getattr(options, name) < least:
             raise DistrijaxError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be {least} or more")
-    if options.torch_compile and options.against is None:
+    peers = [] if options.against is None else options.against.split(",")
+    if set(peers) - set(PEERS) or len(peers) != len(set(peers)):
+        raise DistrijaxError(f"--against is {options.against!r}; it must be {' or '.join(PEERS)}, or both with a comma")
+    if options.torch_compile and "diffusers" not in peers:
         raise DistrijaxError("--torch-compile is of diffusers; say --against diffusers")
     if options.values is not None and options.sweep is None:
         raise DistrijaxError("--values are those of a sweep; say --sweep pixels, steps or devices")
