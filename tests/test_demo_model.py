@@ -1,19 +1,12 @@
 """The shipped demo model: what it draws, and that diffusers makes the same picture from it."""
 
 import functools
-import importlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
-from transformers import CLIPTokenizer
 
 from distrijax import StableDiffusionXLPipeline
 from distrijax.demo import MODEL, check, scenes
@@ -83,43 +76,3 @@ def test_diffusers_makes_the_same_picture():
 def test_any_text_has_tokens():
     ids = pipeline()(["Über 42 großes Zebra!"], num_inference_steps=2, output_type="np", seed=0).images
     assert np.isfinite(np.asarray(ids)).all()
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch):
-    """The modules of examples/demo_training."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    return lambda name: importlib.import_module(f"demo_training.{name}")
-
-
-@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
-def test_training_reads_captions_as_the_pipeline_does(name: str, training: Callable[[str], Any]):
-    """The training looks whole words up; the shipped merges must come to the same."""
-    rng = np.random.default_rng(0)
-    captions = [scenes.caption(scenes.sample(rng), rng) for _ in range(200)]
-    theirs = CLIPTokenizer.from_pretrained(MODEL / name)(captions, padding="max_length", max_length=77).input_ids
-    np.testing.assert_array_equal(training("tokenizer").Tokenizer(MODEL / name)(captions), theirs)
-
-
-def test_its_autoencoder_gives_pictures_back(training: Callable[[str], Any]):
-    """36.0 dB; 33.1 before its decoder was trained alone."""
-    psnr = training("autoencoder").measure(*nnx.split(pipeline().vae))["psnr_mean"]
-    print(f"{psnr:.1f} dB")
-    assert psnr > 35
-
-
-def test_a_decoder_trained_alone_takes_the_place_of_the_first(tmp_path: Path, training: Callable[[str], Any]):
-    """Unpacked, the shipped autoencoder is itself; OUT/decoder then replaces its decoder and nothing of its encoder."""
-    common, autoencoder = training("common"), training("autoencoder")
-    training("unpack").write(MODEL, tmp_path)
-    before = autoencoder.load(tmp_path)
-    shipped = nnx.state(pipeline().vae, nnx.Param)
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(before, nnx.Param), shipped)
-    parts = {name: nnx.state(getattr(before, name), nnx.Param) for name in ("decoder", "post_quant_conv")}
-    common.save(tmp_path / "decoder", 1, {"params": parts, "ema": jax.tree.map(lambda leaf: leaf + 1, parts)})
-    after = autoencoder.load(tmp_path)
-    for name in ("encoder", "quant_conv"):
-        jax.tree.map(np.testing.assert_array_equal, *(nnx.state(getattr(v, name)) for v in (before, after)))
-    for name in ("decoder", "post_quant_conv"):
-        moved = jax.tree.map(lambda a, b: a - b, *(nnx.state(getattr(v, name)) for v in (after, before)))
-        assert all(np.allclose(leaf, 1, atol=1e-5) for leaf in jax.tree.leaves(moved))

@@ -1,0 +1,91 @@
+"""The training of the demo model: it sees what the pipeline sees, and its stages fit together."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from transformers import CLIPTokenizer
+
+from distrijax import StableDiffusionXLPipeline
+from distrijax.demo import MODEL, scenes
+from distrijax.models.vae import VAE
+
+
+@pytest.fixture(scope="module")
+def shipped() -> VAE:
+    """The autoencoder."""
+    return StableDiffusionXLPipeline.from_pretrained(MODEL, dtype=jnp.float32).vae
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch):
+    """The modules of examples/demo_training."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    return lambda name: importlib.import_module(f"demo_training.{name}")
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_training_reads_captions_as_the_pipeline_does(name: str, training: Callable[[str], Any]):
+    """The training looks whole words up; the shipped merges must come to the same."""
+    rng = np.random.default_rng(0)
+    captions = [scenes.caption(scenes.sample(rng), rng) for _ in range(200)]
+    theirs = CLIPTokenizer.from_pretrained(MODEL / name)(captions, padding="max_length", max_length=77).input_ids
+    np.testing.assert_array_equal(training("tokenizer").Tokenizer(MODEL / name)(captions), theirs)
+
+
+def test_its_autoencoder_gives_pictures_back(shipped: VAE, training: Callable[[str], Any]):
+    """36.0 dB; 33.1 before its decoder was trained alone."""
+    psnr = training("autoencoder").measure(*nnx.split(shipped))["psnr_mean"]
+    print(f"{psnr:.1f} dB")
+    assert psnr > 35
+
+
+def test_a_decoder_trained_alone_takes_the_place_of_the_first(
+    tmp_path: Path, shipped: VAE, training: Callable[[str], Any]
+):
+    """Unpacked, the shipped autoencoder is itself; OUT/decoder then replaces its decoder and nothing of its encoder."""
+    common, autoencoder = training("common"), training("autoencoder")
+    training("unpack").write(MODEL, tmp_path)
+    before = autoencoder.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.state(v, nnx.Param) for v in (before, shipped)))
+    parts = {name: nnx.state(getattr(before, name), nnx.Param) for name in ("decoder", "post_quant_conv")}
+    common.save(tmp_path / "decoder", 1, {"params": parts, "ema": jax.tree.map(lambda leaf: leaf + 1, parts)})
+    after = autoencoder.load(tmp_path)
+    for name in ("encoder", "quant_conv"):
+        jax.tree.map(np.testing.assert_array_equal, *(nnx.state(getattr(v, name)) for v in (before, after)))
+    for name in ("decoder", "post_quant_conv"):
+        moved = jax.tree.map(lambda a, b: a - b, *(nnx.state(getattr(v, name)) for v in (after, before)))
+        assert all(np.allclose(leaf, 1, atol=1e-5) for leaf in jax.tree.leaves(moved))
+
+
+def test_another_autoencoder_is_refused_where_something_stands_on_the_first(
+    tmp_path: Path, training: Callable[[str], Any]
+):
+    (tmp_path / "latents").mkdir()
+    with pytest.raises(SystemExit, match=r"latents in .* move them away first"):
+        training("autoencoder").train(tmp_path, steps=1, resume=False)
+
+
+def test_what_is_learnt_last_is_drawn_oftener(tmp_path: Path, training: Callable[[str], Any]):
+    latents = training("latents")
+    (tmp_path / "latents").mkdir()
+    marked = np.zeros((latents.SHARD, 32, 32, 4), np.float16)
+    marked[:, 0, 0, 0] = np.arange(latents.SHARD)  # its number, which fp16 holds up to 2048
+    np.save(latents.shard_file(tmp_path, 0), marked)
+    pool = latents.Pool(tmp_path)
+    drawn, captions = pool.draw(np.random.default_rng(0), 20_000)
+    numbers = drawn[:, 0, 0, 0].astype(int)
+    for number, caption in zip(numbers[:20], captions[:20], strict=True):
+        assert scenes.parse(caption) == pool.scenes[number]
+    counts = np.bincount(numbers, minlength=latents.SHARD)
+    inside, above = (
+        np.mean([count for count, scene in zip(counts, pool.scenes, strict=True) if scene.arrangement == name])
+        for name in ("inside", "above")
+    )
+    assert 2.2 < inside / above < 2.9  # 2.5 by the table; rings, stars and crosses add to either
