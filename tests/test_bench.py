@@ -16,11 +16,11 @@ from flax import nnx
 from parallel_helpers import UNET, relative
 
 from distrijax import DistrijaxError, Parallel
-from distrijax.bench import against, figure, models, peer_diffusers, peer_maxdiffusion, results, step
-from distrijax.bench.models import Model
+from distrijax.bench import against, figure, peer_diffusers, peer_maxdiffusion, results, step, weights
 from distrijax.bench.share import Delivered, Share, layout
 from distrijax.bench.timing import Times, Work, take_turns
 from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint.model import Model, find
 from distrijax.cli import main
 from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
@@ -35,7 +35,7 @@ TINY = UNET | {"projection_class_embeddings_input_dim": 8 + 6 * 4}
 
 @pytest.fixture(scope="module")
 def case() -> step.Case:
-    demo = models.find("demo")
+    demo = find("demo")
     tiny = blueprint("unet", TINY, "test")
     model = Model("tiny", {"unet": TINY}, {"unet": tiny, "vae": demo.blueprints["vae"]}, {}, {}, None)
     factor = demo.blueprints["vae"].config.factor
@@ -137,7 +137,7 @@ def test_a_run_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_diffusers_beside_predicts_the_same_from_the_same_memory(case: step.Case) -> None:
-    arrays = case.model.arrays("unet", "float32", Parallel().replicated)
+    arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
     works, seconds, distances = against.works(case, arrays, ["diffusers"], compile_torch=False)
     assert distances["diffusers"] < 1e-5
     assert set(works) == {"distrijax", "diffusers"}
@@ -157,7 +157,7 @@ def test_maxdiffusion_beside_predicts_the_same(case: step.Case) -> None:
     case = dataclasses.replace(
         case, model=dataclasses.replace(case.model, configs={"unet": config}, blueprints=plans), height=256, width=256
     )
-    arrays = case.model.arrays("unet", "float32", Parallel().replicated)
+    arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         against.check(case, ["maxdiffusion"])
         works, seconds, distances = against.works(case, arrays, ["maxdiffusion"], compile_torch=False)
@@ -246,7 +246,7 @@ def test_mistakes_are_told_before_any_work(
     def never(*_: Any) -> None:
         raise AssertionError("weights were made")
 
-    monkeypatch.setattr(Model, "arrays", never)
+    monkeypatch.setattr(weights, "arrays", never)
     model = [] if "--model" in arguments else ["--model", "demo"]
     assert main(["bench", *model, *arguments.split()]) == 2
     assert said in capsys.readouterr().err
@@ -272,10 +272,10 @@ def test_sweep_of_pixels_and_steps(case: step.Case, monkeypatch: pytest.MonkeyPa
 
 
 def test_known_models_have_the_shapes_of_their_names() -> None:
-    assert models.find("sdxl-base").blueprints["unet"].parameters == 2_567_463_684
-    assert "text_encoder" not in models.find("sdxl-refiner").configs
-    tiny = dataclasses.replace(models.find("demo"), source=None)
-    arrays = tiny.arrays("vae", "bfloat16", Parallel().replicated)
+    assert find("sdxl-base").blueprints["unet"].parameters == 2_567_463_684
+    assert "text_encoder" not in find("sdxl-refiner").configs
+    tiny = dataclasses.replace(find("demo"), source=None)
+    arrays = weights.arrays(tiny, "vae", "bfloat16", Parallel().replicated)
     assert {path: x.shape for path, x in arrays.items()} == dict(tiny.blueprints["vae"].shapes)
     assert next(iter(arrays.values())).dtype == jnp.bfloat16
 

@@ -21,20 +21,16 @@ pytestmark = [
 
 # In a process of its own: the CUDA compiler has to be found before JAX knows its devices.
 WORKER = """
-import dataclasses, json, sys
+import json, sys
 from distrijax.plan import compiling
 compiling.prepare()
 from distrijax.plan import estimate, schedule
 from distrijax.plan.cards import CARDS, Rates
-from distrijax.plan.models import model
+from distrijax.checkpoint.model import find
 choices = json.loads(sys.argv[1])
-base = model("sdxl-base")
-if choices.pop("mid", False):
-    depths = {"transformer_layers": ((0, 0), (1, 1), (2, 2)), "mid_transformer_layers": 2}
-    depths["up_transformer_layers"] = ((2, 2, 2), (1, 1, 1), (0, 0, 0))
-    base = dataclasses.replace(base, unet=dataclasses.replace(base.unet, **depths))
+model = find("sdxl-mid" if choices.pop("mid", False) else "sdxl-base")
 size, layout = choices.pop("size"), choices.pop("layout")
-request = estimate.Request(base, CARDS["h100"], Rates(550e12, 2.6e12, 320e9, 320e9), size, size)
+request = estimate.Request(model, CARDS["h100"], Rates(550e12, 2.6e12, 320e9, 320e9), size, size)
 options = choices.pop("options", None)
 if options and "fdo_profile" in options:
     options["fdo_profile"] = options["fdo_profile"].encode()

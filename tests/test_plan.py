@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from distrijax import DistrijaxError, cli
+from distrijax.checkpoint.model import find
 from distrijax.plan import estimate, figure, hlo, report, schedule
 from distrijax.plan.cards import CARDS, Rates
-from distrijax.plan.models import model
 
 # 1 TFLOP/s and 1 GB/s each, and latencies apart by powers of ten: every term can be told from every other.
 RATES = Rates(flops=1e12, memory=1e9, link=1e9, network=1e8, latency=1e-3, network_latency=1e-2, kernel=1e-5)
@@ -185,7 +185,7 @@ def test_two_compiled_programs_in_one_file() -> None:
 
 def request(**choices: Any) -> estimate.Request:
     card = CARDS["h100"]
-    return estimate.Request(model("demo"), card, Rates.of(card), **({"height": 256, "width": 256} | choices))
+    return estimate.Request(find("demo"), card, Rates.of(card), **({"height": 256, "width": 256} | choices))
 
 
 def made(layout: dict[str, Any], seconds: float = 1.0, held: int = 10**9) -> estimate.Plan:
@@ -203,7 +203,7 @@ def test_a_picture_is_its_steps() -> None:
     plan = dataclasses.replace(plan, loops=[plan.loops[0], faster])
     assert plan.picture_seconds == pytest.approx(5 * 0.1 + 45 * 0.01)  # the first and four more are synchronous
     assert plan.memory == plan.weights + 10**9 + 10**8
-    assert plan.weights == 2 * model("demo").parameters
+    assert plan.weights == 2 * find("demo").parameters
     parsed = json.loads(json.dumps(plan.json()))
     assert [loop["wait_share"] for loop in parsed["loops"]] == [loop.body.wait_share for loop in plan.loops]
 
@@ -268,10 +268,10 @@ def test_layouts() -> None:
 
 
 def test_known_models() -> None:
-    base = model("sdxl-base")
+    base = find("sdxl-base")
     assert base.unet_parameters == 2_567_463_684
     assert base.parameters == 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840
-    assert model("sdxl-refiner").unet.block_out_channels[0] == 384
+    assert find("sdxl-refiner").unet.block_out_channels[0] == 384
 
 
 def test_rates_that_are_given_replace_ours() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from distrijax.bench import weights
 from distrijax.bench.step import Case
 from distrijax.bench.timing import Times
 from distrijax.compile import Report
@@ -25,7 +26,7 @@ def pictures(
     """
     case.rows(parallel)
     report("loading")
-    pipe, loading = case.model.pipeline(parallel, case.dtype)
+    pipe, loading = weights.pipeline(case.model, parallel, case.dtype)
     pipe.set_progress_bar_config(disable=True)
     cached = _Cached()
     spent: list[dict[str, float]] = []

@@ -5,7 +5,7 @@ import gc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from distrijax.bench import against, picture, share, step
+from distrijax.bench import against, picture, share, step, weights
 from distrijax.bench.machine import machine
 from distrijax.bench.step import Case
 from distrijax.bench.timing import PAUSE, Times, take_turns
@@ -115,7 +115,7 @@ def beside(peers: Sequence[str], case: Case, effort: Effort, *, compile_torch: b
     """A step of the U-Net in distrijax and in each of these peers, in turn."""
     against.check(case, peers)
     effort.report("making the model")
-    arrays = case.model.arrays("unet", case.dtype, Parallel().replicated)
+    arrays = weights.arrays(case.model, "unet", case.dtype, Parallel().replicated)
     works, seconds, distances = against.works(case, arrays, peers, compile_torch=compile_torch)
     times = take_turns(works, pause=PAUSE, **dataclasses.asdict(effort))
     first = times["distrijax"].median

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distrijax import compiler_options
-from distrijax.bench.models import Model
+from distrijax.bench import weights
 from distrijax.bench.timing import Work
+from distrijax.checkpoint.model import Model
 from distrijax.compile import compile_with
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.errors import DistrijaxError
@@ -70,7 +71,7 @@ class Case:
 
     def unet(self, parallel: Parallel) -> UNet:
         """With its weights whole on every device."""
-        arrays = self.model.arrays("unet", self.dtype, parallel.replicated)
+        arrays = weights.arrays(self.model, "unet", self.dtype, parallel.replicated)
         made: UNet = self.model.blueprints["unet"].build(arrays, self.dtype)
         return made
 

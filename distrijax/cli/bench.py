@@ -75,8 +75,8 @@ def _bench(options: argparse.Namespace) -> None:
     import jax
 
     from distrijax.bench import against, figure, results
-    from distrijax.bench.models import find
     from distrijax.bench.step import Case
+    from distrijax.checkpoint.model import find
     from distrijax.compile import keep_compiled_programs
 
     if options.plot is not None:

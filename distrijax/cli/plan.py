@@ -8,12 +8,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from distrijax.checkpoint.model import KNOWN, find
 from distrijax.cli.options import DTYPES
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import MODES, Parallel
 from distrijax.plan.cards import CARDS, Rates
 from distrijax.plan.compiling import prepare, why_not
-from distrijax.plan.models import KNOWN, model
 
 LAYOUT = {
     "patch": "devices that share a picture's rows",
@@ -90,7 +90,7 @@ def _plan(options: argparse.Namespace) -> None:
     prepare()
     from distrijax.plan import estimate, report
 
-    card, found = CARDS[options.gpu], model(options.model)
+    card, found = CARDS[options.gpu], find(options.model)
     native = 8 * found.unet.sample_size
     request = estimate.Request(
         model=found,

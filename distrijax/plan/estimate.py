@@ -10,13 +10,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from distrijax.checkpoint.model import Model
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import AXES, Parallel
 from distrijax.parallel.traffic import Sent, Traffic, traffic
 from distrijax.plan import compiling
 from distrijax.plan.cards import Card, Rates
 from distrijax.plan.hlo import renamed
-from distrijax.plan.models import Model
 from distrijax.plan.schedule import Body, largest_copies, read
 
 
