@@ -108,6 +108,18 @@ def test_the_check_names_what_is_wrong(wrong: str, complaint: str):
     assert any(complaint in problem for problem in check.check(picture, scenes.parse(wrong)))
 
 
+@pytest.mark.parametrize("radius", [22, 27, 36])
+def test_a_star_is_one_without_the_last_of_its_tips_and_not_without_its_top(radius: int):
+    x, y = np.meshgrid(np.arange(256) - 127.5, np.arange(256) - 127.5)
+    star = scenes.coverage("star", x / radius, y / radius, 1 / radius) > 0.5
+    worn = check._open(star)  # nothing thinner than 5 pixels is left
+    top = np.flatnonzero(star.any(1))[0]
+    broken = star & (y > top - 127.5 + 0.55 * radius)
+    found = [check._describe(mask, check._box(mask), np.zeros_like(mask), "red") for mask in (star, worn, broken)]
+    assert [f.shape for f in found] == ["star", "star", "patch"]
+    assert found[2].overlap < check.MIN_OVERLAP - 0.1
+
+
 def test_components_of_a_mask():
     mask = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 0], [1, 0, 1]], bool)
     assert sorted(int(part.sum()) for part in check.components(mask)) == [1, 1, 5]

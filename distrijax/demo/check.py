@@ -17,6 +17,7 @@ from distrijax.demo.scenes import COLOURS, SHAPES, SIZE, Background, Scene
 GRID = 48  # shapes are compared at this size, each cut out along its bounding box
 MIN_AREA = 150  # pixels; the smallest item drawn (a small star) has 480
 MIN_OVERLAP = 0.72  # intersection over union of an item with the ideal shape
+TIPS = 3  # pixels that an item's outline may be short of its ideal on each side: the tip of a star is thinner than one
 CLEAR = {"small": (0.0, 31.0), "large": (43.0, 200.0)}  # half the side, in pixels, that passes for the word
 
 
@@ -197,10 +198,25 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def _overlap(part: np.ndarray, hidden: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Intersection over union of the part with each ideal shape along the box, hidden pixels left out: [shapes]."""
+    seen, cut = ~_cut(hidden, box), _cut(part, box)
+    overlap: np.ndarray = (_templates() & cut & seen).sum((1, 2)) / np.maximum(
+        ((_templates() | cut) & seen).sum((1, 2)), 1
+    )
+    return overlap
+
+
 def _describe(part: np.ndarray, box: tuple[int, int, int, int], hidden: np.ndarray, colour: str) -> Found:
     x0, y0, x1, y1 = box
-    seen, cut = ~_cut(hidden, box), _cut(part, box)
-    overlap = (_templates() & cut & seen).sum((1, 2)) / np.maximum(((_templates() | cut) & seen).sum((1, 2)), 1)
+    overlap = _overlap(part, hidden, box)
+    if overlap.max() < MIN_OVERLAP:
+        # Without the last pixels of its tips a star fills a smaller box, which the ideal would be squeezed into: 0.63
+        # in place of 0.79. Other shapes gain less: none but the one that is seen came above 0.70 in 48 pictures.
+        padded = [np.pad(mask, TIPS) for mask in (part, hidden)]
+        grown = product(range(TIPS + 1), repeat=4)
+        boxes = [(x0 + TIPS - a, y0 + TIPS - b, x1 + TIPS + c, y1 + TIPS + d) for a, b, c, d in grown]
+        overlap = np.max([_overlap(*padded, box) for box in boxes], axis=0)
     best, sides = int(overlap.argmax()), (x1 - x0, y1 - y0)
     whole = overlap[best] >= MIN_OVERLAP and max(sides) <= 1.4 * min(sides)
     shape = SHAPES[best] if whole else "patch"
