@@ -1,5 +1,6 @@
 """Schedulers from and to `scheduler_config.json`, as diffusers has it; configs and runs that are refused."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -38,6 +39,23 @@ def test_swapping_the_class_keeps_what_diffusers_keeps(name: str) -> None:
     for option, value in ours.to_config().items():
         if not option.startswith("_"):
             assert theirs.config[option] == value, option
+
+
+@pytest.mark.parametrize("between", list(SCHEDULERS))
+@pytest.mark.parametrize("missing", ["nothing", "timestep_spacing", "steps_offset"])
+def test_a_scheduler_made_from_another_has_what_was_meant_for_it(between: str, missing: str) -> None:
+    """SDXL's own config is one of Euler that says `clip_sample` false for DDIM, whose default is to clip."""
+    config = {key: value for key, value in SDXL_BASE.items() if key != missing}
+    first = scheduler_from_config(config, between)
+    theirs = getattr(diffusers, first.class_name).from_config(config)
+    for name in SCHEDULERS:
+        ours = scheduler_from_config(first.to_config(), name)
+        config_of_theirs = getattr(diffusers, ours.class_name).from_config(theirs.config).config
+        for option, value in ours.to_config().items():
+            assert option.startswith("_") or config_of_theirs[option] == value, (name, option)
+    assert scheduler_from_config(first.to_config(), "ddim").clip_sample is False
+    changed = dataclasses.replace(first, timestep_spacing="trailing").to_config()
+    assert scheduler_from_config(changed, "unipc").timestep_spacing == "trailing"
 
 
 @pytest.mark.parametrize("name", list(SCHEDULERS))

@@ -13,7 +13,6 @@ In use:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +74,7 @@ def scheduler_from_config(config: Mapping[str, Any], class_name: str | None = No
     if not isinstance(name, str):
         raise DistrijaxError(f"the scheduler config names no class: _class_name is {name!r}")
     cls = _class_named(name)
-    options = {field.name for field in dataclasses.fields(cls)}
+    options = {field.name for field in cls.options()}
     defaulted = set(config.get("_use_default_values", ()))
     given: dict[str, Any] = {}
     unknown: list[str] = []
@@ -95,7 +94,7 @@ def scheduler_from_config(config: Mapping[str, Any], class_name: str | None = No
         raise DistrijaxError(
             f"{cls.class_name}: unknown option {', '.join(sorted(unknown))}; supported: {', '.join(sorted(options))}"
         )
-    return cls(**given)
+    return cls(**given, origin=dict(config))
 
 
 __all__ = [

@@ -74,6 +74,8 @@ class Scheduler:
     timestep_spacing: str = "linspace"
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
+    origin: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """The config it was made from: `to_config` hands on what of it belongs to other classes."""
 
     class_name: ClassVar[str]
     """The name in a `scheduler_config.json`."""
@@ -86,7 +88,7 @@ class Scheduler:
     picture, so it is not elementwise, and diffusers calls it unsuitable for latents."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for field in self.options():
             value = getattr(self, field.name)
             value = self.aliases.get(field.name, {}).get(value, value) if isinstance(value, str) else value
             object.__setattr__(self, field.name, self._checked(field.name, value, field.default))
@@ -138,11 +140,26 @@ class Scheduler:
     def _error(self, message: str) -> DistrijaxError:
         return DistrijaxError(f"{self.class_name}: {message}")
 
+    @classmethod
+    def options(cls) -> list[dataclasses.Field[Any]]:
+        """Those of diffusers' class."""
+        return [field for field in dataclasses.fields(cls) if field.name != "origin"]
+
     def to_config(self) -> dict[str, Any]:
-        """The options as the content of a `scheduler_config.json` that diffusers loads."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The options as the content of a `scheduler_config.json` that diffusers loads.
+
+        As in diffusers, options of other classes are kept and defaults are marked, for whoever makes another scheduler
+        of it: SDXL's Euler config says `clip_sample` false for DDIM, whose default cuts latents off at 1.
+        """
+        values = {field.name: getattr(self, field.name) for field in self.options()}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"_class_name": self.class_name, **plain}
+        named = {"_class_name": self.class_name}
+        if self.origin is None:
+            return named | plain
+        given = set(self.origin) - set(self.origin.get("_use_default_values", ()))
+        defaults = [f.name for f in self.options() if f.name not in given and values[f.name] == f.default]
+        others = {name: self.origin[name] for name in given - set(values) if not name.startswith("_")}
+        return named | others | plain | {"_use_default_values": defaults}
 
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
