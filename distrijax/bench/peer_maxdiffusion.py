@@ -28,10 +28,24 @@ Names = dict[tuple[str, ...], tuple[str, tuple[int, ...]]]
 
 
 def check(case: Case) -> None:
-    """Raises DistrijaxError if maxdiffusion is not installed, or cannot be imported, or has no such U-Net."""
+    """Raises DistrijaxError if maxdiffusion is not installed or cannot be imported, or its U-Net is another."""
     if find_spec("maxdiffusion") is None:
         raise DistrijaxError(f"to compare with maxdiffusion, install it: pip install git+{HOME}.git")
-    _names(case)
+    if case.model.configs["unet"].get("norm_num_groups", GROUPS) != GROUPS:
+        raise DistrijaxError(f"maxdiffusion's group norms have {GROUPS} groups, those of {case.model.name} have not")
+    from flax.core import meta
+    from flax.traverse_util import flatten_dict
+
+    latents, *rest = _arguments(inputs(case), case.dtype)
+    made = jax.eval_shape(_unet(case).init, {"params": jax.random.key(0)}, jnp.moveaxis(latents, 3, 1), *rest)
+    theirs = {path: leaf.shape for path, leaf in flatten_dict(meta.unbox(made["params"])).items()}
+    shapes = case.model.blueprints["unet"].shapes
+    ours = {path: tuple(shapes[name][i] for i in axes) for path, (name, axes) in _names(case).items()}
+    if odd := sorted(set(theirs.items()) ^ set(ours.items())):
+        raise DistrijaxError(
+            f"maxdiffusion cannot make the U-Net of {case.model.name}: {len(odd)} parameters differ, such as "
+            f"{'.'.join(odd[0][0])} {list(odd[0][1])}; leave it out"
+        )
 
 
 def peer(case: Case, arrays: dict[str, Any]) -> Peer:
@@ -82,31 +96,13 @@ def _arguments(given: Inputs, dtype: str) -> tuple[Any, ...]:
 
 
 def _names(case: Case) -> Names:
-    """Path of its parameter -> path of ours, and the axes of ours in its order.
-
-    Raises DistrijaxError where the parameters differ by name or shape.
-    """
-    from flax.core import meta
-    from flax.traverse_util import flatten_dict
-
-    plan, unet = case.model.blueprints["unet"], _unet(case)
-    table, shapes, names = plan.table(), dict[tuple[str, ...], tuple[int, ...]](), Names()
+    """Path of its parameter -> path of ours, and the axes of ours in its order."""
+    plan, names = case.model.blueprints["unet"], Names()
+    table = plan.table()
     for path, shape in plan.shapes.items():
         entry = table.to_torch(path)
         assert entry is not None, path
-        axes = tuple(entry.axes[i] for i in _FLAX_AXES[len(shape)])
-        renamed = _renamed(entry.name, len(shape))
-        names[renamed], shapes[renamed] = (path, axes), tuple(shape[i] for i in axes)
-    if case.model.configs["unet"].get("norm_num_groups", GROUPS) != GROUPS:
-        raise DistrijaxError(f"maxdiffusion's group norms have {GROUPS} groups, those of {case.model.name} have not")
-    latents, *rest = _arguments(inputs(case), case.dtype)
-    made = jax.eval_shape(unet.init, {"params": jax.random.key(0)}, jnp.moveaxis(latents, 3, 1), *rest)
-    theirs = {path: leaf.shape for path, leaf in flatten_dict(meta.unbox(made["params"])).items()}
-    if odd := sorted(set(theirs.items()) ^ set(shapes.items())):
-        raise DistrijaxError(
-            f"maxdiffusion cannot make the U-Net of {case.model.name}: {len(odd)} parameters differ, such as "
-            f"{'.'.join(odd[0][0])} {list(odd[0][1])}; leave it out"
-        )
+        names[_renamed(entry.name, len(shape))] = path, tuple(entry.axes[i] for i in _FLAX_AXES[len(shape)])
     return names
 
 

@@ -68,13 +68,12 @@ def add(commands: Any) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    sweep, values = _check(options)
-    peers = options.against.split(",") if options.against is not None else []
+    sweep, values, peers = _check(options)
     if peers:  # else JAX takes three quarters of a GPU's memory for itself
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
-    from distrijax.bench import against, figure, results
+    from distrijax.bench import figure, results
     from distrijax.bench.step import Case
     from distrijax.checkpoint.model import find
     from distrijax.compile import keep_compiled_programs
@@ -92,7 +91,6 @@ def _bench(options: argparse.Namespace) -> None:
         pictures=options.num_images,
         steps=options.scan,
     )
-    against.check(case, peers)
     keep_compiled_programs()
     effort = results.Effort(options.runs, options.warm_up, (lambda message: None) if options.quiet else _say)
     layout = {name: getattr(options, name) for name in ("data", "cfg", "patch", "mode")}
@@ -131,8 +129,11 @@ def _by_kind(row: Any) -> Any:
     return dataclasses.replace(row, name=row.name.split(", ")[-1] + " step")
 
 
-def _check(options: argparse.Namespace) -> tuple[str | None, list[int]]:
-    """What is swept, if anything, and the values. Raises DistrijaxError for options that do not fit together."""
+def _check(options: argparse.Namespace) -> tuple[str | None, list[int], list[str]]:
+    """What is swept, if anything, the values, and whom to measure beside.
+
+    Raises DistrijaxError for options that do not fit together.
+    """
     for name, least in (("runs", 1), ("warm_up", 0), ("scan", 1), ("steps", 1)):
         if getattr(options, name) < least:
             raise DistrijaxError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be {least} or more")
@@ -160,7 +161,7 @@ def _check(options: argparse.Namespace) -> tuple[str | None, list[int]]:
         raise DistrijaxError(f"{text!r} is not a list of numbers, such as 1,2,4,8") from None
     if values != sorted(set(values)) or (values and values[0] < 1):
         raise DistrijaxError(f"{text!r}: numbers must be above zero, and grow")
-    return options.sweep, values
+    return options.sweep, values, peers
 
 
 def _say(message: str) -> None:

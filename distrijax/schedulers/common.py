@@ -158,7 +158,8 @@ class Scheduler:
             return named | plain
         given = set(self.origin) - set(self.origin.get("_use_default_values", ()))
         defaults = [f.name for f in self.options() if f.name not in given and values[f.name] == f.default]
-        others = {name: self.origin[name] for name in given - set(values) if not name.startswith("_")}
+        kept = [name for name in self.origin if name in given and name not in values and not name.startswith("_")]
+        others = {name: self.origin[name] for name in kept}
         return named | others | plain | {"_use_default_values": defaults}
 
     @cached_property
