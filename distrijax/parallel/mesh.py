@@ -31,7 +31,7 @@ class Parallel:
     Args:
         mode: what is exchanged after the warm-up. `corrected_async_gn` (default), `stale_gn`, `sync_gn`,
             `separate_gn` and `no_sync` use neighbours' activations of the step before (arXiv 2402.19481) and differ in
-            their group norms (the default may leave marks where slabs are few rows high; `stale_gn` does not there);
+            their group norms (the default may leave marks where slabs are few rows high: try `stale_gn` there);
             `full_sync` waits for those of the same step and equals one device. `naive_patch` (no exchange at all) and
             `tensor` (weights spread instead of rows) are the baselines of that paper.
         warmup_steps: synchronous steps besides the first, before displaced ones follow.

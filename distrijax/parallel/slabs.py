@@ -189,7 +189,7 @@ class CorrectedMoments(StaleMoments):
     The original adds the change to E[x] and E[x²]. The same in centred moments, which do not cancel:
     var = stale var + own change of var + 2 (own change of mean) (own stale mean - stale mean). Where that is negative,
     it is this device's own variance. Where a slab is few rows, its own change says little of the picture's: with four
-    rows of latents the corrected variance leaves marks at boundaries of some pictures, where `stale_gn` leaves none.
+    rows of latents the corrected variance left marks at a boundary in a demo picture, where `stale_gn` left none.
     """
 
     def combined(self, path: str, own: Array, height: int) -> tuple[Array, Array]:
