@@ -79,13 +79,31 @@ def test_what_is_learnt_last_is_drawn_oftener(tmp_path: Path, training: Callable
     marked[:, 0, 0, 0] = np.arange(latents.SHARD)  # its number, which fp16 holds up to 2048
     np.save(latents.shard_file(tmp_path, 0), marked)
     pool = latents.Pool(tmp_path)
-    drawn, captions = pool.draw(np.random.default_rng(0), 20_000)
+    drawn, weights, captions = pool.draw(np.random.default_rng(0), 20_000)
     numbers = drawn[:, 0, 0, 0].astype(int)
     for number, caption in zip(numbers[:20], captions[:20], strict=True):
         assert scenes.parse(caption) == pool.scenes[number]
+    assert weights.shape == (20_000, 32, 32, 1)
     counts = np.bincount(numbers, minlength=latents.SHARD)
     inside, above = (
         np.mean([count for count, scene in zip(counts, pool.scenes, strict=True) if scene.arrangement == name])
         for name in ("inside", "above")
     )
     assert 2.2 < inside / above < 2.9  # 2.5 by the table; rings, stars and crosses add to either
+
+
+def test_every_item_counts_as_much_in_the_loss_however_small(training: Callable[[str], Any]):
+    """Against the pictures themselves: what is drawn there lies where the weights are large."""
+    latents = training("latents")
+    for number in range(40):
+        scene, rng = latents.scene_of(number)
+        weights = latents.item_weights(scenes.arrange(scene, rng))
+        assert weights.mean() == pytest.approx(1, abs=1e-5)
+        picture = scenes.render(*latents.scene_of(number)).astype(int)
+        ground = scenes.paint_background(scene.background)
+        drawn = (np.abs(picture - ground).max(-1) > 40).reshape(32, 8, 32, 8).any((1, 3))
+        assert weights[drawn].min() > weights[~drawn].min() == pytest.approx(1 - latents.ITEMS), number
+    small, large = scenes.Placement(60, 60, 24), scenes.Placement(180, 180, 58)
+    extra = latents.item_weights([small, large])[..., 0] - (1 - latents.ITEMS)
+    assert extra[:13, :13].sum() == pytest.approx(extra[13:, 13:].sum()) == pytest.approx(32 * 32 * latents.ITEMS / 2)
+    assert extra[7, 7] > 3 * extra[22, 22]

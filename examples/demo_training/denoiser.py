@@ -142,7 +142,9 @@ def train(
         signal, noise = signal[:, None, None, None], noise[:, None, None, None]
         noisy = signal * data["latents"] + noise * data["noise"]
         v = signal * data["noise"] - noise * data["latents"]
-        return jnp.square(unet(noisy, data["time"].astype(jnp.float32), cond, PX) - v).mean()
+        # Less so at much noise: where a layout is open, items that count more are drawn wherever they may be.
+        weights = 1 + signal * (data["weights"] - 1)
+        return (weights * jnp.square(unet(noisy, data["time"].astype(jnp.float32), cond, PX) - v)).mean()
 
     @partial(jax.jit, donate_argnums=0)
     def update(
@@ -162,7 +164,7 @@ def train(
         for number, part in optimizer.parts(start, steps, minutes):
             if number % 50 == 0:
                 pool.refresh()
-            latents, captions = pool.draw(rng, batch)
+            latents, weights, captions = pool.draw(rng, batch)
             # Shapes are made at middling noise. Above it the layout is any one's guess, and its error mere noise.
             middle = 1 / (1 + np.exp(-0.8 * rng.standard_normal(batch)))
             times = 1000 * np.where(rng.random(batch) < 0.65, middle, rng.random(batch))
@@ -172,6 +174,7 @@ def train(
             yield {
                 "rate": optimizer.rate(part, number, decay_from),
                 "latents": latents,
+                "weights": weights,
                 "noise": rng.standard_normal(latents.shape, np.float32),
                 "time": np.minimum(times, 999).astype(np.int32),
                 "keep": (rng.random(batch) >= dropout).astype(np.float32),

@@ -19,6 +19,7 @@ SHARD = 500  # pictures
 OFTENER = {"inside": 2.5, "row": 1.5, "column": 1.5, "three": 1.5}  # arrangements learnt last; the others are 1
 THIN = {"ring", "star", "cross"}  # shapes learnt last: each in a scene adds this much to how often it is drawn
 THIN_WEIGHT = 0.3
+ITEMS = 0.5  # of a picture's loss, what its items share, each as much; the rest is all latents' alike
 
 
 def scene_of(number: int) -> tuple[scenes.Scene, np.random.Generator]:
@@ -32,6 +33,20 @@ def scene_of(number: int) -> tuple[scenes.Scene, np.random.Generator]:
 def weight(scene: scenes.Scene) -> float:
     """How often training sees the scene, to a plain one's 1."""
     return OFTENER.get(scene.arrangement, 1.0) * (1 + THIN_WEIGHT * sum(i.shape in THIN for i in scene.items))
+
+
+def item_weights(placed: list[scenes.Placement], side: int = 32) -> np.ndarray:
+    """How much each latent counts in the loss, float32 [side, side, 1] of mean 1: those around items more.
+
+    Evenly weighted, a small ring is a thirtieth of the loss of its picture, and the last thing that is learnt.
+    """
+    weights = np.full((side, side, 1), 1 - ITEMS, np.float32)
+    for spot in placed:
+        scale = side / scenes.SIZE
+        box = [((c - spot.radius) * scale - 1, (c + spot.radius) * scale + 1) for c in (spot.y, spot.x)]
+        rows, columns = (slice(max(0, int(low)), min(side, int(np.ceil(high)))) for low, high in box)
+        weights[rows, columns] += ITEMS / len(placed) * side**2 / weights[rows, columns].size
+    return weights
 
 
 def shard_file(out: Path, number: int) -> Path:
@@ -60,20 +75,26 @@ class Pool:
     def __init__(self, out: Path):
         self.out, self.shards = out, list[np.ndarray]()
         self.scenes: list[scenes.Scene] = []
+        self.placed: list[list[scenes.Placement]] = []
         self.refresh()
         if not self.shards:
             raise SystemExit(f"no latents in {out / 'latents'}: run the stage `latents` first")
 
     def refresh(self) -> None:
+        before = len(self.shards)
         while (path := shard_file(self.out, len(self.shards))).exists():
             first = len(self.shards) * SHARD
-            self.scenes += [scene_of(n)[0] for n in range(first, first + SHARD)]
+            known = [scene_of(n) for n in range(first, first + SHARD)]
+            self.scenes += [scene for scene, _ in known]
+            self.placed += [scenes.arrange(scene, rng) for scene, rng in known]  # as `scenes.render` did
             self.shards.append(np.load(path))
-        weights = np.array([weight(scene) for scene in self.scenes])
-        self.chances = weights / weights.sum()
+        if len(self.shards) > before:
+            often = np.array([weight(scene) for scene in self.scenes])
+            self.chances = often / often.sum()
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
-        """Latents, float32 [count, 32, 32, 4], and a fresh caption of each."""
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Latents, float32 [count, 32, 32, 4], their weights, [count, 32, 32, 1], and a fresh caption of each."""
         numbers = rng.choice(len(self.scenes), count, p=self.chances)
         latents = np.stack([self.shards[n // SHARD][n % SHARD] for n in numbers]).astype(np.float32)
-        return latents, [scenes.caption(self.scenes[n], rng) for n in numbers]
+        weights = np.stack([item_weights(self.placed[n]) for n in numbers])
+        return latents, weights, [scenes.caption(self.scenes[n], rng) for n in numbers]
