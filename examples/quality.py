@@ -5,12 +5,13 @@
     python examples/quality.py --out runs/quality --only 'naive*' '*-n8-*'
 
 The devices are emulated, which any machine can do. By default each mode is run with 2, 4 and 8 patches (25 steps,
-warm-up 4, DDIM), and around the default mode with 4 patches the warm-up (0, 1, 2, 4, 8), the steps (10, 25, 50) and the
-scheduler (ddim, euler) are varied one at a time. In the end, each mode makes pictures of its smallest patches in
-bfloat16. Settings that are in the folder already are not computed again: stop it when you like, and go on later.
+warm-up 4, DDIM), and around the default mode with 4 patches the warm-up (0, 1, 2, 4, 8), the steps (10, 25, 50; with
+the same warm-up, and with one in proportion) and the scheduler (ddim, euler) are varied one at a time. In the end, each
+mode makes pictures of its smallest patches in bfloat16. Settings that are in the folder already are not computed again:
+stop it when you like, and go on later.
 
 A denoising step of one picture takes 0.1 s on two idle CPU cores, each of 50 programs some 10 s to compile the first
-time: 64 prompts take about 100 minutes, 24 take 45. With fewer, more comparisons are undecided.
+time: 64 prompts take about 110 minutes, 24 take 50. With fewer, more comparisons are undecided.
 
 Writes results.json, report.md (tables, and where the expected order does not show), plot.png and sheet.png. The exit
 status is 1 if any picture is black or not finite.

@@ -87,9 +87,11 @@ def test_the_plan_has_what_is_asked() -> None:
     for mode in settings.SPREAD:
         assert {s.patch for s in plan if s.mode == mode} == {2, 4, 8}, mode
     own = [s for s in plan if s.mode == BASE.mode and s.patch == BASE.patch]
-    assert {s.warmup for s in own} == {0, 1, 2, 4, 8}
+    assert {s.warmup for s in own if s.steps == BASE.steps} == {0, 1, 2, 4, 8}
     assert {s.steps for s in own} == {10, 25, 50}
     assert {s.scheduler for s in own} == {"ddim", "euler"}
+    # of 10 steps 2 are synchronous, of 25 steps 5, of 50 steps 10
+    assert {BASE.but(steps=10, warmup=1), BASE.but(steps=50, warmup=9)} < set(plan)
     assert len(settings.full()) == 6 + 6 * 3 * (2 + 5 * 5)  # references; and synchronous modes know no warm-up
 
 
@@ -130,7 +132,23 @@ def test_it_says_where_the_order_does_not_hold() -> None:
     assert f"does not hold: {name} is -1.00 ± 0.06 dB" in text
     assert "**falls with the number of patches**: holds in 1, undecided in 1" in text
     assert "**rises with warm-up**: holds in 1" in text
-    assert "**rises with steps**: holds in 1" in text
+    assert "**rises with steps, the warm-up the same**: holds in 1" in text
+
+
+def test_every_case_is_listed_those_that_do_not_hold_first() -> None:
+    rows = {
+        BASE: row(30.0, 31.0, 32.0),
+        BASE.but(mode="sync_gn"): row(31.1, 32.0, 33.2),
+        BASE.but(mode="stale_gn"): row(29.0, 32.0, 32.5),
+        BASE.but(steps=50): row(31.0, 32.2, 33.0),
+        BASE.in_proportion(50): row(29.1, 30.0, 31.2),
+    }
+    text = report.order(rows)
+    stale, fresh = "undecided: corrected_async_gn-n4-w4", "holds: sync_gn-n4-w4"
+    assert text.index("**the fresher the moments, the better**") < text.index(stale) < text.index(fresh)
+    assert "**rises with steps, the warm-up the same**: holds in 1" in text
+    assert "**rises with steps, the warm-up in proportion**: does not hold in 1" in text
+    assert "**rises with warm-up**: does not hold in 1" in text  # 9 against 4, of 50 steps
 
 
 def test_far_means_three_decibels() -> None:
@@ -213,7 +231,8 @@ def test_a_plot_of_every_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = {s: row() if s == s.reference else row(30.0 + s.steps / 10, 31.0) for s in settings.around(BASE)}
     figures.plot(rows, BASE, tmp_path / "plot.png")
     assert drawn[:6] == [(mode, [2, 4, 8]) for mode in settings.SPREAD[1:]]  # all but full_sync
-    assert drawn[6:] == [("corrected_async_gn, euler", [4]), (BASE.mode, [0, 1, 2, 4, 8]), (BASE.mode, [10, 25, 50])]
+    assert drawn[6:8] == [("corrected_async_gn, euler", [4]), (BASE.mode, [0, 1, 2, 4, 8])]
+    assert drawn[8:] == [(BASE.mode, [10, 25, 50]), (figures.PROPORTION, [10, 25, 50])]
 
 
 def test_pictures_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from quality_study.report import Rows, same
 from quality_study.settings import ONE, SPREAD, Setting
 
 COLOURS = dict(zip(SPREAD, ("#555555", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00"), strict=True))
+PROPORTION = "warm-up in proportion"
 MARKERS = dict(zip(SPREAD, "xosD^vP", strict=True))
 
 
@@ -26,7 +27,7 @@ def plot(rows: Rows, base: Setting, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), dpi=100, sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.6), dpi=100, sharey=True, layout="constrained")
     exact = [row["psnr"] for s, row in rows.items() if s.mode == "full_sync" and "psnr" in row]
     shown = {s: row for s, row in rows.items() if s.mode != "full_sync" and "psnr" in row}
     for axis, factor, label in zip(
@@ -44,10 +45,16 @@ def plot(rows: Rows, base: Setting, path: Path) -> None:
                 name = mode if scheduler == base.scheduler else f"{mode}, {scheduler}"
                 style: dict[str, Any] = {"color": COLOURS[mode], "marker": MARKERS[mode], "label": name} | dashed
                 axis.errorbar(x, y, error, capsize=3, linewidth=1.5, markersize=6, **style)
+        scaled = {s: row for s, row in shown.items() if factor == "steps" and s == base.in_proportion(s.steps)}
+        if len(scaled) > 1:
+            x, y, error = zip(*sorted((s.steps, row["psnr"], spread(row)) for s, row in scaled.items()), strict=True)
+            style = {"color": COLOURS[base.mode], "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
+            axis.errorbar(x, y, error, capsize=3, linewidth=1.5, markersize=6, label=PROPORTION, **style)
+            axis.legend(*(part[-1:] for part in axis.get_legend_handles_labels()), fontsize=8)
         fixed = {"patch": f"{base.patch} patches", "warmup": f"warm-up {base.warmup}", "steps": f"{base.steps} steps"}
         axis.set_title(", ".join(text for name, text in fixed.items() if name != factor), fontsize=10)
         axis.set_xlabel(label)
-        ticks = sorted({getattr(s, factor) for s in shown} - {None})
+        ticks = sorted({getattr(s, factor) for s in shown if same(s, base, factor, "scheduler")})
         if factor != "warmup":
             axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(t) for t in ticks])
@@ -56,8 +63,9 @@ def plot(rows: Rows, base: Setting, path: Path) -> None:
     axes[0].set_ylabel("PSNR against one device, dB")
     if exact:
         axes[0].set_title(f"{axes[0].get_title()}\nfull_sync: {min(exact):.0f} dB or more", fontsize=10)
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
 

@@ -1,8 +1,9 @@
 """The table, and whether what one expects of displaced patches shows."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
-from itertools import product
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from quality_study.settings import NAIVE, ONE, SPREAD, Setting
 Rows = dict[Setting, dict[str, Any]]
 
 FAR = 3.0  # dB: what "far worse" means
+VERDICTS = ("does not hold", "undecided", "holds")
 SURE = 2.0  # standard errors of the mean difference; less is called undecided
+FRESHER = (("sync_gn", "corrected_async_gn"), ("corrected_async_gn", "stale_gn"))  # moments of group norms
 FRESH = tuple(mode for mode in DISPLACED if mode != "no_sync")  # those that hear of their neighbours in every step
 
 
@@ -37,12 +40,17 @@ def expectations(rows: Rows) -> Iterator[Expectation]:
             for mode in ("corrected_async_gn", "stale_gn"):
                 if s.but(mode=mode) in rows:
                     yield Expectation("separate is worse than stale and corrected", s.but(mode=mode), s)
+        for better, worse in FRESHER:
+            if s.mode == better and s.but(mode=worse) in rows:
+                yield Expectation("the fresher the moments, the better", s, s.but(mode=worse))
         if s.mode not in (ONE, "full_sync") and (more := following(rows, s, "patch")):
             yield Expectation("falls with the number of patches", s, more)
         if s.mode in DISPLACED and (more := following(rows, s, "warmup")):
             yield Expectation("rises with warm-up", more, s)
         if s.mode in FRESH and (more := following(rows, s, "steps")):
-            yield Expectation("rises with steps", more, s)
+            yield Expectation("rises with steps, the warm-up the same", more, s)
+        if s.mode in FRESH and (more := in_proportion(rows, s)):
+            yield Expectation("rises with steps, the warm-up in proportion", more, s)
 
 
 def same(a: Setting, b: Setting, *apart_from: str) -> bool:
@@ -57,8 +65,14 @@ def following(rows: Rows, setting: Setting, factor: str) -> Setting | None:
     return min(larger, key=lambda s: getattr(s, factor), default=None)
 
 
+def in_proportion(rows: Rows, setting: Setting) -> Setting | None:
+    """The setting with the next larger number of steps, of which as large a part is synchronous, all else the same."""
+    steps = sorted({s.steps for s in rows if s.steps > setting.steps})
+    return next((s for s in map(setting.in_proportion, steps) if s in rows), None)
+
+
 def judge(rows: Rows, expected: Expectation) -> tuple[str, float, float]:
-    """`holds`, `undecided` or `does not hold`; the mean difference in dB, prompt by prompt, and its standard error."""
+    """One of VERDICTS; the mean difference in dB, prompt by prompt, and its standard error."""
     pair = [np.array(rows[s]["each"]["psnr"]) for s in (expected.better, expected.worse)]
     difference = pair[0] - pair[1]
     mean = float(difference.mean())
@@ -99,20 +113,19 @@ def matrix(rows: Rows, base: Setting) -> str:
 
 
 def order(rows: Rows) -> str:
-    """What was expected, how often it shows, and every case in which it does not."""
+    """What was expected, how often it shows, and every case, those first in which it does not."""
     compared = {s: row for s, row in rows.items() if "psnr" in row}
     judged = [(e, *judge(compared, e)) for e in expectations(compared)]
+    claims = list(dict.fromkeys(e.claim for e, *_ in judged))
+    judged.sort(key=lambda each: (claims.index(each[0].claim), VERDICTS.index(each[1])))
     lines = []
-    for claim in dict.fromkeys(e.claim for e, *_ in judged):
-        verdicts = [verdict for e, verdict, *_ in judged if e.claim == claim]
-        counts = {v: verdicts.count(v) for v in ("holds", "undecided", "does not hold")}
-        lines.append(f"- **{claim}**: " + ", ".join(f"{v} in {n}" for v, n in counts.items() if n))
-        for (e, verdict, mean, error), expected in product(judged, ["does not hold", "undecided"]):
-            if e.claim == claim and verdict == expected:
-                least = f", at least {e.margin:g} expected" if e.margin else ""
-                lines.append(
-                    f"  - {verdict}: {e.better.name} minus {e.worse.name} is {mean:+.2f} ± {error:.2f} dB{least}"
-                )
+    for claim, each in groupby(judged, key=lambda each: each[0].claim):
+        cases = list(each)
+        counts = Counter(verdict for _, verdict, *_ in cases)
+        lines.append(f"- **{claim}**: " + ", ".join(f"{v} in {counts[v]}" for v in reversed(VERDICTS) if counts[v]))
+        for e, verdict, mean, error in cases:
+            least = f", at least {e.margin:g} expected" if e.margin else ""
+            lines.append(f"  - {verdict}: {e.better.name} minus {e.worse.name} is {mean:+.2f} ± {error:.2f} dB{least}")
     return "\n".join(lines) or "Nothing to compare yet."
 
 

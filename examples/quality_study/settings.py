@@ -47,6 +47,12 @@ class Setting:
     def but(self, **changes: object) -> "Setting":
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def in_proportion(self, steps: int) -> "Setting":
+        """The same with so many steps, of which as large a part is synchronous: the warm-up, and the first."""
+        if self.warmup is None:
+            return self.but(steps=steps)
+        return self.but(steps=steps, warmup=max(0, round((self.warmup + 1) * steps / self.steps) - 1))
+
 
 BASE = Setting()
 QUICK = Setting(warmup=2, steps=10)
@@ -59,10 +65,13 @@ def around(
     steps: Iterable[int] = STEPS,
     schedulers: Iterable[str] = SCHEDULERS,
 ) -> list[Setting]:
-    """Every mode with every number of patches, and the other factors of `base` one at a time."""
+    """Every mode with every number of patches, and the other factors of `base` one at a time.
+
+    The steps twice: with the same warm-up, and with one in proportion.
+    """
     settings = [base.but(mode=mode, patch=patch) for patch, mode in product(patches, SPREAD)]
     settings += [base.but(warmup=warmup) for warmup in warmups]
-    settings += [base.but(steps=count) for count in steps]
+    settings += [s for count in steps for s in (base.but(steps=count), base.in_proportion(count))]
     settings += [base.but(scheduler=scheduler) for scheduler in schedulers]
     return with_references(settings)
 
