@@ -11,20 +11,21 @@ Prints each refused caption with what is wrong. The same arguments give the same
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from demo_training import common
 
-from distrijax import StableDiffusionXLPipeline
+from distrijax import DistrijaxError, StableDiffusionXLPipeline
 from distrijax.demo import MODEL, check, scenes
 from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 
 BATCH = 16  # pictures made at once
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="PNG of all pictures (default: none is written)")
     parser.add_argument("--model", type=Path, default=MODEL, help="another checkpoint of the demo's world")
@@ -37,6 +38,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.prompts < 1:
         parser.error(f"--prompts is {args.prompts}; it must be 1 or more")
+    if args.out and args.out.suffix != ".png":
+        parser.error(f"--out is {args.out}; it must end in .png")
+    if args.out and not args.out.parent.is_dir():
+        parser.error(f"--out is {args.out}; {args.out.parent} must be a folder that exists")
+    try:
+        draw(args)
+    except DistrijaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw(args: argparse.Namespace) -> None:
     prompts = [scenes.caption(scenes.EXAMPLE), *scenes.held_out_prompts(args.prompts - 1, seed=args.seed)]
     pipe = StableDiffusionXLPipeline.from_pretrained(args.model, dtype=jnp.float32)
     if args.scheduler:
@@ -61,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,21 +35,17 @@ def plot(rows: Rows, base: Setting, path: Path) -> None:
     ):
         for mode, scheduler in [(m, base.scheduler) for m in SPREAD] + [(base.mode, s) for s in other(shown, base)]:
             line = base.but(mode=mode, scheduler=scheduler)
-            points = sorted(
-                (getattr(s, factor), row["psnr"], spread(row)) for s, row in shown.items() if same(s, line, factor)
-            )
+            points = {s: row for s, row in shown.items() if same(s, line, factor)}
             varied = len(points) > 1 and not (factor == "warmup" and mode not in DISPLACED)
             if varied or (points and factor == "patch"):
-                x, y, error = zip(*points, strict=True)
                 dashed = {} if scheduler == base.scheduler else {"linestyle": "--", "markerfacecolor": "white"}
                 name = mode if scheduler == base.scheduler else f"{mode}, {scheduler}"
                 style: dict[str, Any] = {"color": COLOURS[mode], "marker": MARKERS[mode], "label": name} | dashed
-                axis.errorbar(x, y, error, capsize=3, linewidth=1.5, markersize=6, **style)
-        scaled = {s: row for s, row in shown.items() if factor == "steps" and s == base.in_proportion(s.steps)}
-        if len(scaled) > 1:
-            x, y, error = zip(*sorted((s.steps, row["psnr"], spread(row)) for s, row in scaled.items()), strict=True)
+                curve(axis, points, factor, **style)
+        points = {s: row for s, row in shown.items() if factor == "steps" and s == base.in_proportion(s.steps)}
+        if len(points) > 1:
             style = {"color": COLOURS[base.mode], "marker": "D", "linestyle": ":", "markerfacecolor": "white"}
-            axis.errorbar(x, y, error, capsize=3, linewidth=1.5, markersize=6, label=PROPORTION, **style)
+            curve(axis, points, factor, label=PROPORTION, **style)
             axis.legend(*(part[-1:] for part in axis.get_legend_handles_labels()), fontsize=8)
         fixed = {"patch": f"{base.patch} patches", "warmup": f"warm-up {base.warmup}", "steps": f"{base.steps} steps"}
         axis.set_title(", ".join(text for name, text in fixed.items() if name != factor), fontsize=10)
@@ -68,6 +64,13 @@ def plot(rows: Rows, base: Setting, path: Path) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def curve(axis: Any, points: Rows, factor: str, **style: Any) -> None:
+    """PSNR over one factor, with standard errors."""
+    values = sorted((getattr(s, factor), row["psnr"], spread(row)) for s, row in points.items())
+    x, y, error = zip(*values, strict=True)
+    axis.errorbar(x, y, error, capsize=3, linewidth=1.5, markersize=6, **style)
 
 
 def other(rows: Rows, base: Setting) -> list[str]:

@@ -49,7 +49,7 @@ def expectations(rows: Rows) -> Iterator[Expectation]:
             yield Expectation("rises with warm-up", more, s)
         if s.mode in FRESH and (more := following(rows, s, "steps")):
             yield Expectation("rises with steps, the warm-up the same", more, s)
-        if s.mode in FRESH and (more := in_proportion(rows, s)):
+        if s.mode in FRESH and (more := following_in_proportion(rows, s)):
             yield Expectation("rises with steps, the warm-up in proportion", more, s)
 
 
@@ -65,7 +65,7 @@ def following(rows: Rows, setting: Setting, factor: str) -> Setting | None:
     return min(larger, key=lambda s: getattr(s, factor), default=None)
 
 
-def in_proportion(rows: Rows, setting: Setting) -> Setting | None:
+def following_in_proportion(rows: Rows, setting: Setting) -> Setting | None:
     """The setting with the next larger number of steps, of which as large a part is synchronous, all else the same."""
     steps = sorted({s.steps for s in rows if s.steps > setting.steps})
     return next((s for s in map(setting.in_proportion, steps) if s in rows), None)
