@@ -11,6 +11,13 @@ To train the shipped model further, in place of the first two stages:
     python examples/train_demo.py --out runs/more --stage latents
     python examples/train_demo.py --out runs/more --stage unet --begin runs/more/begin
 
+A U-Net with fewer layers a block, as the shipped one still has, grows to the configured ones: added layers begin by
+passing on their input.
+
+glibc hands the memory of every step back to the kernel, which clears it anew. jemalloc keeps it, and is faster:
+
+    LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1 python examples/train_demo.py ...
+
 Stages, in their order: `text` (both text encoders, from words alone), `vae` (the autoencoder), `latents` (pictures are
 drawn and encoded once), `unet`, `decoder` (the autoencoder's, once more, on what the U-Net makes), `export` (a
 diffusers folder) and `plot` (the loss of all stages). Sample sheets and the number of captions obeyed appear in the

@@ -14,7 +14,9 @@ from transformers import CLIPTokenizer
 
 from distrijax import StableDiffusionXLPipeline
 from distrijax.demo import MODEL, scenes
+from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
+from distrijax.parallel.exchange import Whole
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,25 @@ def test_every_item_counts_as_much_in_the_loss_however_small(training: Callable[
     extra = latents.item_weights([small, large])[..., 0] - (1 - latents.ITEMS)
     assert extra[:13, :13].sum() == pytest.approx(extra[13:, 13:].sum()) == pytest.approx(32 * 32 * latents.ITEMS / 2)
     assert extra[7, 7] > 3 * extra[22, 22]
+
+
+def test_a_grown_u_net_computes_what_the_smaller_one_did(tmp_path: Path, training: Callable[[str], Any]):
+    common, configs, grow = training("common"), training("configs"), training("grow")
+    small = UNet(configs.unet_config([1, 1, 1]), rngs=nnx.Rngs(1))
+    large = UNet(configs.unet_config([2, 3, 1]), rngs=nnx.Rngs(2))
+    common.save(tmp_path, 1, {"params": nnx.state(small), "ema": nnx.state(small)})
+    weights = common.load_params(tmp_path)
+    grow.fill(large, weights)
+    latents = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    shapes = [(2, 9, 192), (2, 128), (2, 6)]
+    text, pooled, sizes = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+
+    @nnx.jit
+    def output(unet: UNet) -> jax.Array:
+        return unet(latents, jnp.array([300.0, 600.0]), unet.condition(text, pooled, sizes), Whole())
+
+    before, after = output(small), output(large)
+    np.testing.assert_allclose(after, before, atol=1e-5 * float(before.std()))
+    deeper = {"down_blocks": {str(i): {"resnets": {"0": {}, "1": {}}} for i in range(3)}}
+    with pytest.raises(SystemExit, match=r"has \[2, 2, 2\] layers a block, .* only \[1, 1, 1\]"):
+        grow.fill(small, deeper)

@@ -1,5 +1,6 @@
 """Sizes of the demo model, in the words of the JSON files that diffusers and transformers read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
@@ -35,7 +36,7 @@ UNET_JSON: dict[str, Any] = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "transformer_layers_per_block": [1, 1, 1],
-    "layers_per_block": 1,
+    "layers_per_block": [2, 2, 1],  # more of the cheap ones, which draw the outlines
     "in_channels": 4,
     "out_channels": 4,
     "norm_num_groups": 8,
@@ -69,8 +70,8 @@ def vae_config(scaling_factor: float = 1.0) -> VAEConfig:
     return VAEConfig.from_json(VAE_JSON | {"scaling_factor": scaling_factor})
 
 
-def unet_config() -> UNetConfig:
-    return UNetConfig.from_json(UNET_JSON)
+def unet_config(layers: Sequence[int] = UNET_JSON["layers_per_block"]) -> UNetConfig:
+    return UNetConfig.from_json(UNET_JSON | {"layers_per_block": list(layers)})
 
 
 def text_config(index: int, vocab_size: int) -> TextEncoderConfig:

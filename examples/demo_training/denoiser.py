@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from demo_training import autoencoder, common, optimizer, text
+from demo_training import autoencoder, common, grow, optimizer, text
 from demo_training.configs import SCHEDULER_JSON, unet_config
 from demo_training.latents import Pool
 from distrijax.demo import check, scenes
@@ -126,7 +126,7 @@ def train(
     text_graph, text_params = nnx.split(nnx.List(encoders))
     unet = build()
     if begin is not None:
-        common.fill(unet, common.load_params(begin))
+        grow.fill(unet, common.load_params(begin))
     graph, params = nnx.split(unet)
     transform = optimizer.make_optimizer(method)
     power = jnp.asarray(alphas_cumprod(), jnp.float32)
@@ -142,8 +142,9 @@ def train(
         signal, noise = signal[:, None, None, None], noise[:, None, None, None]
         noisy = signal * data["latents"] + noise * data["noise"]
         v = signal * data["noise"] - noise * data["latents"]
-        # Less so at much noise: where a layout is open, items that count more are drawn wherever they may be.
-        weights = 1 + signal * (data["weights"] - 1)
+        # Not at much noise: where the layout is open, items that count more are drawn in every place where they may be.
+        # Faded by `signal`, 0.05 at timestep 900, the plain loss at 950 rose from 0.1615 to 0.1639 in 2400 steps.
+        weights = 1 + signal**4 * (data["weights"] - 1)
         return (weights * jnp.square(unet(noisy, data["time"].astype(jnp.float32), cond, PX) - v)).mean()
 
     @partial(jax.jit, donate_argnums=0)
