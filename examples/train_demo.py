@@ -11,8 +11,7 @@ To train the shipped model further, in place of the first two stages:
     python examples/train_demo.py --out runs/more --stage latents
     python examples/train_demo.py --out runs/more --stage unet --begin runs/more/begin
 
-A U-Net with fewer layers a block, as the shipped one still has, grows to the configured ones: added layers begin by
-passing on their input.
+A U-Net with fewer layers a block than are configured grows to them: added layers begin by passing on their input.
 
 glibc hands the memory of every step back to the kernel, which clears it anew. jemalloc keeps it, and is faster:
 
