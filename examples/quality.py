@@ -10,8 +10,8 @@ the same warm-up, and with one in proportion) and the scheduler (ddim, euler) ar
 mode makes pictures of its smallest patches in bfloat16. Settings that are in the folder already are not computed again:
 stop it when you like, and go on later.
 
-A denoising step of one picture takes 0.1 s on two idle CPU cores, each of 50 programs some 10 s to compile the first
-time: 64 prompts take about 110 minutes, 24 take 50. With fewer, more comparisons are undecided.
+A denoising step of one picture takes 0.13 s on two idle CPU cores, each of 50 programs some 10 s to compile the first
+time: 64 prompts take over two hours, 24 about one. With fewer, more comparisons are undecided.
 
 Writes results.json, report.md (tables, and where the expected order does not show), plot.png and sheet.png. The exit
 status is 1 if any picture is black or not finite.
