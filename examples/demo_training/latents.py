@@ -18,7 +18,7 @@ from distrijax.demo import scenes
 SHARD = 500  # pictures
 OFTENER = {"inside": 2.5, "row": 1.5, "column": 1.5, "three": 1.5}  # arrangements learnt last; the others are 1
 THIN = {"ring", "star", "cross"}  # shapes learnt last: each in a scene adds this much to how often it is drawn
-THIN_WEIGHT, SMALL_WEIGHT = 0.3, 1.0  # the latter of those that the caption calls small
+THIN_WEIGHT = 0.3
 ITEMS = 0.5  # of a picture's loss, what its items share, each as much; the rest is all latents' alike
 
 
@@ -32,8 +32,7 @@ def scene_of(number: int) -> tuple[scenes.Scene, np.random.Generator]:
 
 def weight(scene: scenes.Scene) -> float:
     """How often training sees the scene, to a plain one's 1."""
-    thin = [SMALL_WEIGHT if item.size == "small" else THIN_WEIGHT for item in scene.items if item.shape in THIN]
-    return OFTENER.get(scene.arrangement, 1.0) * (1 + sum(thin))
+    return OFTENER.get(scene.arrangement, 1.0) * (1 + THIN_WEIGHT * sum(i.shape in THIN for i in scene.items))
 
 
 def item_weights(placed: list[scenes.Placement], side: int = 32) -> np.ndarray:
