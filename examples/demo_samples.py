@@ -65,8 +65,8 @@ def draw(args: argparse.Namespace) -> None:
         for start in range(0, len(prompts), BATCH)
     ]
     pictures = np.round(np.concatenate(made) * 255).astype(np.uint8)
-    wrong = {p: found for p, x in zip(prompts, pictures, strict=True) if (found := check.check(x, scenes.parse(p)))}
-    for prompt, found in wrong.items():
+    wrong = check.refused(pictures, prompts)
+    for prompt, found in wrong:
         print(f"{prompt}: {'; '.join(found)}")
     print(f"{len(prompts) - len(wrong)} of {len(prompts)} obeyed")
     if args.out:

@@ -36,18 +36,18 @@ def test_it_is_small_enough_to_ship():
     assert not [file for file in MODEL.rglob("*") if file.suffix in (".bin", ".ckpt", ".pt")]
 
 
-def wrong(prompts: list[str], pictures: np.ndarray) -> list[tuple[str, list[str]]]:
-    """The prompts whose pictures the judge refuses, each with what it finds wrong."""
-    judged = [(p, check.check(picture, scenes.parse(p))) for p, picture in zip(prompts, pictures, strict=True)]
-    return [(prompt, found) for prompt, found in judged if found]
-
-
 COLOUR_PAIRS = [("red", "blue"), ("blue", "yellow"), ("green", "red"), ("black", "orange")]
 
 
 def test_it_draws_one_shape_above_another():
     prompts = [f"a {a} circle above a {b} square" for a, b in COLOUR_PAIRS]
-    assert not wrong(prompts, drawn(prompts, seed=0))
+    pictures = drawn(prompts, seed=0)
+    assert not check.refused(pictures, prompts)
+    names = list(scenes.COLOURS)
+    for pair, picture in zip(COLOUR_PAIRS, pictures, strict=True):
+        labels = check.label(picture, scenes.Background())
+        pixels = {colour: int((labels == names.index(colour)).sum()) for colour in names}
+        assert min(pixels[colour] for colour in pair) > 500, (pair, pixels)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_it_obeys_prompts_that_it_has_never_seen():
     background."""
     prompts = [FIRST] * 4 + scenes.held_out_prompts(UNSEEN, seed=2)
     pictures = np.concatenate([drawn(prompts[i : i + 4], seed=i) for i in range(0, len(prompts), 4)])
-    refused = wrong(prompts, pictures)
+    refused = check.refused(pictures, prompts)
     print(f"{len(prompts) - len(refused)} of {len(prompts)} obeyed", *refused, sep="\n")
     assert len(refused) <= 0.15 * len(prompts), refused
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -52,6 +53,12 @@ def check(picture: np.ndarray, scene: Scene) -> list[str]:
     if not choices:
         return problems or [f"fewer than {len(scene.items)} such items"]
     return problems + min((_choice_problems(scene, found, c) for c in choices), key=len)
+
+
+def refused(pictures: np.ndarray, prompts: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The prompts whose pictures (uint8 [N, 256, 256, 3]) do not obey, each with what is wrong; a prompt may recur."""
+    judged = [(prompt, check(x, scenes.parse(prompt))) for x, prompt in zip(pictures, prompts, strict=True)]
+    return [(prompt, problems) for prompt, problems in judged if problems]
 
 
 def find(labels: np.ndarray) -> list[Found]:
