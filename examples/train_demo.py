@@ -10,6 +10,8 @@ To train the shipped model further, in place of the first two stages:
     python examples/train_demo.py --out runs/more --stage unpack
     python examples/train_demo.py --out runs/more --stage latents
     python examples/train_demo.py --out runs/more --stage unet --begin runs/more/begin
+    python examples/train_demo.py --out runs/more --stage decoder
+    python examples/train_demo.py --out runs/more --stage export --average runs/more/begin
 
 A U-Net with fewer layers a block than are configured grows to them: added layers begin by passing on their input.
 
@@ -49,11 +51,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="let `unet` or `decoder` end by then, whatever the steps")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of the U-Net (default: muon)")
     parser.add_argument("--begin", type=Path, help="U-Net checkpoints of another run to start from, weights only")
+    parser.add_argument("--average", type=Path, help="for `export`: U-Net checkpoints, written is the mean with theirs")
     parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's last checkpoint")
     parser.add_argument("--source", type=Path, default=MODEL, help="what `unpack` reads (default: the shipped model)")
     parser.add_argument("--target", type=Path, help="where `export` writes (default: OUT/sdxl-demo)")
     args = parser.parse_args()
+    if args.average and args.stage != "export":
+        parser.error("--average needs --stage export")
     if args.steps and args.stage not in STEPS:
         parser.error("--steps needs --stage with one of " + ", ".join(STEPS))
     jax.config.update("jax_num_cpu_devices", args.devices)
@@ -86,7 +91,7 @@ def main() -> None:
         elif stage == "unpack":
             unpack.write(args.source, args.out)
         elif stage == "export":
-            export.write(args.out, args.target or args.out / "sdxl-demo")
+            export.write(args.out, args.target or args.out / "sdxl-demo", args.average)
         else:
             logs = {name: args.out / name / "loss.jsonl" for name in ("text", "vae", "unet", "decoder")}
             if not (there := {name: log for name, log in logs.items() if log.exists()}):

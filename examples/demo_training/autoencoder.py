@@ -84,8 +84,8 @@ def begin_as_pooling(vae: VAE) -> None:
         layer.kernel[...] = jnp.eye(len(layer.kernel[...]))[:, None, None, :]
 
 
-def reconstruction_loss(error: jax.Array) -> jax.Array:
-    return jnp.abs(error).mean() + 0.5 * jnp.square(error).mean()
+def reconstruction_loss(error: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
+    return (weights * (jnp.abs(error) + 0.5 * jnp.square(error))).mean()
 
 
 def train(out: Path, steps: int, resume: bool) -> None:

@@ -19,7 +19,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from demo_training import autoencoder, common, denoiser, optimizer, text
-from demo_training.latents import SHARD, scene_of, shard_file
+from demo_training.latents import SHARD, item_weights, scene_of, shard_file, weight
 from distrijax.demo import scenes
 
 PX = autoencoder.PX
@@ -30,8 +30,15 @@ NOISE = (0.0, 0.3)  # deviation of the noise on true latents, which make up the 
 PHASES = ((0.6, 16, 8), (1.0, 32, 2))  # up to this part of the training: side of the crops in latents, batch
 
 
+def chosen(count: int) -> np.ndarray:
+    """Numbers of `count` training pictures, more of those with small or thin items, which come out the roughest."""
+    known = [scene_of(n)[0] for n in range(4 * count)]
+    often = np.array([weight(scene) * (1 + sum(item.size == "small" for item in scene.items)) for scene in known])
+    return np.random.default_rng(17).choice(len(known), count, replace=False, p=often / often.sum())
+
+
 def remake(out: Path, count: int, group: int = 16) -> None:
-    """Write OUT/remade.npy, float16 [count, 32, 32, 4]: the first latents, noised half way and denoised again."""
+    """Write OUT/remade.npy, float16 [count, 32, 32, 4]: the chosen latents, noised half way and denoised again."""
     path = out / "remade.npy"
     if path.exists():
         return
@@ -46,9 +53,9 @@ def remake(out: Path, count: int, group: int = 16) -> None:
         context, pooled = denoiser.embed(encoders, ids, ids_2)
         return denoiser.ddim(nnx.merge(graph, params), noisy, context, pooled, times, GUIDANCE)
 
-    rng, parts = np.random.default_rng(11), []
+    rng, parts, every = np.random.default_rng(11), [], chosen(count)
     for start in tqdm(range(0, count, group), desc="remade"):
-        numbers = range(start, min(start + group, count))
+        numbers = every[start : start + group]
         latents = np.stack([_shard(out, n // SHARD)[n % SHARD] for n in numbers]).astype(np.float32)
         captions = [scenes.caption(scene_of(n)[0], rng) for n in numbers]
         times = np.round(rng.uniform(*NOISED) * np.array(REMADE)).astype(np.int32)
@@ -70,43 +77,51 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
     """Train and write OUT/decoder; print the autoencoder's PSNR with it.
 
     minutes: be done by then even if `steps` are not reached: the learning rate falls by the clock if that is sooner.
-    count: how many pictures are remade; as many others are used as they are.
+    count: how many pictures are used, remade and as they are.
     """
     remake(out, count)
     vae = autoencoder.load(out)
     graph, params, *rest = nnx.split(vae, lambda path, _: path[0] in ("decoder", "post_quant_conv"), ...)
     transform = optimizer.make_optimizer("muon")
 
-    def loss_fn(params: Any, latents: jax.Array, image: jax.Array) -> jax.Array:
-        error = nnx.merge(graph, params, *rest).decode(latents, PX) - image
-        error = error[:, 8:-8, 8:-8] if latents.shape[1] < 32 else error  # what lies beyond a crop is unknown
-        return autoencoder.reconstruction_loss(error)
+    def loss_fn(params: Any, data: dict[str, jax.Array]) -> jax.Array:
+        error = nnx.merge(graph, params, *rest).decode(data["latents"], PX) - data["image"]
+        weights = jnp.repeat(jnp.repeat(data["weights"], 8, 1), 8, 2)
+        if data["latents"].shape[1] < 32:  # what lies beyond a crop is unknown
+            error, weights = (x[:, 8:-8, 8:-8] for x in (error, weights))
+        return autoencoder.reconstruction_loss(error, weights)
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: common.State, data: dict[str, jax.Array]) -> tuple[common.State, dict[str, jax.Array]]:
-        loss, grads = jax.value_and_grad(loss_fn)(state["params"], data["latents"], data["image"])
+        loss, grads = jax.value_and_grad(loss_fn)(state["params"], data)
         return optimizer.descend(transform, state, grads, data["rate"], optimizer.AVERAGE), {"loss": loss}
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng((13, start))
         remade = np.load(out / "remade.npy", mmap_mode="r")
-        shards = [_shard(out, number) for number in range(2 * count // SHARD)]
-        pictures: dict[int, np.ndarray] = {}
+        numbers = chosen(count)
+        shards = [_shard(out, number) for number in range(int(numbers.max()) // SHARD + 1)]
+        known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for number, part in optimizer.parts(start, steps, minutes):
             _, side, batch = next(p for p in PHASES if part < p[0])
-            latents, images = [], []
+            latents, images, weights = [], [], []
             for _ in range(batch):
-                n = int(rng.integers(2 * count))
-                if n not in pictures:
-                    pictures[n] = scenes.render(*scene_of(n))
-                y, x = _window(pictures[n], side, rng)
-                z = (remade[n] if n < count else shards[n // SHARD][n % SHARD])[y : y + side, x : x + side]
+                index = int(rng.integers(count))
+                n = int(numbers[index])
+                if n not in known:
+                    known[n] = scenes.render(*scene_of(n)), item_weights(scenes.arrange(*scene_of(n)))
+                picture, counts = known[n]
+                y, x = _window(picture, side, rng)
+                true = rng.random() < 0.5
+                z = (shards[n // SHARD][n % SHARD] if true else remade[index])[y : y + side, x : x + side]
                 z = z.astype(np.float32)
-                latents.append(z if n < count else z + rng.uniform(*NOISE) * rng.standard_normal(z.shape, np.float32))
-                images.append(pictures[n][8 * y : 8 * (y + side), 8 * x : 8 * (x + side)])
+                latents.append(z + rng.uniform(*NOISE) * rng.standard_normal(z.shape, np.float32) if true else z)
+                images.append(picture[8 * y : 8 * (y + side), 8 * x : 8 * (x + side)])
+                weights.append(counts[y : y + side, x : x + side])
             yield {
                 "latents": np.stack(latents).astype(np.float32),
                 "image": np.stack(images).astype(np.float32) / 127.5 - 1,
+                "weights": np.stack(weights),
                 "rate": np.float32(optimizer.rate(part, number, decay_from=0.3)),
             }
 

@@ -27,6 +27,9 @@ PX = Whole()
 # apart times 4: with 0.1 for all, outlines made again from timestep 300 were off by 0.18, and by 0.08 without guidance.
 DROPOUT = (0.1, 0.5)
 DROPOUT_TIMES = (600, 250)  # timesteps of much and little noise; linear between
+# How much an error of each latent channel counts: from timestep 499 the fourth, which draws the edges, had 0.62 of the
+# squared error and 0.27 of its harm to the pixels; with the other three put right, 63 of 64 pictures obeyed, not 53.
+CHANNELS = np.array([1.23, 1.23, 1.23, 0.31], np.float32)
 SIZES = np.array([256, 256, 0, 0, 256, 256], np.float32)  # original size, crop, target size
 
 
@@ -144,7 +147,7 @@ def train(
         v = signal * data["noise"] - noise * data["latents"]
         # Not at much noise: where the layout is open, items that count more are drawn in every place where they may be.
         # Faded by `signal`, 0.05 at timestep 900, the plain loss at 950 rose from 0.1615 to 0.1639 in 2400 steps.
-        weights = 1 + signal**4 * (data["weights"] - 1)
+        weights = CHANNELS * (1 + signal**3 * (data["weights"] - 1))
         return (weights * jnp.square(unet(noisy, data["time"].astype(jnp.float32), cond, PX) - v)).mean()
 
     @partial(jax.jit, donate_argnums=0)
@@ -167,7 +170,7 @@ def train(
                 pool.refresh()
             latents, weights, captions = pool.draw(rng, batch)
             # Shapes are made at middling noise. Above it the layout is any one's guess, and its error mere noise.
-            middle = 1 / (1 + np.exp(-0.8 * rng.standard_normal(batch)))
+            middle = 1 / (1 + np.exp(0.4 - 0.8 * rng.standard_normal(batch)))
             times = 1000 * np.where(rng.random(batch) < 0.65, middle, rng.random(batch))
             odd = rng.random((batch, 1)) < 0.1  # other sizes now and then, so that they do no harm
             sizes = np.where(odd, np.round(SIZES + rng.uniform(0, 1, (batch, 6)) * [256, 256, 48, 48, 256, 256]), SIZES)

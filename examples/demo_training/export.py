@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -43,11 +44,17 @@ def _component(name: str, json: dict[str, Any], module: nnx.Module) -> Component
     return Component(name, json, blueprint(name, json, name), tensors, name, prefix)
 
 
-def write(out: Path, target: Path) -> None:
-    """Write the averaged U-Net, the autoencoder, the text encoders, tokenizers and scheduler to `target`."""
+def write(out: Path, target: Path, average: Path | None = None) -> None:
+    """Write the averaged U-Net, the autoencoder, the text encoders, tokenizers and scheduler to `target`.
+
+    average: checkpoints of the run that this U-Net began with: the mean of both is written. Runs that make different
+        mistakes from a common beginning are better together (arXiv 2203.05482).
+    """
     *_, encoders = text.load(out)
-    unet = denoiser.build()
-    common.fill(unet, common.load_params(out / "unet"))
+    unet, weights = denoiser.build(), common.load_params(out / "unet")
+    if average is not None:
+        weights = jax.tree.map(lambda a, b: (a + b) / 2, weights, common.load_params(average))
+    common.fill(unet, weights)
     modules = {
         "unet": (UNET_JSON, unet),
         "vae": (VAE_JSON, autoencoder.load(out)),
