@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="let `unet` or `decoder` end by then, whatever the steps")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of the U-Net (default: muon)")
     parser.add_argument("--begin", type=Path, help="U-Net checkpoints of another run to start from, weights only")
-    parser.add_argument("--average", type=Path, help="for `export`: U-Net checkpoints, written is the mean with theirs")
+    parser.add_argument("--average", type=Path, help="U-Net checkpoints to write the mean with (`export`)")
     parser.add_argument("--devices", type=int, default=2, help="CPU devices that share a U-Net batch (default: 2)")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's last checkpoint")
     parser.add_argument("--source", type=Path, default=MODEL, help="what `unpack` reads (default: the shipped model)")

@@ -13,6 +13,7 @@ from flax import nnx
 from transformers import CLIPTokenizer
 
 from distrijax import StableDiffusionXLPipeline
+from distrijax.checkpoint.load import load
 from distrijax.demo import MODEL, scenes
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
@@ -110,6 +111,25 @@ def test_every_item_counts_as_much_in_the_loss_however_small(training: Callable[
     extra = latents.item_weights([small, large])[..., 0] - (1 - latents.ITEMS)
     assert extra[:13, :13].sum() == pytest.approx(extra[13:, 13:].sum()) == pytest.approx(32 * 32 * latents.ITEMS / 2)
     assert extra[7, 7] > 3 * extra[22, 22]
+
+
+def test_two_u_nets_are_exported_as_their_mean(tmp_path: Path, training: Callable[[str], Any]):
+    common, export = training("common"), training("export")
+    training("unpack").write(MODEL, tmp_path)
+    first = common.load_params(tmp_path / "begin")
+    common.save(tmp_path / "unet", 1, {"params": jax.tree.map(lambda leaf: leaf + 1, first)})
+    export.write(tmp_path, tmp_path / "mean", average=tmp_path / "begin")
+    mean, shipped = (
+        nnx.state(load(folder, dtype=jnp.float32).unet, nnx.Param) for folder in (tmp_path / "mean", MODEL)
+    )
+    for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(shipped), strict=True):
+        np.testing.assert_allclose(a, b + 0.5, atol=5e-3)  # fp16: 2e-3 apart between 2 and 4, where some weights are
+
+
+def test_remade_pictures_are_not_taken_for_others(tmp_path: Path, training: Callable[[str], Any]):
+    np.save(tmp_path / "remade.npy", np.zeros((3, 32, 32, 4), np.float16))
+    with pytest.raises(SystemExit, match=r"has 3 pictures, not 4: move it away"):
+        training("decoder").remake(tmp_path, 4)
 
 
 def test_the_decoder_sees_more_of_small_items(training: Callable[[str], Any]):

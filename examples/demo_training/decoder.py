@@ -41,6 +41,8 @@ def remake(out: Path, count: int, group: int = 16) -> None:
     """Write OUT/remade.npy, float16 [count, 32, 32, 4]: the chosen latents, noised half way and denoised again."""
     path = out / "remade.npy"
     if path.exists():
+        if (there := len(np.load(path, mmap_mode="r"))) != count:  # they would be taken for other pictures
+            raise SystemExit(f"{path} has {there} pictures, not {count}: move it away")
         return
     *tokenizers, encoders = text.load(out)
     unet = denoiser.build()
@@ -106,7 +108,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
             _, side, batch = next(p for p in PHASES if part < p[0])
             latents, images, weights = [], [], []
             for _ in range(batch):
-                index = int(rng.integers(count))
+                index = rng.integers(count)
                 n = int(numbers[index])
                 if n not in known:
                     known[n] = scenes.render(*scene_of(n)), item_weights(scenes.arrange(*scene_of(n)))

@@ -104,10 +104,6 @@ class Sampler:
         return np.concatenate([common.to_uint8(self.decode(latents[i : i + 4])) for i in range(0, len(prompts), 4)])
 
 
-def obeyed(picture: np.ndarray, prompt: str) -> bool:
-    return not check.check(picture, scenes.parse(prompt))
-
-
 def train(
     out: Path,
     steps: int,
@@ -195,7 +191,7 @@ def train(
     def look(number: int, state: common.State) -> None:
         pictures = sampler(jax.device_put(state["ema"], jax.devices()[0]), prompts)
         common.sheet(pictures, 8, out / f"unet-{number:06d}.png")
-        right = sum(obeyed(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True))
+        right = len(prompts) - len(check.refused(pictures, prompts))
         with (out / "unet" / "adherence.jsonl").open("a") as file:
             file.write(json.dumps({"step": number, "obeyed": right, "of": len(prompts)}) + "\n")
 
