@@ -36,7 +36,7 @@ UNET_JSON: dict[str, Any] = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "transformer_layers_per_block": [1, 1, 1],
-    "layers_per_block": [2, 2, 1],  # more of the cheap ones, which draw the outlines
+    "layers_per_block": [4, 2, 1],  # more of the cheap ones, which draw the outlines
     "in_channels": 4,
     "out_channels": 4,
     "norm_num_groups": 8,

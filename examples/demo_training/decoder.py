@@ -19,7 +19,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from demo_training import autoencoder, common, denoiser, optimizer, text
-from demo_training.latents import SHARD, item_weights, scene_of, shard_file, weight
+from demo_training.latents import SHARD, faint, item_weights, scene_of, shard_file, weight
 from distrijax.demo import scenes
 
 PX = autoencoder.PX
@@ -31,9 +31,9 @@ PHASES = ((0.6, 16, 8), (1.0, 32, 2))  # up to this part of the training: side o
 
 
 def chosen(count: int) -> np.ndarray:
-    """Numbers of `count` training pictures, more of those with small or thin items, which come out the roughest."""
+    """Numbers of `count` training pictures, more of those with small, thin or faint items, which come out worst."""
     known = [scene_of(n)[0] for n in range(4 * count)]
-    often = np.array([weight(scene) * (1 + sum(item.size == "small" for item in scene.items)) for scene in known])
+    often = np.array([weight(s) * max(faint(s)) * (1 + sum(item.size == "small" for item in s.items)) for s in known])
     return np.random.default_rng(17).choice(len(known), count, replace=False, p=often / often.sum())
 
 
@@ -111,7 +111,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
                 index = rng.integers(count)
                 n = int(numbers[index])
                 if n not in known:
-                    known[n] = scenes.render(*scene_of(n)), item_weights(scenes.arrange(*scene_of(n)))
+                    known[n] = scenes.render(*scene_of(n)), item_weights(scene_of(n)[0], scenes.arrange(*scene_of(n)))
                 picture, counts = known[n]
                 y, x = _window(picture, side, rng)
                 true = rng.random() < 0.5
