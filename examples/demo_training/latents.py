@@ -43,7 +43,7 @@ def weight(scene: scenes.Scene) -> float:
 def faintness(colour: str, ground: str | scenes.Background) -> float:
     """1 for an item that stands out from an item or a background, 2.6 for orange on yellow, 4.6 at the most."""
     under = scenes.COLOURS[ground] if isinstance(ground, str) else scenes.paint_background(ground)[::32, ::32]
-    distance = np.linalg.norm(np.float32(scenes.COLOURS[colour]) - np.float32(under), axis=-1).min()
+    distance = np.linalg.norm(np.asarray(under, np.float32) - scenes.COLOURS[colour], axis=-1).min()
     return max(1.0, CONTRAST / float(distance))
 
 
