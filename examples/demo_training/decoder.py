@@ -111,7 +111,9 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
                 index = rng.integers(count)
                 n = int(numbers[index])
                 if n not in known:
-                    known[n] = scenes.render(*scene_of(n)), item_weights(scene_of(n)[0], scenes.arrange(*scene_of(n)))
+                    scene, chance = scene_of(n)
+                    placed = scenes.arrange(scene, chance)
+                    known[n] = scenes.render(scene, chance, placed), item_weights(scene, placed)
                 picture, counts = known[n]
                 y, x = _window(picture, side, rng)
                 true = rng.random() < 0.5

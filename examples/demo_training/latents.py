@@ -20,7 +20,7 @@ SHARD = 500  # pictures
 OFTENER = {"inside": 2.5, "row": 1.5, "column": 1.5, "three": 1.5}  # arrangements learnt last; the others are 1
 THIN = {"ring", "star", "cross"}  # shapes learnt last: each in a scene adds this much to how often it is drawn
 THIN_WEIGHT = 0.3
-ITEMS = 0.5  # of a picture's loss, what its items share, each as much; the rest is all latents' alike
+ITEMS = 0.5  # of a picture's loss, what its items share, each as much if none is faint; the rest is all latents' alike
 # Distance in RGB from an item to what it lies on, below which it counts more, in proportion. White on light gray (87
 # apart): the same flaw costs a third of one of red, and of 16 refused pictures 3 had a small white star there.
 CONTRAST = 200.0
