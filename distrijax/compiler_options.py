@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from distrijax.parallel.pieces import Pieces
+from distrijax.parallel.pieces import Carried
 
 Options = dict[str, Any]
 
@@ -43,23 +43,23 @@ DISPLACED: Options = SYNCHRONOUS | {
 }
 
 
-def denoising(platform: str, pieces: Pieces | None, groups: int, profile: bytes | None = None) -> Options:
+def denoising(platform: str, carried: Carried | None, groups: int, profile: bytes | None = None) -> Options:
     """For a program of the denoising loop.
 
     Args:
-        pieces: that a displaced step takes from the one before, those of all devices; None for synchronous steps.
+        carried: what a displaced step takes from the one before, those of all devices; None for synchronous steps.
         groups: of devices that share a picture's rows.
         profile: measured costs (`fdo_profile`), in place of `head_start`.
     """
     if platform != "gpu":
         return {}
-    if pieces is None:
+    if carried is None:
         return SYNCHRONOUS | ({"fdo_profile": profile} if profile else {})
-    gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pieces.tokens)) // groups
+    gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carried.tokens)) // groups
     size = {"xla_gpu_all_gather_combine_threshold_bytes": gathered // GATHERS}
     # XLA would list the 1,950 kernels whose cost it is not told.
     hints = {
-        "fdo_profile": head_start(len(pieces.tokens)),
+        "fdo_profile": head_start(len(carried.tokens)),
         "xla_gpu_pgle_accuracy_checker": "PGLE_STRICTNESS_LEVEL_OFF",
     }
     return DISPLACED | size | ({"fdo_profile": profile} if profile else hints)

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from distrijax import Parallel, scheduler_from_config
 from distrijax.checkpoint.build import blueprint
 from distrijax.denoise import Carry, Guidance, Steps, denoise
-from distrijax.parallel.pieces import Pieces, Received, deliver
+from distrijax.parallel.pieces import Carried, Pieces, Received, deliver
 from distrijax.parallel.slabs import DISPLACED, Displaced, exchange
 from distrijax.parallel.spread import spread
 from distrijax.pipelines import programs
@@ -80,15 +80,18 @@ def late(mode: type[Displaced]) -> type[Displaced]:
             return pieces, first, first, jnp.zeros_like(first[0], shape=(), dtype=jnp.int32)
 
         @classmethod
-        def first(cls, pieces: Pieces) -> Any:
-            return tuple(pieces.moments[NORM]) if cls.sends_moments else pieces.first[CONV]
+        def first(cls, pieces: Carried) -> Any:
+            return pieces.moments[NORM] if cls.sends_moments else pieces.first[CONV]
 
-        def unpack(self, carried: Any) -> tuple[Pieces, Received]:
+        def unpack(self, carried: Any) -> tuple[Carried, Received]:
             own, older, before, self.which = carried
             received, self.newest = deliver(own), self.first(own)
             self.passed = jax.tree.map(lambda *x: lax.select_n(self.which, *x), self.newest, older, before)
             if self.sends_moments:
-                received.moments[NORM] = self.wire.gather(jnp.stack(self.passed)[None])
+                moments = received.moments
+                late = jnp.stack([self.wire.gather(moment[None]) for moment in self.passed])  # [2, N, B, G]
+                values = moments.values.at[moments.paths.index(NORM)].set(late)
+                received = dataclasses.replace(received, moments=dataclasses.replace(moments, values=values))
             else:
                 own = dataclasses.replace(own, first=own.first | {CONV: self.passed})
             return own, received

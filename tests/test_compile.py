@@ -14,7 +14,7 @@ from parallel_helpers import small_unet
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, compiler_options, profiles
 from distrijax.compile import Program, compile_with, kept_profiles
 from distrijax.demo import MODEL
-from distrijax.parallel.pieces import Pieces
+from distrijax.parallel.pieces import Carried
 from distrijax.pipelines import programs
 from distrijax.pipelines.arguments import arguments
 from distrijax.profiles import Profiles
@@ -22,9 +22,9 @@ from distrijax.schedulers import EulerDiscreteScheduler
 
 
 def test_options_are_for_gpus_and_grow_with_the_picture() -> None:
-    def pieces(tokens: int) -> Pieces:
+    def pieces(tokens: int) -> Carried:
         one = jax.ShapeDtypeStruct((8, tokens, 2, 64), jnp.bfloat16)  # of eight devices
-        return Pieces(tokens={"a": (one, one)})
+        return Carried(tokens={"a": (one, one)})
 
     def threshold(tokens: int, groups: int = 1) -> int:
         options = compiler_options.denoising("gpu", pieces(tokens), groups)

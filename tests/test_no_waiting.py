@@ -180,9 +180,9 @@ def test_a_displaced_step_sends_little_and_seldom(mode: str) -> None:
     tokens = Counter(x.shape[1:] for pair in pieces.tokens.values() for x in pair)
     assert tokens.total() == 2 * layers(SelfAttention)
     if DISPLACED[mode].sends_moments:
-        assert len(pieces.moments) == layers(GroupNorm)
-        moments = PATCHES, sum(prod(x.shape[1:]) for x in pieces.moments.values())
-        assert shapes(found, "psum")[moments] == 1
+        _, norms, *moments = pieces.moments.values.shape  # [., L, 2, B, G]
+        assert norms == len(pieces.moments.paths) == layers(GroupNorm)
+        assert shapes(found, "psum")[norms, moments[0], PATCHES, *moments[1:]] == 1
     if mode == "sync_gn":
         tokens[1, 2, 1, small_unet().config.norm_num_groups] = layers(GroupNorm)
     assert shapes(found, "all_gather") == tokens

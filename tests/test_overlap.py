@@ -95,7 +95,8 @@ def test_full_sdxl(size: int) -> None:
     assert synchronous["wait_share"] >= 10 * displaced["wait_share"]
     assert synchronous["exposed"] > 100
     if size == 1024:
-        assert plan["memory_bytes"]["temporaries_displaced"] <= 700e6
+        # Of 620 MB, 480 were products kept to the step's end, for the keys and values that the next one sends.
+        assert plan["memory_bytes"]["temporaries_displaced"] <= 200e6
         assert plan["memory_bytes"]["carry"] <= 125e6
     # Weights lie as the kernels want them, and activations are transposed inside of the norms alone.
     assert "transpose" not in displaced["copies_over_1MB"]

@@ -160,6 +160,18 @@ def test_layers_and_categories_of_a_compiled_schedule() -> None:
     )
 
 
+def test_a_step_by_kind_of_layer() -> None:
+    """Every kernel once, costliest kinds first, under names without the numbers of blocks."""
+    found = schedule.read(compiled("displaced"), RATES, 8)
+    rows = found.by_layer()
+    for column, of_kernel in enumerate((lambda k: 1, lambda k: k.seconds, lambda k: k.bytes)):
+        assert sum(row[column] for row in rows.values()) == pytest.approx(sum(map(of_kernel, found.kernels)))
+    assert list(rows.values()) == sorted(rows.values(), key=lambda row: -row[1])
+    convolutions = {layer for layer, category in rows if category == "convolutions"}
+    assert {"conv_in", "conv_out", "resnets.conv1", "resnets.conv2"} <= convolutions
+    assert not any(part.isdigit() for layer, _ in rows for part in layer.split("."))
+
+
 def test_two_programs_in_one_file() -> None:
     """No name twice, so that a reader of the file sees both bodies, each as it is alone."""
     text = PROGRAM.replace("GROUPS", FOUR)

@@ -76,6 +76,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Array, px: Exchange) -> Array:  # [H, W, B, C]
         with jax.named_scope(self.path):
+            x = px.before_tokens(self.path, x)
             k, v = px.tokens(self.path, self.to_k(x), self.to_v(x))
             return self.to_out(attend(self.to_q(x), k, v, self.heads))
 
@@ -105,10 +106,12 @@ class FeedForward(nnx.Module):
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         self.proj_in, self.proj_out = nnx.Linear(channels, 8 * channels, **kw), nnx.Linear(4 * channels, channels, **kw)
+        self.path = ""
 
     def __call__(self, x: Array) -> Array:  # [..., C]
-        hidden, gate = jnp.split(self.proj_in(x), 2, -1)  # [..., 4C]
-        return self.proj_out(hidden * nnx.gelu(gate, approximate=False))
+        with jax.named_scope(self.path):
+            hidden, gate = jnp.split(self.proj_in(x), 2, -1)  # [..., 4C]
+            return self.proj_out(hidden * nnx.gelu(gate, approximate=False))
 
 
 class TransformerBlock(nnx.Module):
@@ -153,7 +156,7 @@ class Transformer2D(nnx.Module):
         )
 
     def __call__(self, x: Array, cross: Mapping[str, KeysValues], px: Exchange) -> Array:  # [B, H, W, C]
-        y = self.proj_in(self.norm(x, px)).transpose(1, 2, 0, 3)  # [H, W, B, C], see `attend`
+        y = self.proj_in(self.norm(x, px).transpose(1, 2, 0, 3))  # [H, W, B, C], see `attend`
         for block in self.transformer_blocks:
             y = block(y, cross, px)
         return x + self.proj_out(y.transpose(2, 0, 1, 3))

@@ -47,9 +47,11 @@ class PointwiseConv(nnx.Module):
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (out_channels, 1, 1, in_channels), dtype))
         self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
+        self.path = ""
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, I] -> [B, H, W, O]
-        return _convolve(x, self, 1, (0, 0))
+        with jax.named_scope(self.path):
+            return _convolve(x, self, 1, (0, 0))
 
 
 def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple[int, int]) -> Array:

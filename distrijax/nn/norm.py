@@ -23,7 +23,7 @@ class GroupNorm(nnx.Module):
             mean, var = px.moments(self.path, x, self.groups)  # [B, G]
             mean, inv = (self._by_channel(m, x) for m in (mean, lax.rsqrt(var + self.eps)))
             scale, bias = (p[...].astype(jnp.float32)[None, None, None, :] for p in (self.scale, self.bias))
-            return ((x.astype(jnp.float32) - mean) * (inv * scale) + bias).astype(x.dtype)
+            return ((x.astype(jnp.float32) - mean) * inv * scale + bias).astype(x.dtype)
 
     def _by_channel(self, m: Array, x: Array) -> Array:  # [B, G] -> [B, 1, 1, C]
         return jnp.repeat(m, x.shape[-1] // self.groups, 1)[:, None, None, :]
@@ -34,12 +34,13 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, channels: int, *, eps: float = 1e-5, dtype: DTypeLike):
         self.scale, self.bias = nnx.Param(jnp.ones(channels, dtype)), nnx.Param(jnp.zeros(channels, dtype))
-        self.eps = eps
+        self.eps, self.path = eps, ""
 
     def __call__(self, x: Array) -> Array:  # [..., C]
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        scale, bias = (p[...].astype(jnp.float32).reshape(shape) for p in (self.scale, self.bias))
-        return (y * scale + bias).astype(x.dtype)
+        with jax.named_scope(self.path):
+            y = x.astype(jnp.float32)
+            y = y - y.mean(-1, keepdims=True)
+            y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+            shape = (1,) * (x.ndim - 1) + (-1,)
+            scale, bias = (p[...].astype(jnp.float32).reshape(shape) for p in (self.scale, self.bias))
+            return (y * scale + bias).astype(x.dtype)

@@ -13,7 +13,7 @@ from jax import Array
 
 
 class Exchange(Protocol):
-    """The three questions a layer may ask. `path` names the asking layer, once a call of the model."""
+    """The questions a layer may ask. `path` names the asking layer, once a call of the model."""
 
     def halo(self, path: str, x: Array, above: int, below: int) -> Array:
         """`x` [B, h, W, C] with the `above` rows before and the `below` rows after it: [B, above + h + below, W, C].
@@ -24,6 +24,10 @@ class Exchange(Protocol):
 
     def moments(self, path: str, x: Array, groups: int) -> tuple[Array, Array]:
         """Mean and biased variance of the whole picture's `x` [B, h, W, C] by channel group: fp32 [B, G] each."""
+        ...
+
+    def before_tokens(self, path: str, x: Array) -> Array:
+        """`x`, of which the layer makes its keys and values next: an order to the compiler, it changes no number."""
         ...
 
     def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
@@ -37,23 +41,32 @@ class Exchange(Protocol):
 def group_moments(x: Array, groups: int, rows: Array | None = None) -> tuple[Array, Array]:
     """Mean and biased variance of `x` [B, H, W, C] over rows, columns and the channels of a group: fp32 [B, G] each.
 
-    The second moment is centred: E[x²] - E[x]² in fp32 has lost all digits at a mean of 300 and a deviation of 0.1.
+    In fp32 the second moment is centred: E[x²] - E[x]² has lost all digits at a mean of 300 and a deviation of 0.1.
+    In half precision `x` has not got those digits, and both moments are had in one pass. Centring takes two and, where
+    slabs are small, an fp32 copy of `x`: 18 µs for a norm of [2, 16, 128, 320] on an H100, with one pass 9 (estimated).
 
     Args:
         rows: only so many, from the top, count; 0 for both moments if there are none.
     """
+    half = x.dtype.itemsize == 2
     x = x.astype(jnp.float32)
-    batch, height, _, channels = x.shape
 
-    def average(y: Array) -> Array:  # [B, H, W, C] -> [B, G]
+    def average(y: Array) -> Array:  # [B, H, W, C] -> [B, C]
         if rows is None:
-            return y.mean((1, 2)).reshape(batch, groups, -1).mean(-1)
-        y = jnp.where((jnp.arange(height) < rows)[None, :, None, None], y, 0)
-        y = y.mean(2).sum(1) / jnp.maximum(rows, 1).astype(jnp.float32)
-        return y.reshape(batch, groups, -1).mean(-1)
+            return y.mean((1, 2))
+        y = jnp.where((jnp.arange(y.shape[1]) < rows)[None, :, None, None], y, 0)
+        return y.mean(2).sum(1) / jnp.maximum(rows, 1).astype(jnp.float32)
 
-    mean = average(x)
-    return mean, average(jnp.square(x - jnp.repeat(mean, channels // groups, 1)[:, None, None, :]))
+    def by_group(channels: Array) -> Array:  # [B, C] -> [B, G, C / G]
+        return channels.reshape(len(channels), groups, -1)
+
+    means = average(x)
+    if half:
+        variances = jnp.maximum(average(jnp.square(x)) - jnp.square(means), 0)
+    else:
+        variances = average(jnp.square(x - means[:, None, None, :]))
+    mean = by_group(means).mean(-1)  # [B, G]
+    return mean, (by_group(variances) + jnp.square(by_group(means) - mean[..., None])).mean(-1)
 
 
 def in_a_row(x: Array) -> Array:
@@ -69,6 +82,9 @@ class Whole:
 
     def moments(self, path: str, x: Array, groups: int) -> tuple[Array, Array]:
         return group_moments(x, groups)
+
+    def before_tokens(self, path: str, x: Array) -> Array:
+        return x
 
     def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
         return in_a_row(k), in_a_row(v)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from distrijax.parallel.exchange import Whole, group_moments, in_a_row
-from distrijax.parallel.pieces import Pieces, Received, deliver, swap_all
+from distrijax.parallel.pieces import Carried, Moments, Pieces, Received, deliver, swap_all
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.wire import MESH, Edges, Wire
 
@@ -50,13 +50,16 @@ class Slab:
         """What the neighbours want of `x`: its first rows, `below` of the one above, and its last."""
         return x[:, :below], x[:, x.shape[1] - above :]
 
-    def merged(self, moments: Array, height: int) -> tuple[Array, Array]:
-        """Moments of the whole picture [B, G] from those of all slabs [N, 2, B, G], where slabs have `height` rows."""
+    def merged(self, moments: tuple[Array, Array], height: int) -> tuple[Array, Array]:
+        """Moments of the whole picture [B, G] from those of all slabs [N, B, G], where slabs have `height` rows."""
+        means, variances = moments
         counts = self.rows.counts(height)
         weight = jnp.asarray((counts / counts.sum()).astype(np.float32))[:, None, None]
-        means, variances = moments[:, 0], moments[:, 1]
         mean = (weight * means).sum(0)
         return mean, (weight * (variances + jnp.square(means - mean[None]))).sum(0)
+
+    def before_tokens(self, path: str, x: Array) -> Array:
+        return x
 
     def carry(self) -> Any:
         """What the next step's exchange object needs of this one."""
@@ -88,8 +91,9 @@ class Synchronous(Slab):
         return _between(x, self.wire.swap(self._keep(self.sent.halos, path, self.edges(x, above, below))))
 
     def moments(self, path: str, x: Array, groups: int) -> tuple[Array, Array]:
-        own = self._keep(self.sent.moments, path, jnp.stack(self.own_moments(x, groups)))
-        return self.merged(self.wire.gather(own[None]), x.shape[1])
+        own = self._keep(self.sent.moments, path, self.own_moments(x, groups))
+        moments = self.wire.gather(jnp.stack(own)[None])  # [N, 2, B, G]: one message
+        return self.merged((moments[:, 0], moments[:, 1]), x.shape[1])
 
     def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
         own = self._keep(self.sent.tokens, path, (in_a_row(k), in_a_row(v)))
@@ -132,10 +136,11 @@ class Displaced(Synchronous):
     @classmethod
     def begin(cls, sent: Pieces, wire: Wire = MESH) -> Any:
         """What the scan carries into a displaced step, of what was sent in the one before."""
-        halos = list(sent.halos.items())  # in the order in which layers asked
-        return Pieces(dict(halos[FIRST:]), dict(halos[:FIRST]), sent.moments if cls.sends_moments else {}, sent.tokens)
+        halos = list(sent.halos.items())
+        moments = Moments.stack(sent.moments) if cls.sends_moments else None
+        return Carried(dict(halos[FIRST:]), dict(halos[:FIRST]), moments, sent.tokens)
 
-    def unpack(self, carried: Any) -> tuple[Pieces, Received]:
+    def unpack(self, carried: Any) -> tuple[Carried, Received]:
         return carried, deliver(carried, self.wire)
 
     def carry(self) -> Any:
@@ -150,8 +155,14 @@ class Displaced(Synchronous):
             self.received.halos.update(swap_all(self.stale.first | {path: edges}, self.wire))
         return _between(x, self.received.halos[path])
 
+    def before_tokens(self, path: str, x: Array) -> Array:
+        # The new keys are written over the old, which must have been sent by then: else XLA copies them at the end.
+        x, self.received.tokens[path] = lax.optimization_barrier((x, self.received.tokens[path]))
+        return x
+
     def tokens(self, path: str, k: Array, v: Array) -> tuple[Array, Array]:
-        own = self._keep(self.sent.tokens, path, (in_a_row(k), in_a_row(v)))
+        # XLA would write what the next step sends at this one's end, and keep the products until then: 480 MB.
+        own = self._keep(self.sent.tokens, path, lax.optimization_barrier((in_a_row(k), in_a_row(v))))
         start = self.wire.index() * own[0].shape[0]
         keys, values = (
             lax.dynamic_update_slice_in_dim(stale, fresh, start, 0)
@@ -175,12 +186,14 @@ class StaleMoments(Displaced):
     def moments(self, path: str, x: Array, groups: int) -> tuple[Array, Array]:
         if path in FRESH:
             return super().moments(path, x, groups)
-        own = self._keep(self.sent.moments, path, jnp.stack(self.own_moments(x, groups)))
-        return self.combined(path, own, x.shape[1])
+        return self.combined(path, self._keep(self.sent.moments, path, self.own_moments(x, groups)), x.shape[1])
 
-    def combined(self, path: str, own: Array, height: int) -> tuple[Array, Array]:
-        moments = lax.dynamic_update_slice_in_dim(self.received.moments[path], own[None], self.wire.index(), 0)
-        return self.merged(moments, height)
+    def combined(self, path: str, own: tuple[Array, Array], height: int) -> tuple[Array, Array]:
+        means, variances = (
+            lax.dynamic_update_slice_in_dim(stale, fresh[None], self.wire.index(), 0)
+            for stale, fresh in zip(self.received.moments[path], own, strict=True)
+        )
+        return self.merged((means, variances), height)
 
 
 class CorrectedMoments(StaleMoments):
@@ -192,7 +205,7 @@ class CorrectedMoments(StaleMoments):
     rows of latents the corrected variance left marks at a boundary in a demo picture, where `stale_gn` left none.
     """
 
-    def combined(self, path: str, own: Array, height: int) -> tuple[Array, Array]:
+    def combined(self, path: str, own: tuple[Array, Array], height: int) -> tuple[Array, Array]:
         stale_mean, stale_var = self.merged(self.received.moments[path], height)
         (own_mean, own_var), (old_mean, old_var) = own, self.stale.moments[path]
         change = own_mean - old_mean
@@ -208,8 +221,8 @@ class NoSync(SeparateMoments):
         own = super().begin(sent)
         return deliver(dataclasses.replace(own, halos=own.halos | own.first), wire)
 
-    def unpack(self, carried: Any) -> tuple[Pieces, Received]:
-        return Pieces(), carried
+    def unpack(self, carried: Any) -> tuple[Carried, Received]:
+        return Carried(), carried
 
     def carry(self) -> Any:
         halos = {path: halo for path, halo in self.received.halos.items() if path != LATENTS}

@@ -162,6 +162,10 @@ def _loop_json(loop: Loop, sent: Mapping[str, Sent]) -> dict[str, Any]:
         "estimated_wait_seconds": body.waiting,
         "wait_share": body.wait_share,
         "kernels": {k: {"count": n, "estimated_seconds": s} for k, (n, s) in body.by_category().items()},
+        "layers": [
+            {"layer": layer, "category": category, "kernels": n, "estimated_seconds": s, "bytes": size}
+            for (layer, category), (n, s, size) in body.by_layer().items()
+        ],
         "copies_over_1MB": {k: {"count": n, "bytes": b} for k, (n, b) in loop.copies.items()},
         "transfers": [dataclasses.asdict(c) | {"waited": c.waited} for c in body.collectives],
     }

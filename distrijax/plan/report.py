@@ -6,6 +6,7 @@ from distrijax.parallel.traffic import KINDS
 from distrijax.plan.estimate import Loop, Plan, ranked
 
 GB, MB, MS = 1e9, 1e6, 1e3
+SMALL = 0.01  # of a step: what is less is put together
 CLOSE = 5  # % between two estimates that say nothing about which is faster: the assumed rates are that far off
 
 
@@ -34,7 +35,7 @@ def report(plan: Plan) -> str:
     for loop in plan.loops:
         lines += _estimated(loop)
     lines.append(f"  denoising, {request.steps} steps{'':<28}{plan.picture_seconds:10.2f} s")
-    lines += ["", *_assumptions(plan)]
+    lines += ["", *_layers(plan.loops[-1]), "", *_assumptions(plan)]
     return "\n".join(lines)
 
 
@@ -125,6 +126,23 @@ def _estimated(loop: Loop) -> list[str]:
         if count:
             lines.append(f"    {category:<32}{count:>8} x{seconds * MS:10.2f} ms")
     return lines
+
+
+def _layers(loop: Loop) -> list[str]:
+    """A step's kernels by kind of layer, costliest first."""
+    lines = [f"{f'a {loop.name} step by layer (estimated)':<62}{'kernels':>8}{'ms':>8}{'%':>7}{'moved MB':>10}"]
+    rest = [0.0, 0.0, 0.0]
+    for (layer, category), row in loop.body.by_layer().items():
+        if row[1] < SMALL * loop.body.seconds:
+            rest = [a + b for a, b in zip(rest, row, strict=True)]
+        else:
+            lines.append(_layer(loop, layer, category, *row))
+    return [*lines, _layer(loop, "less than 1 % each", "", *rest)]
+
+
+def _layer(loop: Loop, layer: str, category: str, count: float, seconds: float, size: float) -> str:
+    share = 100 * seconds / loop.body.seconds
+    return f"  {layer:<34}{category:<26}{count:>8.0f}{seconds * MS:8.2f}{share:7.1f}{size / MB:10.1f}"
 
 
 def _assumptions(plan: Plan) -> list[str]:

@@ -22,10 +22,11 @@ CATEGORIES = ("attention", "products", "convolutions", "copies", "elementwise an
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """`category` is one of `CATEGORIES`; times in seconds, from the step's begin."""
+    """`category` is one of `CATEGORIES`, `layer` is empty where none has a name; seconds, from the step's begin."""
 
     name: str
     category: str
+    layer: str
     start: float
     seconds: float
     flops: int
@@ -92,6 +93,14 @@ class Body:
         counts = Counter(kernel.category for kernel in self.kernels)
         return {c: (counts[c], sum(k.seconds for k in self.kernels if k.category == c)) for c in CATEGORIES}
 
+    def by_layer(self) -> dict[tuple[str, str], tuple[int, float, int]]:
+        """Kind of layer and category: number of kernels, their seconds and the bytes they move. Costliest first."""
+        found: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
+        for kernel in self.kernels:
+            found[_kind(kernel.layer), kernel.category].append(kernel)
+        rows = {key: (len(ks), sum(k.seconds for k in ks), sum(k.bytes for k in ks)) for key, ks in found.items()}
+        return dict(sorted(rows.items(), key=lambda row: -row[1][1]))
+
 
 def profile(body: Body) -> bytes:
     """The estimated costs in the form in which XLA takes measured ones (`fdo_profile`)."""
@@ -142,17 +151,24 @@ def walk(computations: Computations, name: str, rates: Rates, node: int) -> Body
         elif row.opcode == "while":
             inner = walk(computations, row.called("body") or "", rates, node)
             trips = int(next(iter(re.findall(r'known_trip_count":\{"n":"(\d+)"', row.attributes)), 1))
-            kernels.append(Kernel(row.name, "products", clock, trips * inner.seconds, trips * inner.flops, 0))
+            kernels.append(
+                Kernel(row.name, "products", row.layer, clock, trips * inner.seconds, trips * inner.flops, 0)
+            )
             clock += trips * inner.seconds
             heavy["products"] += 1
         elif row.opcode in KERNELS:
             flops, moved = _flops(computations, row, operands), _moved(row, operands)
             seconds = max(flops / rates.flops, moved / rates.memory) + rates.kernel
             category = _category(computations, row, flops)
-            kernels.append(Kernel(row.name, category, clock, seconds, flops, moved))
+            kernels.append(Kernel(row.name, category, row.layer, clock, seconds, flops, moved))
             heavy[category] += flops > 0
             clock += seconds
     return Body(kernels, collectives, clock)
+
+
+def _kind(layer: str) -> str:
+    """The layer's name in any block: `resnets.conv1` for `down_blocks.1.resnets.0.conv1`."""
+    return ".".join([part for part in layer.split(".") if not part.isdigit()][-2:]) or "between layers"
 
 
 def _collective(computations: Computations, row: Instruction) -> str | None:
