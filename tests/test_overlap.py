@@ -49,10 +49,10 @@ def planned(choices: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def bodies(size: int = 1024, layout: dict[str, int] | None = None, **choices: Any) -> tuple[Any, Any, Any]:
+def bodies(size: int = 1024, layout: dict[str, int] | None = None, **choices: Any) -> tuple[Any, ...]:
     plan = planned(json.dumps({"size": size, "layout": layout or {"patch": 8}, **choices}, sort_keys=True))
     for loop in plan["loops"]:
-        print({k: v for k, v in loop.items() if k not in ("transfers", "kernels")})
+        print({k: v for k, v in loop.items() if k not in ("transfers", "kernels", "layers")})
     return plan, *plan["loops"]
 
 
@@ -70,6 +70,13 @@ def test_a_mid_sized_unet(layout: dict[str, int]) -> None:
     check_displaced(displaced, messages=42)  # its few keys and values are too unequal for 24 messages
     assert synchronous["wait_share"] >= 0.1
     assert synchronous["exposed"] >= 0.8 * synchronous["collectives"]
+
+
+def test_one_device_copies_nothing() -> None:
+    """Queries, keys and values are products of their own, and the rows around a slab nobody's."""
+    _, loop = bodies(mid=True, layout={"patch": 1})
+    assert loop["collectives"] == 0
+    assert loop["kernels"]["copies"]["estimated_seconds"] <= 0.005 * loop["estimated_step_seconds"]
 
 
 def test_without_our_options_it_waits() -> None:
