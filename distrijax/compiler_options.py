@@ -60,7 +60,7 @@ def denoising(platform: str, carried: Carried | None, groups: int, profile: byte
         return SYNCHRONOUS | ({"fdo_profile": profile} if profile else {})
     gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carried.tokens)) // groups
     size = {"xla_gpu_all_gather_combine_threshold_bytes": gathered // GATHERS}
-    # XLA would list the 1,950 kernels whose cost it is not told.
+    # XLA would list the 1,780 kernels whose cost it is not told.
     hints = {
         "fdo_profile": head_start(len(carried.tokens)),
         "xla_gpu_pgle_accuracy_checker": "PGLE_STRICTNESS_LEVEL_OFF",
