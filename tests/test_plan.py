@@ -205,7 +205,7 @@ def made(layout: dict[str, Any], seconds: float = 1.0, held: int = 10**9) -> est
     from distrijax import Parallel
 
     one = dataclasses.replace(body(), seconds=seconds)
-    loops = [estimate.Loop(name, PROGRAM, one, {}, 10**8, held, 1.0) for name in ("synchronous", "displaced")]
+    loops = [estimate.Loop(name, PROGRAM, one, {}, 10**8, held, 0.1, 1.0) for name in ("synchronous", "displaced")]
     return estimate.Plan(request(), Parallel(**layout, emulate=True), None, loops)
 
 

@@ -62,6 +62,7 @@ class Loop:
     copies: dict[str, tuple[int, int]]
     temporaries: int
     held: int  # what it takes besides weights, and what it gives and does not put in its place
+    trace_seconds: float
     compile_seconds: float  # tracing included
 
 
@@ -151,6 +152,7 @@ def _loop_json(loop: Loop, sent: Mapping[str, Sent]) -> dict[str, Any]:
     body = loop.body
     return {
         "name": loop.name,
+        "trace_seconds": loop.trace_seconds,
         "compile_seconds": loop.compile_seconds,
         "flops": body.flops,
         "collectives": len(body.collectives),
@@ -208,6 +210,7 @@ def plan(
                 largest_copies(program.text),
                 memory.temp_size_in_bytes,
                 held,
+                program.trace_seconds,
                 program.trace_seconds + program.compile_seconds,
             )
         )

@@ -84,7 +84,8 @@ def _compiled(loop: Loop) -> list[str]:
     exposed = [c for c in body.collectives if c.exposed]
     lines = [
         f"  {loop.name} step: {body.flops / 1e12:.3f} TFLOP, {len(body.kernels)} kernels, {len(body.collectives)} "
-        f"transfers of {body.received / MB:.1f} MB; compiled in {loop.compile_seconds:.0f} s"
+        f"transfers of {body.received / MB:.1f} MB; compiled in {loop.compile_seconds:.0f} s "
+        f"({loop.trace_seconds:.0f} of them tracing)"
     ]
     if body.collectives:
         bare = sum(c.received for c in exposed)
