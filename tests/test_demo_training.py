@@ -141,9 +141,15 @@ def test_two_u_nets_are_exported_as_their_mean(tmp_path: Path, training: Callabl
 
 
 def test_remade_pictures_are_not_taken_for_others(tmp_path: Path, training: Callable[[str], Any]):
-    np.save(tmp_path / "remade.npy", np.zeros((3, 32, 32, 4), np.float16))
-    with pytest.raises(SystemExit, match=r"has 3 pictures, not 4: move it away"):
-        training("decoder").remake(tmp_path, 4)
+    decoder, common = training("decoder"), training("common")
+    numbers = decoder.chosen(3)
+    common.save_arrays(tmp_path / "remade.npz", numbers=numbers, latents=np.zeros((3, 32, 32, 4), np.float16))
+    decoder.remake(tmp_path, 3)  # they are those that it would make
+    with pytest.raises(SystemExit, match=r"has 3 pictures, and not the 4 that are chosen: move it away"):
+        decoder.remake(tmp_path, 4)
+    common.save_arrays(tmp_path / "remade.npz", numbers=numbers + 1, latents=np.zeros((3, 32, 32, 4), np.float16))
+    with pytest.raises(SystemExit, match="move it away"):
+        decoder.remake(tmp_path, 3)
 
 
 def test_the_decoder_sees_more_of_small_items(training: Callable[[str], Any]):

@@ -90,7 +90,7 @@ def reconstruction_loss(error: jax.Array, weights: jax.Array | float = 1.0) -> j
 
 def train(out: Path, steps: int, resume: bool) -> None:
     """Train and write OUT/vae; then measure the latents' deviation: OUT/vae/scaling.json."""
-    stale = [name for name in ("latents", "remade.npy", "decoder") if (out / name).exists()]
+    stale = [name for name in ("latents", "remade.npz", "decoder") if (out / name).exists()]
     if stale and max(common.checkpoints(out / "vae"), default=0) < steps:
         raise SystemExit(f"{', '.join(stale)} in {out} belong to the autoencoder as it is: move them away first")
     vae = VAE(vae_config(), rngs=nnx.Rngs(0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +133,23 @@ def run(
     return state
 
 
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """A .npz file that appears only when complete."""
+    with _appearing(path) as file:
+        np.savez(file, **arrays)
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
     """A .npy file that appears only when complete."""
+    with _appearing(path) as file:
+        np.save(file, array)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.save(file, array)
+        yield file
     partial.rename(path)
 
 

@@ -38,11 +38,12 @@ def chosen(count: int) -> np.ndarray:
 
 
 def remake(out: Path, count: int, group: int = 16) -> None:
-    """Write OUT/remade.npy, float16 [count, 32, 32, 4]: the chosen latents, noised half way and denoised again."""
-    path = out / "remade.npy"
+    """Write OUT/remade.npz: the chosen latents, noised half way and denoised again, and the pictures' numbers."""
+    path, every = out / "remade.npz", chosen(count)
     if path.exists():
-        if (there := len(np.load(path, mmap_mode="r"))) != count:  # they would be taken for other pictures
-            raise SystemExit(f"{path} has {there} pictures, not {count}: move it away")
+        there, _ = remade(out)
+        if len(there) != count or (there != every).any():
+            raise SystemExit(f"{path} has {len(there)} pictures, and not the {count} that are chosen: move it away")
         return
     *tokenizers, encoders = text.load(out)
     unet = denoiser.build()
@@ -55,7 +56,7 @@ def remake(out: Path, count: int, group: int = 16) -> None:
         context, pooled = denoiser.embed(encoders, ids, ids_2)
         return denoiser.ddim(nnx.merge(graph, params), noisy, context, pooled, times, GUIDANCE)
 
-    rng, parts, every = np.random.default_rng(11), [], chosen(count)
+    rng, parts = np.random.default_rng(11), []
     for start in tqdm(range(0, count, group), desc="remade"):
         numbers = every[start : start + group]
         latents = np.stack([_shard(out, n // SHARD)[n % SHARD] for n in numbers]).astype(np.float32)
@@ -65,7 +66,13 @@ def remake(out: Path, count: int, group: int = 16) -> None:
         noisy = np.sqrt(signal) * latents + np.sqrt(1 - signal) * noise
         ids, ids_2 = (tokenizer(captions) for tokenizer in tokenizers)
         parts.append(np.asarray(again(params, noisy, ids, ids_2, times), np.float16))
-    common.save_array(path, np.concatenate(parts))
+    common.save_arrays(path, numbers=every, latents=np.concatenate(parts))
+
+
+def remade(out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the pictures that were made again, and their latents: float16 [count, 32, 32, 4]."""
+    with np.load(out / "remade.npz") as file:
+        return file["numbers"], file["latents"]
 
 
 def _shard(out: Path, number: int) -> np.ndarray:
@@ -100,8 +107,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng((13, start))
-        remade = np.load(out / "remade.npy", mmap_mode="r")
-        numbers = chosen(count)
+        numbers, again = remade(out)
         shards = [_shard(out, number) for number in range(int(numbers.max()) // SHARD + 1)]
         known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for number, part in optimizer.parts(start, steps, minutes):
@@ -117,7 +123,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
                 picture, counts = known[n]
                 y, x = _window(picture, side, rng)
                 true = rng.random() < 0.5
-                z = (shards[n // SHARD][n % SHARD] if true else remade[index])[y : y + side, x : x + side]
+                z = (shards[n // SHARD][n % SHARD] if true else again[index])[y : y + side, x : x + side]
                 z = z.astype(np.float32)
                 latents.append(z + rng.uniform(*NOISE) * rng.standard_normal(z.shape, np.float32) if true else z)
                 images.append(picture[8 * y : 8 * (y + side), 8 * x : 8 * (x + side)])
@@ -132,7 +138,7 @@ def train(out: Path, steps: int, resume: bool, minutes: float | None = None, cou
     decode = jax.jit(lambda params, latents: nnx.merge(graph, params, *rest).decode(latents, PX))
 
     def look(number: int, state: common.State) -> None:
-        latents = np.load(out / "remade.npy", mmap_mode="r")[:16].astype(np.float32)
+        latents = remade(out)[1][:16].astype(np.float32)
         pictures = np.concatenate([common.to_uint8(decode(state["ema"], latents[i : i + 4])) for i in range(0, 16, 4)])
         common.sheet(pictures, 8, out / f"decoder-{number:06d}.png")
 
