@@ -15,11 +15,11 @@ GATHERS = 24
 """Messages that the keys and values of a step go in, about. SDXL has 140 gathers, and a launch of each costs 10 to
 20 µs; of messages larger than these, the first layer would wait for parts that it does not need."""
 
-HEAD_START = 8, 20
+HEAD_START = 11, 20
 """Products and convolutions that XLA puts between the start of a transfer and its use: least and most. A message of
 1/24 of the keys and values takes as long as 7 of them in SDXL at 1024x1024 on H100s with NVLink, and as 12 at
 3840x3840, where a step waits 1.2 % with 12 and nothing with 20. A smaller model has too few for 20: messages then
-queue, and a U-Net with a quarter of SDXL's transformers waits 3.5 %, against 0.1 % with 9."""
+queue, and a U-Net with a quarter of SDXL's transformers waits 5 %, against 0.3 % with 11 and 0.7 % with 8."""
 
 _HEAVY = 8  # products and attentions of a transformer block, as XLA compiles it
 
@@ -41,8 +41,6 @@ DISPLACED: Options = SYNCHRONOUS | {
     # It moves all permutes to the head of the loop's body: the few rows that the first layer waits for would queue
     # behind the halos of all others.
     "xla_disable_hlo_passes": "collective-permute-motion",
-    # One at a time, and the second of two neighbours' halos starts only where the first is used: 7 of 14 MB exposed.
-    "xla_gpu_experimental_parallel_collective_overlap_limit": 2,
 }
 
 
@@ -52,7 +50,7 @@ def denoising(platform: str, carried: Carried | None, groups: int, profile: byte
     Args:
         carried: what a displaced step takes from the one before, those of all devices; None for synchronous steps.
         groups: of devices that share a picture's rows.
-        profile: measured costs (`fdo_profile`), in place of `head_start`.
+        profile: measured costs (`fdo_profile`, in `profiles.UNIT`s), in place of `head_start`.
     """
     if platform != "gpu":
         return {}
@@ -60,9 +58,12 @@ def denoising(platform: str, carried: Carried | None, groups: int, profile: byte
         return SYNCHRONOUS | ({"fdo_profile": profile} if profile else {})
     gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carried.tokens)) // groups
     size = {"xla_gpu_all_gather_combine_threshold_bytes": gathered // GATHERS}
-    # XLA would list the 1,780 kernels whose cost it is not told.
     hints = {
         "fdo_profile": head_start(len(carried.tokens)),
+        # With one at a time the second of two neighbours' halos would start only where the first is used: 7 of 14 MB
+        # exposed. With measured costs one is right: a layer's keys and values, which it needs at once, share the link.
+        "xla_gpu_experimental_parallel_collective_overlap_limit": 2,
+        # XLA would list the 1,780 kernels whose cost it is not told.
         "xla_gpu_pgle_accuracy_checker": "PGLE_STRICTNESS_LEVEL_OFF",
     }
     return DISPLACED | size | ({"fdo_profile": profile} if profile else hints)

@@ -6,6 +6,7 @@ process on XLA places the transfers by what it took. (JAX's own switch, `jax_ena
 
 import hashlib
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Any
 import jax
 
 from distrijax.errors import DistrijaxError
+
+UNIT = 1000
+"""Of the costs that XLA is told, a microsecond. It counts 1 for what it is not told, such as bitcasts, which take no
+time: in microseconds those beside one transfer of SDXL on eight H100s are 13 of 98, and each comes 11 µs too late."""
 
 
 def tracer() -> Any:
@@ -62,11 +67,46 @@ class Profiles:
             result = jax.block_until_ready(program(*args))
         found = profiler.consume_fdo_profile()
         if found:
-            _write(path, found)
+            _write(path, in_units(found))
         return result
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key}.profile"
+
+
+def in_units(profile: bytes) -> bytes:
+    """A measured profile (`ProfiledInstructionsProto` of openxla/xla) with its microseconds in `UNIT`s.
+
+    Each field of it is a message of names and, as the only numbers of 64 bits, of costs and latencies.
+    """
+    scaled, at = bytearray(profile), 0
+    while at < len(profile):
+        _, at = _varint(profile, at)
+        size, at = _varint(profile, at)
+        end = at + size
+        while at < end:
+            tag, at = _varint(profile, at)
+            if tag & 7 == _FIXED64:
+                struct.pack_into("<d", scaled, at, UNIT * struct.unpack_from("<d", profile, at)[0])
+                at += 8
+            else:
+                assert tag & 7 == _BYTES, f"a profile of another form: tag {tag}"
+                size, at = _varint(profile, at)
+                at += size
+    return bytes(scaled)
+
+
+_FIXED64, _BYTES = 1, 2  # kinds of field in protocol buffers
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (message[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if message[at - 1] < 128:
+            return value, at
 
 
 def _write(path: Path, content: bytes) -> None:
