@@ -156,7 +156,8 @@ class Transformer2D(nnx.Module):
         )
 
     def __call__(self, x: Array, cross: Mapping[str, KeysValues], px: Exchange) -> Array:  # [B, H, W, C]
-        y = self.proj_in(self.norm(x, px).transpose(1, 2, 0, 3))  # [H, W, B, C], see `attend`
+        # [H, W, B, C], see `attend`. Transposed after the product it would be copied; the norm writes it so in passing.
+        y = self.proj_in(self.norm(x, px).transpose(1, 2, 0, 3))
         for block in self.transformer_blocks:
             y = block(y, cross, px)
         return x + self.proj_out(y.transpose(2, 0, 1, 3))
