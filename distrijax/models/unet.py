@@ -10,27 +10,31 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distrijax.config import UNetConfig
-from distrijax.nn.attention import CrossAttention, KeysValues, Transformer2D
-from distrijax.nn.build import set_paths
 from distrijax.nn.conv import Conv, Downsample, Upsample
 from distrijax.nn.embeddings import TimestepEmbedding, sinusoidal_embedding
+from distrijax.nn.exchange import WHOLE, Exchange
+from distrijax.nn.module import name_layers
 from distrijax.nn.norm import GroupNorm
 from distrijax.nn.resnet import ResnetBlock
-from distrijax.parallel.exchange import Exchange
+from distrijax.nn.transformer import CrossAttention, KeysValues, Transformer2D
+
+ROOT = "unet"
+INPUT_LAYER = f"{ROOT}.conv_in"
+"""The layer that sees the latents themselves: its halos are rows of latents, not of activations."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the U-Net takes from the prompt: the same in every step, so computed once a picture (`UNet.condition`)."""
+    """What the U-Net takes from the prompt: the same in every step, so `UNet.condition` makes it once a picture."""
 
-    cross: dict[str, KeysValues]  # by cross-attention layer, [T, B, C] twice
+    cross: dict[str, KeysValues]  # by cross-attention layer, [T, B, C] each
     embedding: Array  # [B, D]: pooled text and sizes, added to the time embedding
     guidance: Array | None  # [B, E]: LCM's guidance scale, added to the input of the time embedding
 
 
 class Block(nnx.Module):
-    """Residual blocks, each with a transformer behind it if `depths` names one, and a change of size at the end."""
+    """Residual blocks, each followed by a transformer if `depths` has one for it, and a change of size at the end."""
 
     def __init__(
         self,
@@ -56,46 +60,48 @@ class Block(nnx.Module):
         self.downsamplers = nnx.List([Downsample(out, **kw)] if downsample else [])
         self.upsamplers = nnx.List([Upsample(out, **kw)] if upsample else [])
 
-    def layer(self, i: int, x: Array, time: Array, cross: dict[str, KeysValues], px: Exchange) -> Array:
-        x = self.resnets[i](x, px, time)
-        return self.attentions[i](x, cross, px) if self.attentions else x
+    def layer(self, i: int, x: Array, time: Array, cross: dict[str, KeysValues], exchange: Exchange) -> Array:
+        x = self.resnets[i](x, exchange, time)
+        return self.attentions[i](x, cross, exchange) if self.attentions else x
 
 
 class DownBlock(Block):
-    def __call__(self, x: Array, time: Array, cross: dict[str, KeysValues], px: Exchange) -> list[Array]:
-        """Every layer's output [B, H, W, C]; the last is the input of the next block."""
+    def __call__(self, x: Array, time: Array, cross: dict[str, KeysValues], exchange: Exchange) -> list[Array]:
+        """Return every layer's output [B, H, W, C]; the last is the input of the next block."""
         outputs = []
         for i in range(len(self.resnets)):
-            outputs.append(x := self.layer(i, x, time, cross, px))
+            outputs.append(x := self.layer(i, x, time, cross, exchange))
         for downsample in self.downsamplers:
-            outputs.append(downsample(x, px))
+            outputs.append(downsample(x, exchange))
         return outputs
 
 
 class MidBlock(Block):
-    def __call__(self, x: Array, time: Array, cross: dict[str, KeysValues], px: Exchange) -> Array:  # [B, H, W, C]
-        return self.resnets[1](self.layer(0, x, time, cross, px), px, time)
+    def __call__(
+        self, x: Array, time: Array, cross: dict[str, KeysValues], exchange: Exchange
+    ) -> Array:  # [B, H, W, C]
+        return self.resnets[1](self.layer(0, x, time, cross, exchange), exchange, time)
 
 
 class UpBlock(Block):
     def __call__(
-        self, x: Array, skips: list[Array], time: Array, cross: dict[str, KeysValues], px: Exchange
+        self, x: Array, skips: list[Array], time: Array, cross: dict[str, KeysValues], exchange: Exchange
     ) -> Array:  # [B, H, W, C] -> [B, 2H, 2W, C]
-        """Takes its inputs from the end of `skips`, and the size to grow to from the one before them."""
+        """Take skips from the end of `skips`, and the size to grow to from the one before them."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, jnp.concatenate([x, skips.pop()], -1), time, cross, px)
+            x = self.layer(i, jnp.concatenate([x, skips.pop()], -1), time, cross, exchange)
         for upsample in self.upsamplers:
             _, h, w, _ = skips[-1].shape
-            x = upsample(x, px, (h, w))
+            x = upsample(x, exchange, (h, w))
         return x
 
 
 class UNet(nnx.Module):
-    """Predicts the noise (or v, or the picture, as trained) in latents, given the timestep and the prompt.
+    """Predicts the noise in latents (or v, or the picture, as trained), given the timestep and the prompt.
 
     Args:
         config: from the checkpoint's `config.json`.
-        dtype: of the weights and of the arithmetic; group and layer norms compute in fp32 inside.
+        dtype: of weights and arithmetic; group and layer norms compute in fp32.
     """
 
     def __init__(self, config: UNetConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
@@ -129,10 +135,10 @@ class UNet(nnx.Module):
         self.mid_block = nnx.data(mid if config.has_mid_block else None)
         self.conv_norm_out = GroupNorm(x, config.norm_num_groups, eps=config.norm_eps, dtype=dtype)
         self.conv_out = Conv(x, config.out_channels, **kw)
-        set_paths(self)
+        name_layers(self, ROOT)
 
     def condition(self, context: Array, pooled: Array, time_ids: Array, guidance: Array | None = None) -> Conditioning:
-        """What the prompt says to every step.
+        """Return what the prompt contributes to every step.
 
         Args:
             context: [B, T, D], hidden states of the text encoders.
@@ -149,23 +155,32 @@ class UNet(nnx.Module):
             guidance = self.time_embedding.cond_proj(guidance.astype(self.dtype))
         return Conditioning(cross, added, guidance)
 
-    def __call__(self, latents: Array, timestep: Array, cond: Conditioning, px: Exchange) -> Array:
-        """The prediction for `latents` [B, h, w, C] at `timestep`, scalar or [B]: [B, h, w, C] of the model's dtype."""
+    def __call__(self, latents: Array, timestep: Array, cond: Conditioning, exchange: Exchange = WHOLE) -> Array:
+        """Return the prediction for `latents`.
+
+        Args:
+            latents: [B, h, w, C].
+            timestep: scalar or [B].
+            exchange: answers for the rows that this device does not hold; by default it holds them all.
+
+        Returns:
+            [B, h, w, C] in the model's dtype.
+        """
         time = self._sinusoids(jnp.broadcast_to(timestep, latents.shape[:1]), self.config.block_out_channels[0])
         if cond.guidance is not None:
             time = time + cond.guidance
         time = self.time_embedding(time) + cond.embedding  # [B, D]
 
-        x = self.conv_in(latents.astype(self.dtype), px)
+        x = self.conv_in(latents.astype(self.dtype), exchange)
         skips = [x]
         for down in self.down_blocks:
-            skips += down(x, time, cond.cross, px)
+            skips += down(x, time, cond.cross, exchange)
             x = skips[-1]
         if self.mid_block is not None:
-            x = self.mid_block(x, time, cond.cross, px)
+            x = self.mid_block(x, time, cond.cross, exchange)
         for up in self.up_blocks:
-            x = up(x, skips, time, cond.cross, px)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x, px)), px)
+            x = up(x, skips, time, cond.cross, exchange)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x, exchange)), exchange)
 
     def _sinusoids(self, x: Array, dim: int) -> Array:  # [N] -> [N, dim]
         config = self.config

@@ -1,4 +1,4 @@
-"""The autoencoder of SDXL (`AutoencoderKL` in diffusers): pixels to latents and back."""
+"""The autoencoder of SDXL, diffusers' `AutoencoderKL`: pixels to latents and back."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distrijax.config import VAEConfig
-from distrijax.nn.attention import SelfAttention
-from distrijax.nn.build import set_paths
 from distrijax.nn.conv import Conv, Downsample, PointwiseConv, Upsample
+from distrijax.nn.exchange import WHOLE, Exchange
+from distrijax.nn.module import name_layers
 from distrijax.nn.norm import GroupNorm
 from distrijax.nn.resnet import ResnetBlock
-from distrijax.parallel.exchange import Exchange
+from distrijax.nn.transformer import SelfAttention
 
 _EPS = 1e-6  # of every group norm in the autoencoder; the U-Net's residual blocks have 1e-5
 
@@ -25,9 +25,9 @@ class PixelAttention(SelfAttention):
         super().__init__(channels, 1, bias=True, dtype=dtype, rngs=rngs)
         self.group_norm = GroupNorm(channels, groups, eps=_EPS, dtype=dtype)
 
-    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
-        y = self.group_norm(x, px).transpose(1, 2, 0, 3)  # [H, W, B, C], see `attend`
-        return x + super().__call__(y, px).transpose(2, 0, 1, 3)
+    def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, C]
+        y = self.group_norm(x, exchange).transpose(1, 2, 0, 3)  # [H, W, B, C], as `attend` wants it
+        return x + super().__call__(y, exchange).transpose(2, 0, 1, 3)
 
 
 class Block(nnx.Module):
@@ -46,13 +46,13 @@ class Block(nnx.Module):
         kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         out = channels[-1][1]
         self.resnets = nnx.List([ResnetBlock(i, o, None, groups=groups, eps=_EPS, **kw) for i, o in channels])
-        # Zeros below and to the right alone: the encoder was trained with torch.nn.functional.pad(x, (0, 1, 0, 1)).
+        # Zeros only below and to the right: the encoder was trained with torch.nn.functional.pad(x, (0, 1, 0, 1)).
         self.downsamplers = nnx.List([Downsample(out, padding=((0, 1), (0, 1)), **kw)] if downsample else [])
         self.upsamplers = nnx.List([Upsample(out, **kw)] if upsample else [])
 
-    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
+    def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, C]
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
-            x = layer(x, px)
+            x = layer(x, exchange)
         return x
 
 
@@ -63,12 +63,12 @@ class MidBlock(Block):
         super().__init__([(channels, channels)] * 2, groups, dtype=dtype, rngs=rngs)
         self.attentions = nnx.List([PixelAttention(channels, groups, dtype=dtype, rngs=rngs)])
 
-    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C]
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, px), px), px)
+    def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, C]
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, exchange), exchange), exchange)
 
 
 class Encoder(nnx.Module):
-    """A picture [B, H, W, 3] to the moments of its latents [B, h, w, 2 * latent_channels], before `quant_conv`."""
+    """Turns a picture [B, H, W, 3] into the moments of its latents [B, h, w, 2C], before `quant_conv`."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
@@ -84,15 +84,15 @@ class Encoder(nnx.Module):
         self.conv_norm_out = GroupNorm(x, groups, eps=_EPS, dtype=dtype)
         self.conv_out = Conv(x, 2 * config.latent_channels, **kw)
 
-    def __call__(self, x: Array, px: Exchange) -> Array:
-        x = self.conv_in(x, px)
+    def __call__(self, x: Array, exchange: Exchange) -> Array:
+        x = self.conv_in(x, exchange)
         for block in self.down_blocks:
-            x = block(x, px)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x, px), px)), px)
+            x = block(x, exchange)
+        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x, exchange), exchange)), exchange)
 
 
 class Decoder(nnx.Module):
-    """Latents [B, h, w, C], after `post_quant_conv`, to a picture [B, H, W, 3]."""
+    """Turns latents [B, h, w, C], after `post_quant_conv`, into a picture [B, H, W, 3]."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
@@ -109,19 +109,19 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(x, groups, eps=_EPS, dtype=dtype)
         self.conv_out = Conv(x, config.out_channels, **kw)
 
-    def __call__(self, x: Array, px: Exchange) -> Array:
-        x = self.mid_block(self.conv_in(x, px), px)
+    def __call__(self, x: Array, exchange: Exchange) -> Array:
+        x = self.mid_block(self.conv_in(x, exchange), exchange)
         for block in self.up_blocks:
-            x = block(x, px)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x, px)), px)
+            x = block(x, exchange)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x, exchange)), exchange)
 
 
 class VAE(nnx.Module):
-    """The autoencoder. Latents here are as the encoder makes them: multiply by `config.scaling_factor` for the U-Net.
+    """The autoencoder. Its latents must be multiplied by `config.scaling_factor` for the U-Net.
 
     Args:
         config: from the checkpoint's `config.json`.
-        dtype: of the weights and of the arithmetic. SDXL's own decoder overflows in fp16: use bf16 or fp32.
+        dtype: of weights and arithmetic. SDXL's own decoder overflows in fp16: use bf16 or fp32.
     """
 
     def __init__(self, config: VAEConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
@@ -131,14 +131,14 @@ class VAE(nnx.Module):
         self.encoder, self.decoder = Encoder(config, **kw), Decoder(config, **kw)
         self.quant_conv = PointwiseConv(2 * channels, 2 * channels, **kw)
         self.post_quant_conv = PointwiseConv(channels, channels, **kw)
-        set_paths(self)
+        name_layers(self, "vae")
 
-    def encode(self, image: Array, px: Exchange) -> tuple[Array, Array]:
-        """Mean and log variance, [B, H / factor, W / factor, C] each, of `image` [B, H, W, 3] in [-1, 1]."""
-        moments = self.quant_conv(self.encoder(image.astype(self.dtype), px))
+    def encode(self, image: Array, exchange: Exchange = WHOLE) -> tuple[Array, Array]:
+        """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]."""
+        moments = self.quant_conv(self.encoder(image.astype(self.dtype), exchange))
         mean, logvar = jnp.split(moments, 2, -1)
         return mean, jnp.clip(logvar, -30, 20)
 
-    def decode(self, latents: Array, px: Exchange) -> Array:
-        """A picture [B, H, W, 3], in [-1, 1] but for overshoot, of `latents` [B, H / factor, W / factor, C]."""
-        return self.decoder(self.post_quant_conv(latents.astype(self.dtype)), px)
+    def decode(self, latents: Array, exchange: Exchange = WHOLE) -> Array:
+        """Return the picture [B, H, W, 3] of `latents` [B, h, w, C]: in [-1, 1], but for overshoot."""
+        return self.decoder(self.post_quant_conv(latents.astype(self.dtype)), exchange)

@@ -1,4 +1,4 @@
-"""Convolutions: channels last, weights OHWI (the layout cuDNN wants: HWIO costs a resident transposed copy of each)."""
+"""Convolutions: channels last, weights OHWI, as cuDNN wants them: HWIO costs a transposed copy of each in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,14 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from distrijax.nn.exchange import Exchange
+from distrijax.nn.module import Layer
 from distrijax.nn.platform import traced_for
-from distrijax.parallel.exchange import Exchange
 
 _INIT = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=0)
 
 
-class Conv(nnx.Module):
+class Conv(Layer):
     """A 2-D convolution over [B, H, W, C].
 
     Args:
@@ -33,21 +34,20 @@ class Conv(nnx.Module):
         shape = (out_channels, kernel_size, kernel_size, in_channels)
         self.kernel = nnx.Param(_INIT(rngs.params(), shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
-        self.stride, self.padding, self.path = stride, padding, ""
+        self.stride, self.padding = stride, padding
 
-    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, I] -> [B, H / stride, W / stride, O]
+    def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, I] -> [B, H / stride, W / stride, O]
         rows, columns = self.padding
         with jax.named_scope(self.path):
-            return _convolve(px.halo(self.path, x, *rows), self, self.stride, columns)
+            return _convolve(exchange.halo(self.path, x, *rows), self, self.stride, columns)
 
 
-class PointwiseConv(nnx.Module):
-    """A 1x1 convolution: it needs no other rows, and so no exchange."""
+class PointwiseConv(Layer):
+    """A 1x1 convolution, which needs no rows but its own and so no exchange."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (out_channels, 1, 1, in_channels), dtype))
         self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
-        self.path = ""
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, I] -> [B, H, W, O]
         with jax.named_scope(self.path):
@@ -60,7 +60,7 @@ def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple
     rows = (x.shape[1] - size[0]) // stride + 1
     width = (x.shape[2] + sum(columns) - size[1]) // stride + 1
     # XLA's CPU compiler turns OHWI weights into HWIO in every call, and slowly: a third of a step of SDXL at 32x32
-    # latents. Where the pixels are fewer than the channels, it costs less to copy them nine times.
+    # latents. Where there are fewer pixels than channels, copying the pixels nine times costs less.
     if traced_for() == "cpu" and (size == [1, 1] or x.shape[0] * rows * width < out):
         x = jnp.pad(x, ((0, 0), (0, 0), columns, (0, 0)))
         y = _as_product(x, kernel, stride, rows, width)
@@ -72,18 +72,18 @@ def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple
 
 
 def _as_product(x: Array, kernel: Array, stride: int, rows: int, width: int) -> Array:
-    """The convolution of `x` [B, H, W, I] as one matrix product: [B, rows, width, O]."""
+    """Convolve `x` [B, H, W, I] by one matrix product: [B, rows, width, O]."""
 
-    def seen(offset: int, count: int) -> slice:
+    def window(offset: int, count: int) -> slice:
         return slice(offset, offset + (count - 1) * stride + 1, stride)
 
     _, height, length, _ = kernel.shape
-    around = [x[:, seen(i, rows), seen(j, width)] for i in range(height) for j in range(length)]
-    return lax.dot_general(jnp.concatenate(around, -1), kernel.reshape(len(kernel), -1), (((3,), (1,)), ((), ())))
+    neighbours = [x[:, window(i, rows), window(j, width)] for i in range(height) for j in range(length)]
+    return lax.dot_general(jnp.concatenate(neighbours, -1), kernel.reshape(len(kernel), -1), (((3,), (1,)), ((), ())))
 
 
 class Downsample(nnx.Module):
-    """Halves rows and columns by a strided 3x3 convolution; an odd size is rounded up when `padding` is symmetric."""
+    """Halves rows and columns by a strided 3x3 convolution. Symmetric padding rounds an odd size up."""
 
     def __init__(
         self,
@@ -95,19 +95,19 @@ class Downsample(nnx.Module):
     ):
         self.conv = Conv(channels, channels, stride=2, padding=padding, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, px: Exchange) -> Array:  # [B, H, W, C] -> [B, H/2, W/2, C]
-        return self.conv(x, px)
+    def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, C] -> [B, H/2, W/2, C]
+        return self.conv(x, exchange)
 
 
 class Upsample(nnx.Module):
-    """Doubles rows and columns (nearest neighbour), crops to `size`, and convolves."""
+    """Doubles rows and columns by nearest neighbour, crops to `size`, and convolves."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, px: Exchange, size: tuple[int, int] | None = None) -> Array:
+    def __call__(self, x: Array, exchange: Exchange, size: tuple[int, int] | None = None) -> Array:
         b, h, w, c = x.shape
         rows, columns = size or (2 * h, 2 * w)
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-        # Nearest neighbour to the odd size 2h - 1 is the doubled picture less its last row, as in torch's interpolate.
-        return self.conv(x[:, :rows, :columns], px)
+        # As in torch's interpolate, nearest neighbour to an odd size 2h - 1 is the doubled picture less its last row.
+        return self.conv(x[:, :rows, :columns], exchange)

@@ -4,6 +4,6 @@ import jax
 
 
 def traced_for() -> str:
-    """`cpu`, `gpu` or `tpu`: the platform of the mesh around, which need not be present, or else JAX's default."""
+    """Return `cpu`, `gpu` or `tpu`: the platform of the surrounding mesh, or JAX's default where there is none."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

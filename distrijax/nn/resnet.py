@@ -7,12 +7,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from distrijax.nn.conv import Conv, PointwiseConv
+from distrijax.nn.exchange import Exchange
 from distrijax.nn.norm import GroupNorm
-from distrijax.parallel.exchange import Exchange
 
 
 class ResnetBlock(nnx.Module):
-    """Twice group norm, SiLU and a 3x3 convolution, with the time embedding added between, around a shortcut.
+    """Group norm, SiLU and a 3x3 convolution, twice, with the time embedding added between and a shortcut around.
 
     Args:
         time_dim: channels of the time embedding; None for the autoencoder, which has none.
@@ -40,9 +40,9 @@ class ResnetBlock(nnx.Module):
             None if in_channels == out_channels else PointwiseConv(in_channels, out_channels, dtype=dtype, rngs=rngs)
         )
 
-    def __call__(self, x: Array, px: Exchange, time: Array | None = None) -> Array:  # [B, H, W, C], [B, D]
-        y = self.conv1(nnx.silu(self.norm1(x, px)), px)
+    def __call__(self, x: Array, exchange: Exchange, time: Array | None = None) -> Array:  # [B, H, W, C], [B, D]
+        y = self.conv1(nnx.silu(self.norm1(x, exchange)), exchange)
         if time is not None:
             y = y + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
-        y = self.conv2(nnx.silu(self.norm2(y, px)), px)
+        y = self.conv2(nnx.silu(self.norm2(y, exchange)), exchange)
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))

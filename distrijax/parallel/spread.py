@@ -9,35 +9,37 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from distrijax.parallel.mesh import AXES, Parallel, axes_of, cut, is_spec, spec_of_leaves
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.specs import AXES, axes_of, is_spec, keep_axes, spec_of_leaves
 
 Function = Callable[..., Any]
 
-OWN = P(AXES)
-"""Of arrays that are nobody else's business: each device's lies at its place along a first axis of length 1."""
+PER_DEVICE = P(AXES)
+"""Per-device state: a leading axis of size 1 per device, sharded over all mesh axes."""
 
 
 def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_specs: Any) -> Function:
-    """`function` of each device's parts, as a function of whole arrays.
+    """Turn a function of each device's parts into a function of whole arrays.
 
     Args:
-        in_specs, out_specs: a `PartitionSpec` for each argument and result, or for each part of one (prefixes of their
-            trees), over the axes data, cfg and patch. They say how arrays are cut, on real or virtual devices alike.
+        in_specs: how each argument is cut along the axes data, cfg and patch: partition specs, a prefix of its tree.
+        out_specs: the same for the result. Specs mean the same for real and for virtual devices.
     """
     if not parallel.emulate:
         specs = tuple(in_specs), out_specs
-        in_specs, out_specs = jax.tree.map(lambda spec: cut(spec, parallel.manual_axes), specs, is_leaf=is_spec)
+        in_specs, out_specs = jax.tree.map(lambda spec: keep_axes(spec, parallel.manual_axes), specs, is_leaf=is_spec)
         return jax.shard_map(
             function, mesh=parallel.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=parallel.manual_axes
         )
     sizes = dict(zip(AXES, (parallel.data, parallel.cfg, parallel.patch), strict=True))
-    # Axes of one device need no `vmap`, which would add a dimension: XLA's CPU compiler (jax 0.10.2) sums arrays of
-    # eight dimensions wrongly, without a word.
+    # An axis of one device gets no `vmap`, which would add a dimension: XLA's CPU compiler (jax 0.10.2) silently sums
+    # arrays of eight dimensions wrongly.
     real, virtual = ([axis for axis in AXES if (sizes[axis] == 1) == alone] for alone in (True, False))
     one = Mesh(parallel.mesh.devices.reshape([1] * len(real)), real, axis_types=(AxisType.Auto,) * len(real))
 
     def emulated(*args: Any) -> Any:
-        specs = jax.tree.map(lambda spec: cut(spec, virtual), spec_of_leaves(tuple(in_specs), args), is_leaf=is_spec)
+        every = spec_of_leaves(tuple(in_specs), args)
+        specs = jax.tree.map(lambda spec: keep_axes(spec, virtual), every, is_leaf=is_spec)
         mapped = function
         if real:
             mapped = jax.shard_map(function, mesh=one, in_specs=P(), out_specs=P(), check_vma=False)
@@ -49,21 +51,21 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
                 axis_size=sizes[axis],
             )
         out = mapped(*jax.tree.map(lambda spec, x: _cut(x, spec, sizes), specs, args, is_leaf=is_spec))
-        after = jax.tree.map(lambda spec: cut(spec, virtual), spec_of_leaves(out_specs, out), is_leaf=is_spec)
+        after = jax.tree.map(lambda spec: keep_axes(spec, virtual), spec_of_leaves(out_specs, out), is_leaf=is_spec)
         joined = jax.tree.map(lambda spec, x: _joined(x, spec, sizes, virtual), after, out, is_leaf=is_spec)
-        # Placed as the inputs are: else the next call of the same program would be one of other types, and compile.
+        # Place results as inputs are placed; otherwise the next call would have other types and compile again.
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, parallel.replicated), joined)
 
     return emulated
 
 
 def _names(spec: P) -> list[str]:
-    """The mesh axes that cut anything, in the order of the mesh."""
+    """Return the mesh axes that cut anything, in the order of the mesh."""
     return sorted((name for names in axes_of(spec) for name in names), key=AXES.index)
 
 
 def _shape(shape: Sequence[int], spec: P, sizes: dict[str, int]) -> tuple[list[int], list[int]]:
-    """Of an array cut by `spec`: its shape with a dimension for each mesh axis, and where those are in mesh order."""
+    """Return `shape` with a dimension for each mesh axis of `spec`, and the places of those in mesh order."""
     expanded: list[int] = []
     places: dict[str, int] = {}
     for length, names in zip(shape, axes_of(spec) + [()] * (len(shape) - len(spec)), strict=True):
@@ -75,14 +77,14 @@ def _shape(shape: Sequence[int], spec: P, sizes: dict[str, int]) -> tuple[list[i
 
 
 def _cut(x: Array, spec: P, sizes: dict[str, int]) -> Array:
-    """The parts of `x`: a leading axis for each mesh axis of `spec`."""
+    """Cut `x` into parts: a leading axis for each mesh axis of `spec`."""
     expanded, places = _shape(x.shape, spec, sizes)
     rest = [i for i in range(len(expanded)) if i not in places]
     return x.reshape(expanded).transpose(*places, *rest)
 
 
 def _joined(x: Array, spec: P, sizes: dict[str, int], virtual: list[str]) -> Array:
-    """The whole of parts with a leading axis for every virtual one; where `spec` lacks it, all parts are the same."""
+    """Join parts, with a leading axis for every virtual one. Along axes that `spec` lacks, all parts are the same."""
     x = x[tuple(slice(None) if axis in _names(spec) else 0 for axis in virtual)]
     own = x.shape[len(_names(spec)) :]
     padded = axes_of(spec) + [()] * (len(own) - len(spec))

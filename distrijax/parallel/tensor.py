@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from distrijax.parallel.mesh import Parallel
-from distrijax.parallel.wire import AXIS
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.transport import AXIS
 
 # How weights are cut, by name. Kernels of linear layers are [in, out], of convolutions [O, h, w, I].
 _CUTS = {

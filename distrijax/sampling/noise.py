@@ -15,8 +15,6 @@ float32 uses up for the overwritten numbers are not drawn. Against torch 2.13 th
 3 ulp (5e-7) on a processor with AVX2, and by 2.4e-6 on one without, where torch uses other functions.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence

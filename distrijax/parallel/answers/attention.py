@@ -1,0 +1,101 @@
+"""Answers to self-attentions: the attention of a slab's tokens over those of the whole picture."""
+
+import dataclasses
+
+import jax
+from jax import Array, lax
+
+from distrijax.nn.attention import attend
+from distrijax.nn.exchange import Projection, tokens
+from distrijax.parallel.messages import KeysValues, gather_tokens
+from distrijax.parallel.slab import Slab
+from distrijax.parallel.transport import Transport
+
+Tokens = dict[str, KeysValues]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionAnswer:
+    """What an answer does by default: it carries nothing, sends nothing and waits for nothing."""
+
+    carries = sends = waits = False
+
+    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        """Return what the next step needs of this step's `own` keys and values and of what was `delivered` in it."""
+        return {}
+
+    def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
+        """Return every device's keys and values, by layer, from what the last step kept."""
+        return {}
+
+    def attend(
+        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
+    ) -> tuple[Array, KeysValues]:
+        """Return one layer's attention, [h, W, B, C], and this device's keys and values, [h * W, B, C] each."""
+        raise NotImplementedError
+
+
+class OwnAttention(AttentionAnswer):
+    """Attends to the device's own slab alone."""
+
+    def attend(
+        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
+    ) -> tuple[Array, KeysValues]:
+        q, k, v = project(x)
+        own = tokens(k), tokens(v)
+        return attend(q, *own, heads), own
+
+
+class FreshAttention(AttentionAnswer):
+    """Waits for every device's keys and values of this step."""
+
+    sends = waits = True
+
+    def attend(
+        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
+    ) -> tuple[Array, KeysValues]:
+        q, k, v = project(x)
+        own = tokens(k), tokens(v)
+        with jax.named_scope("tokens"):
+            keys, values = (slab.existing_tokens(slab.transport.gather(fresh), k) for fresh in own)
+        return attend(q, keys, values, heads), own
+
+
+class StaleAttention(AttentionAnswer):
+    """Attends to the others' keys and values of the last step, and to the device's own of this step."""
+
+    carries = sends = True
+
+    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        return own
+
+    def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
+        return gather_tokens(carried, transport)
+
+    def attend(
+        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
+    ) -> tuple[Array, KeysValues]:
+        assert delivered is not None
+        # Barrier: the gather of last step's keys and values must end before the new ones overwrite them, or XLA copies.
+        x, delivered = lax.optimization_barrier((x, delivered))
+        q, k, v = project(x)
+        # Barrier: store the next step's keys and values now; otherwise XLA keeps 480 MB of products to the step's end.
+        own = lax.optimization_barrier((tokens(k), tokens(v)))
+        start = slab.transport.index() * own[0].shape[0]
+        keys, values = (
+            slab.existing_tokens(lax.dynamic_update_slice_in_dim(stale, fresh, start, 0), k)
+            for stale, fresh in zip(delivered, own, strict=True)
+        )
+        return attend(q, keys, values, heads), own
+
+
+class FrozenAttention(StaleAttention):
+    """Attends to the others' keys and values of the last synchronous step, to the end: nothing is sent any more."""
+
+    sends = False
+
+    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        return delivered or gather_tokens(own, transport)
+
+    def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
+        return carried

@@ -1,0 +1,103 @@
+"""What devices send each other: the pieces that each makes in a step, and the messages that deliver them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from distrijax.parallel.transport import Edges, Transport
+
+MeanVariance = tuple[Array, Array]  # fp32 [B, G] each
+KeysValues = tuple[Array, Array]  # [t, B, C] each; of all devices [N * t, B, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """What one device made in one step, by layer, in the order in which the layers asked."""
+
+    halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
+    moments: dict[str, MeanVariance] = dataclasses.field(default_factory=dict)
+    tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean and variance of every group norm in one array: written one by one, 512 bytes each, they take 1 % of a step.
+
+    Attributes:
+        values: fp32 [L, 2, B, G], or of all devices [L, 2, N, B, G].
+        layers: names of the L norms.
+    """
+
+    values: Array
+    layers: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def stack(cls, moments: dict[str, MeanVariance]) -> "Moments":
+        values = jnp.stack([moment for pair in moments.values() for moment in pair])
+        return cls(values.reshape(len(moments), 2, *values.shape[1:]), tuple(moments))
+
+    def __getitem__(self, layer: str) -> MeanVariance:
+        mean, variance = self.values[self.layers.index(layer)]
+        return mean, variance
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """What the denoising scan carries from one step's exchange to the next. A policy fills in what it needs.
+
+    Attributes:
+        halos: of most layers, by name.
+        riders: halos of the first layers, which travel with the fresh rows of latents.
+        moments: of all group norms.
+        tokens: keys and values, by layer.
+    """
+
+    halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
+    riders: dict[str, Edges] = dataclasses.field(default_factory=dict)
+    moments: Moments | None = None
+    tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Delivered:
+    """What a device holds of the others' pieces once they have arrived, by layer."""
+
+    halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
+    moments: Moments | None = None
+    tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+
+
+def swap_all(halos: dict[str, Edges], transport: Transport) -> dict[str, Edges]:
+    """Deliver the edges of many layers at once, in one message to each neighbour.
+
+    A launch costs 10 to 20 µs and a whole step of SDXL on eight GPUs a few milliseconds: the 39 halos of a step must
+    not be a message each.
+    """
+    if not halos:
+        return {}
+    tops, as_tops = ravel_pytree({layer: top for layer, (top, _) in halos.items()})
+    bottoms, as_bottoms = ravel_pytree({layer: bottom for layer, (_, bottom) in halos.items()})
+    above, below = transport.swap((tops, bottoms))
+    above_by_layer, below_by_layer = as_bottoms(above), as_tops(below)
+    return {layer: (above_by_layer[layer], below_by_layer[layer]) for layer in halos}
+
+
+def gather_moments(moments: Moments, transport: Transport) -> Moments:
+    """Deliver all moments in one message.
+
+    It is a sum in which each device fills its own place. XLA would put an all-gather of these 24 kB into one message
+    with the first keys and values, and the first group norm would wait for 28 MB.
+    """
+    place = (jnp.arange(transport.count()) == transport.index())[:, None, None]  # [N, 1, 1]
+    values = transport.sum(jnp.where(place, moments.values[:, :, None], 0))
+    return dataclasses.replace(moments, values=values)
+
+
+def gather_tokens(tokens: dict[str, KeysValues], transport: Transport) -> dict[str, KeysValues]:
+    """Deliver keys and values, a message each: packing them would copy 0.9 GB a step of SDXL at 1024x1024."""
+    return {layer: (transport.gather(k), transport.gather(v)) for layer, (k, v) in tokens.items()}

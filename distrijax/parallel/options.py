@@ -1,0 +1,187 @@
+"""The user's choice: how many devices share a picture, and what they exchange when."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from math import gcd
+from typing import Self
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from distrijax.checks import one_of, true_or_false, whole_number
+from distrijax.errors import DistrijaxError
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.phases import Phase, phases
+from distrijax.parallel.policies import FULL_SYNC, MODES, TENSOR, Policy
+from distrijax.parallel.specs import AXES
+from distrijax.parallel.transport import AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """A picture spread over a mesh of `data * cfg * patch` devices.
+
+    Devices of one `patch` axis exchange most and should be nearest to each other; those of the `data` axis exchange
+    nothing.
+
+    Args:
+        data: groups of devices that make different pictures of a batch.
+        cfg: 2 gives each of the two guidance branches its own devices.
+        patch: devices that share a picture, each holding a slab of its rows.
+        mode: what is exchanged after the warm-up. `corrected_async_gn` (default), `stale_gn`, `sync_gn`, `separate_gn`
+            and `no_sync` use neighbours' activations of the step before (arXiv 2402.19481) and differ in their group
+            norms. The default may leave marks where slabs are few rows high: try `stale_gn` there. `full_sync` waits
+            for activations of the same step and equals one device. `naive_patch` (no exchange at all) and `tensor`
+            (weights spread instead of rows) are the baselines of that paper.
+        warmup_steps: synchronous steps after the first, before displaced steps follow.
+        emulate: run virtual devices on one real device: slower, but the picture that real ones would make.
+        devices: the devices to use; by default the first of `jax.devices()`.
+
+    Raises:
+        DistrijaxError: values that cannot be used.
+    """
+
+    data: int = 1
+    cfg: int = 1
+    patch: int = 1
+    mode: str = "corrected_async_gn"
+    warmup_steps: int = 4
+    emulate: bool = False
+    devices: tuple[jax.Device, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (*AXES, "warmup_steps"):
+            whole_number(name, getattr(self, name), least=int(name in AXES))
+        if self.cfg > 2:
+            raise DistrijaxError(f"cfg is {self.cfg}; there are two guidance branches, so it can be 1 or 2")
+        one_of("mode", self.mode, (*MODES, TENSOR))
+        true_or_false("emulate", self.emulate)
+        if self.emulate and self.mode == TENSOR:
+            raise DistrijaxError(
+                "mode 'tensor' spreads weights over real devices and cannot be emulated; leave out emulate, or choose "
+                "another mode, such as 'full_sync'"
+            )
+        if self.devices is not None and len(set(self.devices)) < max(1, len(self.devices)):
+            raise DistrijaxError(f"devices is {self.devices!r}; it must name one device or more, each of them once")
+        if not self.emulate:
+            self._check_devices()
+
+    def _check_devices(self) -> None:
+        present = len(jax.devices() if self.devices is None else self.devices)
+        if self.size > present:
+            raise DistrijaxError(
+                f"data={self.data} x cfg={self.cfg} x patch={self.patch} takes {self.size} devices, but there are "
+                f"{present}. Choose at most {present}, such as {_suggestion(present)}, or emulate=True to run them all "
+                "on one"
+            )
+        idle = {d.process_index for d in jax.devices()} - {d.process_index for d in self._chosen}
+        if idle:
+            raise DistrijaxError(
+                f"data={self.data} x cfg={self.cfg} x patch={self.patch} takes {self.size} of {present} devices, which "
+                f"leaves process {min(idle)} without any; choose {_suggestion(present)}, or start fewer processes"
+            )
+
+    @classmethod
+    def auto(cls, *, guided: bool = True, pictures: int = 1, devices: Sequence[jax.Device] | None = None) -> Self:
+        """Use all devices: divide first the pictures of a batch among them, then guidance branches, then rows.
+
+        Args:
+            guided: whether there is classifier-free guidance, that is, a guidance scale above 1.
+            pictures: pictures in a batch.
+            devices: the devices to use; by default all that are present.
+        """
+        whole_number("pictures", pictures, least=1)
+        count = len(jax.devices() if devices is None else devices)
+        data = gcd(count, pictures)
+        cfg = 2 if guided and count // data % 2 == 0 else 1
+        return cls(data, cfg, count // (data * cfg), devices=None if devices is None else tuple(devices))
+
+    @property
+    def size(self) -> int:
+        """Number of devices, real or virtual."""
+        return self.data * self.cfg * self.patch
+
+    @property
+    def _chosen(self) -> Sequence[jax.Device]:
+        return (jax.devices() if self.devices is None else self.devices)[: self.size]
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The real devices, with axes data, cfg and patch; a single device where they are emulated."""
+        shape = (1, 1, 1) if self.emulate else (self.data, self.cfg, self.patch)
+        # With several processes, each emulates for itself.
+        chosen = (self.devices or jax.local_devices())[:1] if self.emulate else self._chosen
+        return Mesh(np.array(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+    def layout(self, height: int, multiple: int) -> SlabLayout:
+        """Divide `height` rows of latents among the devices, in multiples of `multiple`.
+
+        Raises:
+            DistrijaxError: there are too few rows for every device to get some.
+        """
+        if self.mode == TENSOR or self.patch == 1:
+            return SlabLayout(height, 1)
+        most = -(-height // multiple)
+        if self.patch > most:
+            raise DistrijaxError(
+                f"patch is {self.patch}, but {height} rows of latents give only {most} devices the {multiple} that "
+                f"each needs at least; choose patch={most} or less, or a taller picture"
+            )
+        return SlabLayout(height, self.patch, multiple)
+
+    def check(self, *, pictures: int, guided: bool, because: str = "there is no guidance") -> None:
+        """Check that a batch of this many pictures can be made with these axes.
+
+        Args:
+            pictures: pictures in the batch.
+            guided: whether there are two guidance branches.
+            because: why there is only one, for the message.
+
+        Raises:
+            DistrijaxError: there is no second guidance branch for cfg=2, or data does not divide the pictures.
+        """
+        if self.cfg > 1 and not guided:
+            raise DistrijaxError(
+                f"cfg is 2, but there is no second guidance branch: {because}; use cfg=1, patch={self.cfg * self.patch}"
+            )
+        if pictures % self.data:
+            more = -(-pictures // self.data) * self.data
+            raise DistrijaxError(
+                f"{pictures} pictures cannot be divided among data={self.data} groups of devices; ask for {more}"
+            )
+
+    @property
+    def policy(self) -> Policy:
+        """How layers are answered after the warm-up."""
+        return FULL_SYNC if self.patch == 1 else MODES.get(self.mode, FULL_SYNC)
+
+    def phases(self, steps: int) -> list[tuple[int, Phase]]:
+        """Return the phases of `steps` denoising steps and the number of steps in each."""
+        return phases(self.policy, steps, self.warmup_steps)
+
+    @cached_property
+    def program_key(self) -> "Parallel":
+        """What compiled programs depend on: they are the same whatever the number of warm-up steps."""
+        return dataclasses.replace(self, warmup_steps=0)
+
+    @cached_property
+    def without_branches(self) -> "Parallel":
+        """The same devices for the autoencoder, which has no guidance: all that make a picture share its rows."""
+        return dataclasses.replace(self, cfg=1, patch=self.cfg * self.patch, mode="full_sync", warmup_steps=0)
+
+    @property
+    def manual_axes(self) -> set[str]:
+        """Axes that `shard_map` handles; in mode `tensor`, GSPMD handles the patch axis."""
+        return set(AXES) - ({AXIS} if self.mode == TENSOR else set())
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of an array that is whole on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+
+def _suggestion(devices: int) -> str:
+    cfg = 2 if devices % 2 == 0 else 1
+    return f"cfg={cfg} x patch={devices // cfg}"

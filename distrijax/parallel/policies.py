@@ -1,0 +1,56 @@
+"""The modes: how each of a layer's three questions is answered in the steps after the warm-up."""
+
+import dataclasses
+
+from distrijax.models.unet import INPUT_LAYER
+from distrijax.parallel.answers.attention import (
+    AttentionAnswer,
+    FreshAttention,
+    FrozenAttention,
+    OwnAttention,
+    StaleAttention,
+)
+from distrijax.parallel.answers.halos import FreshHalos, FrozenHalos, HaloAnswer, StaleHalos, ZeroHalos
+from distrijax.parallel.answers.moments import CorrectedMoments, FreshMoments, MomentsAnswer, OwnMoments, StaleMoments
+
+PROMPTED, GUIDED = "guidance.prompted", "guidance.guided"
+"""Names under which the rescaling of guidance asks for the moments of predictions, which are not a layer's."""
+
+FRESH = frozenset({INPUT_LAYER, PROMPTED, GUIDED})
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """One answer to each question.
+
+    Attributes:
+        fresh: layers that wait for this step's values whatever the answers are: a few kB, for which nothing but the
+            latents or the prediction itself has to be computed.
+    """
+
+    halo: HaloAnswer
+    attention: AttentionAnswer
+    moments: MomentsAnswer
+    fresh: frozenset[str] = FRESH
+
+    @property
+    def carries(self) -> bool:
+        """Return whether a step needs what the step before made, and so a synchronous warm-up before the first."""
+        return self.halo.carries or self.attention.carries or self.moments.carries
+
+
+FULL_SYNC = Policy(FreshHalos(), FreshAttention(), FreshMoments())
+
+MODES = {
+    "corrected_async_gn": Policy(StaleHalos(), StaleAttention(), CorrectedMoments()),
+    "stale_gn": Policy(StaleHalos(), StaleAttention(), StaleMoments()),
+    "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
+    "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
+    "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
+    "full_sync": FULL_SYNC,
+    "naive_patch": Policy(ZeroHalos(), OwnAttention(), OwnMoments(), fresh=frozenset()),
+}
+"""The modes of the original (arXiv 2402.19481) under its names, the default first."""
+
+TENSOR = "tensor"
+"""A mode that spreads weights instead of rows, so that no layer has to ask: see `tensor.py`."""

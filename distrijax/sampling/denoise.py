@@ -1,0 +1,98 @@
+"""The denoising loop, as one device runs it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from distrijax.models.unet import Conditioning, UNet
+from distrijax.nn.exchange import Exchange
+from distrijax.parallel.messages import Carried
+from distrijax.sampling.guidance import Guidance, guide
+from distrijax.schedulers.common import Scheduler
+
+
+class StepExchange(Exchange, Protocol):
+    """The exchange object of one step, and what it leaves for the next step's."""
+
+    def carry(self) -> Carried: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """What one step hands to the next. Every device keeps its own rows of it, from the first step to the last.
+
+    Attributes:
+        latents: fp32 [B, h, W, C].
+        state: what the scheduler remembers of earlier steps, a tuple of arrays shaped like the latents.
+        pieces: what the exchange carries; None before the first step.
+    """
+
+    latents: Array
+    state: tuple[Array, ...]
+    pieces: Carried | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What differs from step to step. Every array has the steps as its first axis.
+
+    Attributes:
+        coefficients: the scheduler's, by name, fp32 [S] each.
+        timesteps: as the U-Net sees them, [S].
+        noise: [S, B, h, W, C]; None if no step draws any.
+    """
+
+    coefficients: dict[str, Array | np.ndarray]
+    timesteps: Array | np.ndarray
+    noise: Array | np.ndarray | None
+
+    def __getitem__(self, part: slice | int) -> "Steps":
+        return jax.tree.map(lambda x: x[part], self)
+
+
+def denoise(
+    unet: UNet,
+    carry: Carry,
+    steps: Steps,
+    cond: Conditioning,
+    guidance: Guidance,
+    *,
+    scheduler: Scheduler,
+    exchange: Callable[[Carried | None], StepExchange],
+    record: bool = False,
+) -> tuple[Carry, Array | None]:
+    """Take denoising steps with this device's rows, guidance branches and pictures.
+
+    Args:
+        cond: conditioning of `branches * B` pictures, all of the first branch first.
+        exchange: makes each step's exchange object from what the step before left.
+        record: whether to return every step's predictions.
+
+    Returns:
+        The carry after the last step, and the predictions [S, branches, B, h, W, C] before guidance, if recorded.
+    """
+
+    def step(carry: Carry, now: Steps) -> tuple[Carry, Array | None]:
+        answers = exchange(carry.pieces)
+        branches = jnp.ones_like(guidance.weights)[:, None, None, None, None]  # those of this device
+        x = branches * scheduler.scale_model_input(now.coefficients, carry.latents)[None]  # [branches, B, h, W, C]
+        prediction = unet(x.reshape(-1, *x.shape[2:]), now.timesteps, cond, answers)
+        prediction = prediction.astype(jnp.float32).reshape(x.shape)
+        guided = guide(prediction, guidance, answers)
+        latents, state = scheduler.step(now.coefficients, carry.state, guided, carry.latents, now.noise)
+        return Carry(latents, state, answers.carry()), prediction if record else None
+
+    if carry.pieces is None:  # the first step reads none, but a scan needs their shapes
+        after, _ = jax.eval_shape(step, carry, steps[0])
+        # Any value that varies over every mesh axis: zeros_like of it has the device-varying type that the scan needs.
+        varying = carry.latents[0, 0, 0, 0] * guidance.weights[0]
+        blank = jax.tree.map(lambda x: jnp.zeros_like(varying, shape=x.shape, dtype=x.dtype), after.pieces)
+        carry = dataclasses.replace(carry, pieces=blank)
+    return lax.scan(step, carry, steps)

@@ -1,0 +1,57 @@
+"""Classifier-free guidance (arXiv 2207.12598)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from distrijax.nn.exchange import Exchange
+from distrijax.parallel.policies import GUIDED, PROMPTED
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How the predictions of the branches become one: arguments of the program, so that a change compiles nothing.
+
+    The branches are the predictions without the prompt and with it, weighted [1 - scale, scale]; or with it alone, [1].
+
+    Attributes:
+        weights: of each branch in the sum, fp32 [branches].
+        prompted: 1 for the branch with the prompt, 0 for the other, fp32 [branches].
+        rescale: from 0 to 1 (arXiv 2305.08891, section 3.4), fp32 scalar; None is 0 and costs nothing.
+    """
+
+    weights: Array | np.ndarray
+    prompted: Array | np.ndarray
+    rescale: Array | np.ndarray | None = None
+
+    @classmethod
+    def of(cls, scale: float | None, rescale: float = 0.0) -> "Guidance":
+        """Return the guidance of a scale and a rescale, or of a single branch if `scale` is None."""
+        weights, prompted = ([1.0], [1.0]) if scale is None else ([1 - scale, scale], [0.0, 1.0])
+        return cls(
+            np.asarray(weights, np.float32),
+            np.asarray(prompted, np.float32),
+            np.asarray(rescale, np.float32) if scale is not None and rescale > 0 else None,
+        )
+
+
+def guide(predictions: Array, guidance: Guidance, exchange: Exchange) -> Array:
+    """Return one prediction [B, h, W, C] from those of the branches [branches, B, h, W, C], some on other devices."""
+
+    def weigh(weights: Array, x: Array) -> Array:
+        # Added one by one: under three nested `vmap`s, a sum over the axis is one that XLA gets wrong (see `spread`).
+        return lax.psum(sum(weight * part for weight, part in zip(weights, x, strict=True)), "cfg")
+
+    guided = weigh(guidance.weights, predictions)
+    if guidance.rescale is None:
+        return guided
+    # Scale back to the deviation of the prediction with the prompt alone, over the whole picture.
+    _, variances = exchange.moments(PROMPTED, predictions.reshape(-1, *predictions.shape[2:]), 1)
+    target = weigh(guidance.prompted, variances.reshape(predictions.shape[:2]))  # [B]
+    _, actual = exchange.moments(GUIDED, guided, 1)  # [B, 1]
+    ratio = jnp.sqrt(target / actual[:, 0])[:, None, None, None]
+    return guided * (guidance.rescale * ratio + (1 - guidance.rescale))

@@ -1,0 +1,181 @@
+"""The inputs of the denoising program, built in one place: from arrays, or from shapes to compile without weights."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from distrijax.config import UNetConfig
+from distrijax.models.unet import Conditioning, UNet
+from distrijax.nn.module import Weights, abstract
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.placement import place
+from distrijax.sampling import programs
+from distrijax.sampling.denoise import Carry, Steps
+from distrijax.sampling.guidance import Guidance
+from distrijax.schedulers.common import Schedule, Scheduler
+
+Host = np.ndarray | jax.ShapeDtypeStruct
+
+TOKENS = 77  # of a prompt
+
+
+class TextInputs(NamedTuple):
+    """What the U-Net is conditioned on, fp32 or the encoders' dtype, with all branches and pictures.
+
+    Attributes:
+        context: hidden states of the text encoders, [branches, B, T, D].
+        pooled: pooled text embeddings, [branches, B, P].
+        time_ids: sizes in pixels, [branches, B, 6], or 5 for a refiner.
+        guidance: embedding of the guidance scale [branches, B, E], for U-Nets that take it as an input.
+    """
+
+    context: Host
+    pooled: Host
+    time_ids: Host
+    guidance: Host | None = None
+
+
+class LoopInputs(NamedTuple):
+    """The arguments of `programs.denoise`, placed on the devices."""
+
+    unet: Weights[UNet]
+    carry: Carry
+    steps: Steps
+    cond: Conditioning
+    guidance: Guidance
+
+
+def loop_inputs(
+    unet: Weights[UNet],
+    text: TextInputs,
+    latents: Host,
+    noise: Host | None,
+    guidance: Guidance,
+    schedule: Schedule,
+    *,
+    scheduler: Scheduler,
+    parallel: Parallel,
+    layout: SlabLayout,
+    condition: Callable[..., Conditioning],
+) -> LoopInputs:
+    """Place everything that the denoising program takes for its first step.
+
+    Args:
+        unet: weights on the devices, or shapes.
+        text: on the host, or shapes, like the next two.
+        latents: to begin with, [B, h, W, C], the rows of the picture alone.
+        noise: of every step, [S, B, h, W, C]; None if the schedule draws none.
+        condition: `programs.condition`, compiled; `jax.eval_shape` of it for shapes.
+    """
+    latents = pad_rows(latents, layout, axis=1)
+    state = jax.eval_shape(scheduler.init_state, jax.ShapeDtypeStruct(latents.shape, np.float32))
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    steps = Steps(schedule.coefficients, schedule.timesteps, None if noise is None else pad_rows(noise, layout, axis=2))
+    if isinstance(latents, jax.ShapeDtypeStruct):
+        state, steps, guidance = jax.tree.map(_shape, (state, steps, guidance))
+    return LoopInputs(
+        unet,
+        place(Carry(latents, state), programs.CARRY, parallel),
+        place(steps, programs.STEPS, parallel),
+        condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key),
+        place(guidance, programs.GUIDANCE, parallel),
+    )
+
+
+def abstract_inputs(
+    config: UNetConfig,
+    *,
+    parallel: Parallel,
+    scheduler: Scheduler,
+    height: int,
+    width: int,
+    channels: int = 4,
+    dtype: DTypeLike = jnp.bfloat16,
+    guided: bool = True,
+    pictures: int = 1,
+    steps: int = 5,
+    tokens: int = TOKENS,
+    time_ids: int = 6,
+) -> tuple[LoopInputs, SlabLayout]:
+    """Return `loop_inputs` as shapes, and the layout: to compile without weights, or for devices that are absent.
+
+    Args:
+        height: rows of latents.
+        width: columns of latents.
+        channels: of latents.
+        guided: whether there are two guidance branches.
+        pictures: pictures of a batch, on all devices together.
+        steps: steps that one call of the program takes.
+        time_ids: sizes that the U-Net is conditioned on: 6, or 5 for a refiner.
+
+    Raises:
+        DistrijaxError: the batch or the rows cannot be divided among the devices.
+    """
+    parallel.check(pictures=pictures, guided=guided)
+    layout = parallel.layout(height, config.row_multiple)
+    unet = place(Weights.of(abstract(UNet, config, dtype)), P(), parallel)
+    text, latents = input_shapes(
+        config, guided=guided, pictures=pictures, height=height, width=width, channels=channels, tokens=tokens,
+        time_ids=time_ids,
+    )  # fmt: skip
+    schedule = scheduler.schedule(steps)
+    noise = jax.ShapeDtypeStruct((steps, *latents.shape), np.float32) if schedule.draws.any() else None
+    inputs = loop_inputs(
+        unet,
+        text,
+        latents,
+        noise,
+        Guidance.of(5.0 if guided else None),
+        schedule,
+        scheduler=scheduler,
+        parallel=parallel,
+        layout=layout,
+        condition=lambda *args, parallel: jax.eval_shape(partial(programs.condition, parallel=parallel), *args),
+    )
+    return inputs, layout
+
+
+def input_shapes(
+    config: UNetConfig,
+    *,
+    guided: bool,
+    pictures: int,
+    height: int,
+    width: int,
+    channels: int = 4,
+    tokens: int = TOKENS,
+    time_ids: int = 6,
+) -> tuple[TextInputs, jax.ShapeDtypeStruct]:
+    """Return the shapes of a call's conditioning and latents; arguments as in `abstract_inputs`."""
+    lead = (2 if guided else 1), pictures
+    pooled = config.projection_class_embeddings_input_dim - time_ids * config.addition_time_embed_dim
+    guidance = config.time_cond_proj_dim
+
+    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, np.float32)
+
+    text = TextInputs(
+        shape(*lead, tokens, config.cross_attention_dim),
+        shape(*lead, pooled),
+        shape(*lead, time_ids),
+        shape(*lead, guidance) if guidance else None,
+    )
+    return text, shape(pictures, height, width, channels)
+
+
+def pad_rows(x: Host, layout: SlabLayout, axis: int) -> Host:
+    """Add the rows of padding to a host array, or to a shape."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((*x.shape[:axis], layout.padded_height, *x.shape[axis + 1 :]), x.dtype)
+    return np.pad(x, [(0, layout.padding if i == axis else 0) for i in range(x.ndim)])
+
+
+def _shape(x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,0 +1,146 @@
+"""The compiled programs: what each device does, and how whole arrays are cut for it.
+
+All take arrays by place, and by name the hashable choices that are part of what is compiled (`parallel`, `layout`, …).
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
+
+from distrijax.models.unet import Conditioning, UNet
+from distrijax.models.vae import VAE
+from distrijax.nn.module import Weights
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.phases import SYNCHRONOUS, Phase
+from distrijax.parallel.spread import PER_DEVICE, spread
+from distrijax.parallel.transport import MESH, Transport
+from distrijax.sampling.denoise import Carry, Steps
+from distrijax.sampling.denoise import denoise as denoise_locally
+from distrijax.sampling.guidance import Guidance
+from distrijax.schedulers.common import Scheduler
+
+T = TypeVar("T")
+
+LATENTS = P("data", "patch")  # [B, h, W, C]
+TEXT = P("cfg", "data")  # [branches, B, ...]
+BRANCH = P(("data", "cfg"))  # each device's own, the same for all patches of a picture
+STEPS = Steps(coefficients=P(), timesteps=P(), noise=P(None, "data", "patch"))  # type: ignore[arg-type]
+GUIDANCE = Guidance(weights=P("cfg"), prompted=P("cfg"), rescale=P())  # type: ignore[arg-type]
+CARRY = Carry(LATENTS, LATENTS, PER_DEVICE)  # type: ignore[arg-type]
+
+
+def condition(
+    unet: Weights[UNet],
+    context: Array,
+    pooled: Array,
+    time_ids: Array,
+    guidance: Array | None,
+    *,
+    parallel: Parallel,
+) -> Conditioning:
+    """Apply `UNet.condition` to text inputs [branches, B, ...], on every device for its own branches and pictures."""
+
+    def local(unet: Weights[UNet], *text: Array | None) -> Conditioning:
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), text)
+        return _add_device_axis(unet.module().condition(*flat))
+
+    return spread(local, parallel, [P(), TEXT, TEXT, TEXT, TEXT], BRANCH)(unet, context, pooled, time_ids, guidance)
+
+
+def denoise(
+    unet: Weights[UNet],
+    carry: Carry,
+    steps: Steps,
+    cond: Conditioning,
+    guidance: Guidance,
+    *,
+    parallel: Parallel,
+    layout: SlabLayout,
+    scheduler: Scheduler,
+    phase: Phase,
+    transport: Transport = MESH,
+    record: bool = False,
+) -> tuple[Carry, Array, Array | None]:
+    """Take some steps of one phase. If `carry.pieces` is None, they begin anew.
+
+    Returns:
+        The carry; the last timestep, a cheap handle for `block_until_ready()`; and every step's predictions
+        [S, branches, B, h, W, C] before guidance, if `record` is true.
+    """
+
+    def local(
+        unet: Weights[UNet], carry: Carry, steps: Steps, cond: Conditioning, guidance: Guidance
+    ) -> tuple[Carry, Array, Array | None]:
+        carry, predictions = denoise_locally(
+            unet.module(),
+            Carry(carry.latents, carry.state, _drop_device_axis(carry.pieces)),
+            steps,
+            _drop_device_axis(cond),
+            guidance,
+            scheduler=scheduler,
+            exchange=phase.exchange(layout, transport),
+            record=record,
+        )
+        carry = Carry(carry.latents, carry.state, _add_device_axis(carry.pieces))
+        return carry, jnp.asarray(steps.timesteps)[-1], predictions
+
+    in_specs = [P(), CARRY, STEPS, BRANCH, GUIDANCE]
+    out_specs = CARRY, P(), P(None, "cfg", "data", "patch")
+    return spread(local, parallel, in_specs, out_specs)(unet, carry, steps, cond, guidance)
+
+
+def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
+    """Return the picture's rows of `latents`, whole on every device."""
+    return lax.with_sharding_constraint(latents[:, :height], parallel.replicated)
+
+
+def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Parallel, height: int) -> Array:
+    """Decode one picture of each data group.
+
+    One at a time, because decoding takes far more memory than denoising, in proportion to the batch.
+
+    Args:
+        latents: [B, >= height, W, C] as the U-Net has them; rows past `height` are padding.
+        index: which picture of each group.
+
+    Returns:
+        Pictures [data, H, W, 3], fp32 in [0, 1].
+    """
+    layout = SlabLayout(height, parallel.patch)
+    exchange = SYNCHRONOUS.exchange(layout)(None)
+
+    def local(weights: Weights[VAE], latents: Array, index: Array) -> Array:
+        vae = weights.module()
+        one = lax.dynamic_slice_in_dim(latents, index, 1)
+        image = vae.decode(one / vae.config.scaling_factor, exchange).astype(jnp.float32)
+        return jnp.clip(image / 2 + 0.5, 0, 1)
+
+    image = spread(local, parallel, [P(), LATENTS, P()], LATENTS)(vae, layout.pad(latents[:, :height], 1), index)
+    scale_factor = vae.module().config.scale_factor
+    return lax.with_sharding_constraint(image[:, : height * scale_factor], parallel.replicated)
+
+
+def encode(vae: Weights[VAE], image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
+    """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]; see `VAE.encode`."""
+    height, scale_factor = image.shape[1], vae.module().config.scale_factor
+    layout = SlabLayout(height, parallel.patch, scale_factor)
+    exchange = SYNCHRONOUS.exchange(layout)(None)
+
+    def local(vae: Weights[VAE], image: Array) -> tuple[Array, Array]:
+        return vae.module().encode(image, exchange)
+
+    moments = spread(local, parallel, [P(), LATENTS], LATENTS)(vae, layout.pad(image, 1))
+    rows = height // scale_factor
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x[:, :rows], parallel.replicated), moments)
+
+
+def _add_device_axis(tree: T) -> T:
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def _drop_device_axis(tree: T) -> T:
+    return jax.tree.map(lambda x: x[0], tree)
