@@ -36,16 +36,10 @@ from distrijax.parallel.traffic import Traffic
 from distrijax.parallel.traffic import traffic as traffic_of
 from distrijax.pipelines import programs
 from distrijax.pipelines.initial import initial_latents, schedule_of
-from distrijax.pipelines.prompt import (
-    PromptEmbeds,
-    added_time_ids,
-    check_time_ids,
-    encode_ids,
-    encode_prompt,
-    refiner_time_ids,
-)
-from distrijax.pipelines.tokenizer import Tokenizer
 from distrijax.schedulers import Scheduler, scheduler_from_config
+from distrijax.text.prompt import PromptEmbeds, encode_ids, encode_prompt
+from distrijax.text.time_ids import check_time_ids
+from distrijax.text.tokenizer import Tokenizer
 
 StepCallback = Callable[["StableDiffusionXLPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 
