@@ -38,7 +38,7 @@ def arguments(
         steps: that one call of the program takes.
     """
     parallel.check(pictures=pictures, guided=guided)
-    rows = parallel.rows(height, config.factor)
+    rows = parallel.rows(height, config.row_multiple)
     branches = 2 if guided else 1
 
     def blank(*shape: int) -> Any:

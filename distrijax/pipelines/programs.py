@@ -116,12 +116,12 @@ def decode(vae: VAE, latents: Array, index: Array, *, parallel: Parallel, height
         return jnp.clip(image / 2 + 0.5, 0, 1)
 
     image = spread(local, parallel, [P(), LATENTS, P()], LATENTS)(vae, rows.pad(latents[:, :height], 1), index)
-    return lax.with_sharding_constraint(image[:, : height * vae.config.factor], parallel.replicated)
+    return lax.with_sharding_constraint(image[:, : height * vae.config.scale_factor], parallel.replicated)
 
 
 def encode(vae: VAE, image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
     """Mean and log variance [B, h, w, C] of the latents of `image` [B, H, W, 3] in [-1, 1]; see `VAE.encode`."""
-    height, factor = image.shape[1], vae.config.factor
+    height, factor = image.shape[1], vae.config.scale_factor
     rows = Rows(height, parallel.patch, factor)
     px = exchange("full_sync", rows, displaced=False)(None)
     local = spread(lambda vae, image: vae.encode(image, px), parallel, [P(), LATENTS], LATENTS)
