@@ -99,7 +99,7 @@ def _predictions(
     unet: UNet, latents: Array, text: list[Array], guidance: Guidance, parallel: Parallel, height: int, count: int
 ) -> tuple[Array, Array]:
     schedule = DPM.schedule(count)
-    rows = parallel.rows(height, unet.config.factor)
+    rows = parallel.rows(height, unet.config.row_multiple)
     steps = Steps(*jax.tree.map(jnp.asarray, (schedule.rows, schedule.timesteps)), None)
     first = parallel.synchronous_steps(count)
 
@@ -131,7 +131,7 @@ def predictions(
     """
     height, width = size
     latents, text = inputs(height, width, batch)
-    rows = parallel.rows(height, unet.config.factor)
+    rows = parallel.rows(height, unet.config.row_multiple)
     latents = np.pad(latents, ((0, 0), (0, rows.padding), (0, 0), (0, 0)), constant_values=padding)
     seen, final = _predictions(unet, latents, text, GUIDANCE, parallel, height, steps)
     return np.asarray(seen)[:, :, :, :height], np.asarray(final)[:, :height]

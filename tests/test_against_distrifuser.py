@@ -139,7 +139,7 @@ def replay(config: dict[str, Any], data: Any) -> tuple[np.ndarray, np.ndarray]:
         emulate=True,
     )
     net = unet(config["model"])
-    rows = parallel.rows(config["h"], net.config.factor)
+    rows = parallel.rows(config["h"], net.config.row_multiple)
     scheduler = scheduler_from_config(SCHEDULER | CLASSES[config["sched"]])
     schedule = scheduler.schedule(config["steps"])
     np.testing.assert_allclose(schedule.timesteps, data["timesteps"], rtol=1e-6)

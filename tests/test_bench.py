@@ -38,7 +38,7 @@ def case() -> step.Case:
     demo = find("demo")
     tiny = blueprint("unet", TINY, "test")
     model = Model("tiny", {"unet": TINY}, {"unet": tiny, "vae": demo.blueprints["vae"]}, {}, {}, None)
-    factor = demo.blueprints["vae"].config.factor
+    factor = demo.blueprints["vae"].config.scale_factor
     return step.Case(model, height=32 * factor, width=16 * factor, dtype="float32")
 
 

@@ -111,7 +111,7 @@ def traced(mode: str, displaced: bool, rescaled: bool = False) -> tuple[list[Col
     """The collectives of a step in order, and what is carried from it to the next, of all devices."""
     parallel = Parallel(cfg=2, patch=PATCHES, mode=mode)
     unet, guidance = small_unet(), RESCALED if rescaled else GUIDANCE
-    rows = parallel.rows(HEIGHT, unet.config.factor)
+    rows = parallel.rows(HEIGHT, unet.config.row_multiple)
     latents, text = inputs(rows.slab * PATCHES, WIDTH, 1)
     schedule = DPM.schedule(3)
     steps = Steps(schedule.rows, schedule.timesteps, None)

@@ -189,7 +189,7 @@ def test_every_call_starts_afresh() -> None:
 
 def test_a_callback_sees_the_picture_without_padding() -> None:
     pipe, seen = displaced_pipeline(), []
-    assert pipe.parallel.rows(17, pipe.unet.config.factor).padding == 3
+    assert pipe.parallel.rows(17, pipe.unet.config.row_multiple).padding == 3
 
     def callback(pipe: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
         seen.append(values["latents"].shape)

@@ -11,7 +11,7 @@ import transformers
 
 from distrijax.checkpoint.tokenizers import write_tokenizer
 from distrijax.errors import DistrijaxError
-from distrijax.pipelines.tokenizer import Tokenizer
+from distrijax.text.tokenizer import Tokenizer
 
 WORDS = ["the", "and", "red", "blue", "cat", "dog", "circle", "square", "above", "below", "photo", "don't", "abc"]
 
@@ -134,7 +134,7 @@ def test_no_torch_and_no_chatter(tmp_path):
     write_clip_tokenizer(tmp_path / "tokenizer")
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from distrijax.pipelines.tokenizer import Tokenizer\n"
+        "from distrijax.text.tokenizer import Tokenizer\n"
         "print(Tokenizer(sys.argv[1])(['the cat'])[0, :4].tolist())"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "tokenizer")]

@@ -50,7 +50,7 @@ class Case:
     steps: int = 2
 
     def __post_init__(self) -> None:
-        factor = self.model.blueprints["vae"].config.factor  # type: ignore[union-attr]
+        factor = self.model.blueprints["vae"].config.scale_factor  # type: ignore[union-attr]
         for name in ("height", "width"):
             value = getattr(self, name)
             if value < factor or value % factor:
@@ -62,7 +62,7 @@ class Case:
     @property
     def latents(self) -> tuple[int, int]:
         """Rows and columns."""
-        factor: int = self.model.blueprints["vae"].config.factor  # type: ignore[union-attr]
+        factor: int = self.model.blueprints["vae"].config.scale_factor  # type: ignore[union-attr]
         return self.height // factor, self.width // factor
 
     @property
@@ -81,7 +81,7 @@ class Case:
         parallel.check(pictures=self.pictures, guided=self.branches == 2, because=because)
         if parallel.mode == "tensor":
             raise DistrijaxError("mode 'tensor' is not measured step by step; choose another, such as 'full_sync'")
-        return parallel.rows(self.latents[0], self.model.unet.factor)
+        return parallel.rows(self.latents[0], self.model.unet.row_multiple)
 
     def json(self) -> dict[str, Any]:
         shapes = {"latents": [self.branches * self.pictures, *self.latents, self.model.unet.in_channels]}

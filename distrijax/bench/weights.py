@@ -16,8 +16,8 @@ from distrijax.checkpoint.source import Placement, put
 from distrijax.demo import MODEL as DEMO
 from distrijax.parallel.mesh import Parallel
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
-from distrijax.pipelines.tokenizer import Tokenizer
 from distrijax.schedulers import scheduler_from_config
+from distrijax.text.tokenizer import Tokenizer
 
 _PERIOD = 1_000_003  # random numbers before they repeat: a prime, so that no two rows of a matrix are the same
 

@@ -2,17 +2,22 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
+from distrijax.checks import finite_number, one_of, whole_number
+from distrijax.config.checks import attribute_problems, refuse
 from distrijax.errors import DistrijaxError
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 
+WITH_PROJECTION = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
+"""transformers' class -> whether it projects the pooled state."""
+
 # Written by transformers into every model's config.json; none of them changes what a text encoder computes.
-# `dropout`, `attention_dropout` and the initializers act in training only, the rest belongs to generation, to task
+# `dropout`, `attention_dropout` and the initializers act in training only; the others belong to generation, to task
 # heads or to the way torch holds the weights.
-IGNORED = frozenset({
-    "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "attention_dropout", "attn_implementation",
+_IGNORED = frozenset({
+    "attention_dropout", "attn_implementation",
     "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward", "decoder_start_token_id",
     "diversity_penalty", "do_sample", "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
@@ -25,26 +30,26 @@ IGNORED = frozenset({
     "transformers.js_config", "typical_p", "use_bfloat16", "use_cache",
 })  # fmt: skip
 
-# Attributes that would change the computation: accepted only when they say "not used".
-REQUIRED: dict[str, tuple[Any, ...]] = {
+# Attributes that would change the computation: accepted only where they say "not used".
+_FIXED: dict[str, tuple] = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False, None),
+    "model_type": ("clip_text_model", "clip"),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-
-WITH_PROJECTION = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
     """Sizes of a CLIP text encoder; field names and defaults are those of transformers' `CLIPTextConfig`.
 
-    with_projection: whether the pooled state is projected (`CLIPTextModelWithProjection`) or not (`CLIPTextModel`).
-    eos_token_id: 2 means the convention of old files: the pooled state sits at the highest id of the sequence. Any
-        other value: at the first position that holds it.
-    bos_token_id, pad_token_id: not read by the model, kept so that an exported config says what the original said.
+    Attributes:
+        with_projection: whether the pooled state is projected (`CLIPTextModelWithProjection`) or not (`CLIPTextModel`).
+        eos_token_id: 2 means the convention of old files: the pooled state sits at the highest id of the sequence. Any
+            other value: at the first position that holds it.
+        bos_token_id, pad_token_id: not read by the model, kept so that an exported config says what the original said.
     """
 
     vocab_size: int = 49408
@@ -64,18 +69,14 @@ class TextEncoderConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "max_position_embeddings")
         for name in (*sizes, "num_hidden_layers", "num_attention_heads"):
-            _check_int(name, getattr(self, name), least=1)
-        _check_int("eos_token_id", self.eos_token_id, least=0)
+            whole_number(f"text encoder: {name}", getattr(self, name), least=1)
+        whole_number("text encoder: eos_token_id", self.eos_token_id)
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), least=-1)
-        if self.hidden_act not in ACTIVATIONS:
-            raise DistrijaxError(
-                f"text encoder: hidden_act {self.hidden_act!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
-            )
-        eps = self.layer_norm_eps
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not eps > 0:
-            raise DistrijaxError(f"text encoder: layer_norm_eps is {eps!r}; it must be a number above zero")
+                whole_number(f"text encoder: {name}", getattr(self, name), least=-1)
+        one_of("text encoder: hidden_act", self.hidden_act, ACTIVATIONS)
+        if finite_number("text encoder: layer_norm_eps", self.layer_norm_eps) <= 0:
+            raise DistrijaxError(f"text encoder: layer_norm_eps is {self.layer_norm_eps!r}; it must be above zero")
         if self.hidden_size % self.num_attention_heads:
             raise DistrijaxError(
                 f"text encoder: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -83,61 +84,47 @@ class TextEncoderConfig:
             )
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], *, with_projection: bool | None = None) -> "TextEncoderConfig":
+    def from_json(cls, json: Mapping[str, Any], *, with_projection: bool | None = None) -> Self:
         """Read the contents of a `config.json`, of any transformers version; absent keys take transformers' defaults.
 
-        with_projection: overrides the file's `architectures`, for instance with what a model index says; needed when
-            the file names none.
-        Raises DistrijaxError naming every attribute that is not supported, or the value that is not.
+        Args:
+            json: the contents. Of a whole CLIP model's file, the half called `text_config` counts.
+            with_projection: overrides the file's `architectures`, for instance with what a model index says; needed
+                where the file names none.
+
+        Raises:
+            DistrijaxError: an attribute or value is not supported; all of them are named.
         """
-        if not isinstance(values, Mapping):
-            raise DistrijaxError(f"text encoder: the configuration must be a JSON object, not {type(values).__name__}")
-        architectures = values.get("architectures")
-        if isinstance(values.get("text_config"), Mapping):  # a whole CLIP model's file: its text half is what counts
-            if values.get("model_type", "clip") != "clip":
-                raise DistrijaxError(f"text encoder: model_type {values['model_type']!r} is not supported; use a CLIP")
-            values = values["text_config"]
-            architectures = values.get("architectures") or architectures
-        model_type = values.get("model_type", "clip_text_model")
-        if model_type not in ("clip_text_model", "clip"):
-            raise DistrijaxError(
-                f"text encoder: model_type {model_type!r} is not supported; supported: clip_text_model (CLIP)"
-            )
-
+        if not isinstance(json, Mapping):
+            raise DistrijaxError(f"text encoder: the configuration must be a JSON object, not {type(json).__name__}")
+        architectures = json.get("architectures")
+        if isinstance(json.get("text_config"), Mapping) and json.get("model_type", "clip") == "clip":
+            json = json["text_config"]
+            architectures = json.get("architectures") or architectures
         names = {field.name for field in dataclasses.fields(cls)} - {"with_projection"}
-        unknown = sorted(set(values) - names - IGNORED - set(REQUIRED) - {"architectures", "model_type"})
-        if unknown:
-            raise DistrijaxError(f"text encoder: attributes that are not supported: {', '.join(unknown)}")
-        for name, allowed in REQUIRED.items():
-            if name in values and values[name] not in allowed:
-                raise DistrijaxError(f"text encoder: {name} = {values[name]!r} is not supported; only {allowed[0]} is")
-
+        problems = attribute_problems(json, _FIXED, {*names, *_IGNORED, "architectures"})
         if with_projection is None:
-            with_projection = _projection_of(architectures)
-        given = {name: values[name] for name in names if name in values}
-        if given.get("projection_dim", 0) is None:
+            named = architectures if isinstance(architectures, list | tuple) else [None]
+            if len(named) != 1 or named[0] not in WITH_PROJECTION:
+                allowed = " or ".join(WITH_PROJECTION)
+                problems.append(f"architectures={architectures!r} (supported: {allowed}, the latter projects)")
+            else:
+                with_projection = WITH_PROJECTION[named[0]]
+        values = {name: json[name] for name in names if name in json}
+        if values.get("projection_dim", 0) is None:
             if with_projection:
-                raise DistrijaxError("text encoder: projection_dim is null, yet the model has a projection")
-            del given["projection_dim"]
-        return cls(**given, with_projection=with_projection)
+                problems.append("projection_dim=None (a model with a projection has one)")
+            del values["projection_dim"]
+        refuse("text encoder", problems)
+        return cls(**values, with_projection=bool(with_projection))
 
     def to_json(self) -> dict[str, Any]:
-        """A `config.json` that transformers loads; `from_json` gives this configuration back."""
+        """Return a `config.json` that transformers loads and `from_json` reads back."""
         values = dataclasses.asdict(self)
-        with_projection = values.pop("with_projection")
-        architecture = next(name for name, projects in WITH_PROJECTION.items() if projects == with_projection)
-        return {"architectures": [architecture], "model_type": "clip_text_model"} | values
+        del values["with_projection"]
+        return {"architectures": [self.class_name], "model_type": "clip_text_model"} | values
 
-
-def _check_int(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DistrijaxError(f"text encoder: {name} is {value!r}; it must be a whole number, at least {least}")
-
-
-def _projection_of(architectures: Any) -> bool:
-    if isinstance(architectures, (list, tuple)) and len(architectures) == 1 and architectures[0] in WITH_PROJECTION:
-        return WITH_PROJECTION[architectures[0]]
-    raise DistrijaxError(
-        f"text encoder: architectures is {architectures!r}; it must name one of {', '.join(WITH_PROJECTION)}, which "
-        "says whether the pooled state is projected"
-    )
+    @property
+    def class_name(self) -> str:
+        """The transformers class of this model."""
+        return next(name for name, projects in WITH_PROJECTION.items() if projects == self.with_projection)

@@ -158,7 +158,7 @@ def traffic(
         )
     parallel.check(pictures=pictures, guided=guided)
     chosen = {name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")}
-    imagined, rows = _Imagined(**chosen), parallel.rows(height or config.sample_size, config.factor)
+    imagined, rows = _Imagined(**chosen), parallel.rows(height or config.sample_size, config.row_multiple)
     branches = 2 if guided else 1
     scheduler = scheduler or EulerDiscreteScheduler()
 

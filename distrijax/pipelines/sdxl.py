@@ -36,16 +36,10 @@ from distrijax.parallel.traffic import Traffic
 from distrijax.parallel.traffic import traffic as traffic_of
 from distrijax.pipelines import programs
 from distrijax.pipelines.initial import initial_latents, schedule_of
-from distrijax.pipelines.prompt import (
-    PromptEmbeds,
-    added_time_ids,
-    check_time_ids,
-    encode_ids,
-    encode_prompt,
-    refiner_time_ids,
-)
-from distrijax.pipelines.tokenizer import Tokenizer
 from distrijax.schedulers import Scheduler, scheduler_from_config
+from distrijax.text.prompt import PromptEmbeds, encode_ids, encode_prompt
+from distrijax.text.time_ids import check_time_ids
+from distrijax.text.tokenizer import Tokenizer
 
 StepCallback = Callable[["StableDiffusionXLPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 
@@ -249,7 +243,7 @@ class StableDiffusionXLPipeline:
             raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
         schedule = schedule_of(self.scheduler, num_inference_steps, timesteps, sigmas, denoising_end, eta)
         guided = guidance_scale > 1 and not self._distilled
-        rows = self.parallel.rows(height // self.vae.config.factor, self.unet.config.factor)
+        rows = self.parallel.rows(height // self.vae.config.scale_factor, self.unet.config.row_multiple)
         asked = prompt if prompt_embeds is None else prompt_embeds
         self._check_devices(guidance_scale, guided, asked, num_images_per_prompt)
         self._settle()
@@ -287,7 +281,7 @@ class StableDiffusionXLPipeline:
         self._check_fit(text[0], time_ids[0])
 
         seed = same_everywhere(secrets.randbits(32)) if seed is None else seed
-        shape = batch, self.unet.config.in_channels, *(size // self.vae.config.factor for size in (height, width))
+        shape = batch, self.unet.config.in_channels, *(size // self.vae.config.scale_factor for size in (height, width))
         start, drawn = initial_latents(noise, seed, shape, schedule, latents)
         cond = self._conditioning(text, time_ids, guidance_scale)
         steps = Steps(schedule.rows, schedule.timesteps, None if drawn is None else rows.pad(drawn, 2))
@@ -323,7 +317,7 @@ class StableDiffusionXLPipeline:
             self.unet.config,
             self.parallel,
             self.dtype,
-            **{name: size // self.vae.config.factor for name, size in sizes.items()},
+            **{name: size // self.vae.config.scale_factor for name, size in sizes.items()},
             guided=guided,
             pictures=pictures,
             scheduler=self.scheduler,
@@ -388,7 +382,7 @@ class StableDiffusionXLPipeline:
         return self.parallel.place(guidance, programs.GUIDANCE)
 
     def _size(self, name: str, value: int | None) -> int:
-        factor = self.vae.config.factor
+        factor = self.vae.config.scale_factor
         if value is None:
             return self.unet.config.sample_size * factor
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < factor or value % factor:
@@ -463,7 +457,7 @@ class StableDiffusionXLPipeline:
         return carry
 
     def _output(self, latents: Array, height: int, output_type: str) -> Any:
-        height //= self.vae.config.factor
+        height //= self.vae.config.scale_factor
         if output_type == "latent":
             return self._crop(latents, parallel=self.parallel.compiled, height=height).transpose(0, 3, 1, 2)
         each = len(latents) // self.parallel.data

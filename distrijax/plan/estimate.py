@@ -194,7 +194,7 @@ def plan(
     if virtual.mode == "tensor":
         raise DistrijaxError("mode is 'tensor'; its program is not planned: choose another, such as 'full_sync'")
     virtual.check(pictures=request.pictures, guided=request.guided)
-    virtual.rows(latents["height"], config.factor)
+    virtual.rows(latents["height"], config.row_multiple)
     parallel = compiling.imagined(request.card, nodes=request.nodes, **layout)
     dtype = jnp.dtype(request.dtype)
     compiled = compiling.compile_denoising(config, parallel, dtype=dtype, options=options, profile=profile, **shared)
@@ -228,7 +228,7 @@ def layouts(devices: int, request: Request) -> list[dict[str, int]]:
             found.append({"data": data, "patch": rest})
             if request.guided and rest % 2 == 0:
                 found.append({"data": data, "cfg": 2, "patch": rest // 2})
-    most = -(-(request.height // 8) // request.model.unet.factor)
+    most = -(-(request.height // 8) // request.model.unet.row_multiple)
     return [layout for layout in found if layout["patch"] <= most]
 
 
@@ -250,7 +250,7 @@ def compare(
     """
     wanted = [(request, layout) for layout in layouts(devices, request)]
     if not wanted:
-        most = -(-(request.height // 8) // request.model.unet.factor)
+        most = -(-(request.height // 8) // request.model.unet.row_multiple)
         raise DistrijaxError(
             f"{devices} devices are too many: {most} can share a picture of {request.height} rows of pixels, twice as "
             f"many with two guidance branches; ask for fewer devices, a taller picture, or more pictures"

@@ -1,37 +1,42 @@
 """CLIP's tokenizer: prompts in, padded token ids out. The byte-pair encoding is transformers' own `CLIPTokenizer`."""
 
-import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer, tokenizer_folder
+from distrijax.checks import whole_number
 from distrijax.errors import DistrijaxError
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", None)
-DEFAULT_LENGTH = 77  # of every CLIP text encoder; files older than `model_max_length` do not say it
+DEFAULT_LENGTH = 77  # the length of every CLIP text encoder; old files do not state `model_max_length`
 
 
 class Tokenizer:
-    """Prompts to token ids, padded and cut exactly as diffusers does it.
+    """Turns prompts into token ids, padded and cut exactly as in diffusers.
 
-    files: what it was read from, file name to bytes; written to a folder they are the same tokenizer.
-    model_max_length: number of ids of every prompt, the start and end tokens included.
-    vocab_size: every id is below it.
+    Attributes:
+        files: the tokenizer's files, name to bytes; written to a folder, they are the same tokenizer.
+        model_max_length: number of ids of every prompt, including the start and end tokens.
+        vocab_size: every id is below it.
     """
 
     def __init__(self, source: Files | str | Path, name: str = "tokenizer"):
-        """Read the files of a diffusers checkpoint's tokenizer: a folder, or the files themselves.
+        """Read the tokenizer of a diffusers checkpoint.
 
-        Either `vocab.json` and `merges.txt` or `tokenizer.json` must be among them. `name` stands in error messages.
-        Raises DistrijaxError where files are missing, damaged, or another tokenizer's.
+        Args:
+            source: a folder, or the files themselves: `vocab.json` and `merges.txt`, or `tokenizer.json`.
+            name: stands for the tokenizer in error messages when `source` is not a folder.
+
+        Raises:
+            DistrijaxError: files are missing or damaged, or belong to another kind of tokenizer.
         """
         if isinstance(source, str | Path):
             name = str(source)
@@ -43,7 +48,7 @@ class Tokenizer:
         with tokenizer_folder(self.files) as folder:
             try:
                 self._clip = _clip_tokenizer_class().from_pretrained(str(folder), local_files_only=True)
-            except Exception as error:  # the reader behind it raises plain Exceptions
+            except Exception as error:  # the Rust library behind it raises plain Exceptions
                 raise DistrijaxError(f"{name}: the CLIP tokenizer cannot be read: {error}") from error
         self._check_special_tokens(name)
         length = self._clip.model_max_length
@@ -51,27 +56,31 @@ class Tokenizer:
         self.vocab_size = len(self._clip)
 
     def __call__(self, prompts: Sequence[str], *, max_length: int | None = None) -> np.ndarray:
-        """Token ids [B, T] int32 of B prompts, with T = `max_length`, by default `model_max_length`.
+        """Return token ids [B, T] int32 of B prompts, with T = `max_length` (by default `model_max_length`).
 
-        A prompt that is too long loses its end; the log says so, with the text that was lost.
+        A prompt that is too long loses its end, and a warning is logged with the text that was lost.
         """
-        length = self.model_max_length if max_length is None else max_length
-        if length < 2:
-            raise DistrijaxError(f"max_length is {length}: the start and end tokens alone need 2")
-        prompts = list(prompts)
-        padded = self._clip(prompts, padding="max_length", max_length=length, truncation=True)["input_ids"]
-        whole = self._clip(prompts, truncation=False, padding=False, verbose=False)["input_ids"]
-        lost = [self._clip.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length]
+        # The start and end tokens alone need 2.
+        length = whole_number("max_length", self.model_max_length if max_length is None else max_length, 2)
+        batch = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)
+        lost = []
+        for prompt in batch.encodings:
+            # What truncation cuts off stays in `overflowing`, in pieces with start and end tokens of their own.
+            tokens = [
+                pair for part in prompt.overflowing for pair in zip(part.ids, part.special_tokens_mask, strict=True)
+            ]
+            if ids := [index for index, added in tokens if not added]:
+                lost.append(self._clip.decode(ids))
         if lost:
             logger.warning("prompts are cut after %d tokens, which is all CLIP can read; lost: %s", length, lost)
-        return np.asarray(padded, np.int32)
+        return np.asarray(batch["input_ids"], np.int32)
 
     def _check_special_tokens(self, name: str) -> None:
-        # A special token that no file knows would get the next free id, which no text encoder knows.
+        # A special token that is in none of the files would get the next free id, which no text encoder knows.
         known = self._stated_ids()
         for kind in "bos_token", "eos_token", "pad_token":
             token = getattr(self._clip, kind)
-            if known.get(token) != getattr(self._clip, f"{kind}_id") or token is None:
+            if token is None or known.get(token) != getattr(self._clip, f"{kind}_id"):
                 raise DistrijaxError(f"{name}: the vocabulary lacks the {kind} {token!r}; files are missing or damaged")
 
     def _stated_ids(self) -> dict[str, int]:
@@ -85,7 +94,7 @@ class Tokenizer:
 
 
 def _problem(file: str, content: bytes) -> str | None:
-    """What keeps this file from being a CLIP tokenizer's, if anything."""
+    """Return why this file cannot belong to a CLIP tokenizer, or None if it can."""
     try:
         text = content.decode("utf-8")
         values = json.loads(text) if file.endswith(".json") else None
@@ -105,29 +114,23 @@ def _problem(file: str, content: bytes) -> str | None:
         if not isinstance(model, dict) or not isinstance(values.get("added_tokens"), list):
             return "is damaged: `model` or `added_tokens` is missing"
         if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
-            return f"is not CLIP's: its model is {model.get('type')!r}, where 'BPE' belongs"
+            return f"is not CLIP's: its model must be 'BPE', not {model.get('type')!r}"
     if file == "tokenizer_config.json" and values.get("tokenizer_class") not in CLASSES:
         return f"is not CLIP's: tokenizer_class {values['tokenizer_class']!r} is not supported, CLIPTokenizer is"
     return None
 
 
 def _clip_tokenizer_class() -> Any:
-    # Imported late: it takes a second, and only this file needs it.
-    with _no_advice():
-        from transformers import CLIPTokenizer
-    return CLIPTokenizer
-
-
-@contextlib.contextmanager
-def _no_advice() -> Iterator[None]:
-    """Without torch, transformers says at its import that its models are missing: they are not wanted here."""
+    # Imported late because it takes a second. Without torch, transformers warns at its import that its models are
+    # missing, unless this variable is set; we need only the tokenizer.
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
-        yield
+        from transformers import CLIPTokenizer
     finally:
         if before is None:
             del os.environ[name]
         else:
             os.environ[name] = before
+    return CLIPTokenizer

@@ -1,0 +1,1 @@
+"""From prompts to the text conditioning of the U-Net."""

@@ -1,0 +1,220 @@
+"""Prompts to text conditioning, by the rules of `StableDiffusionXLPipeline.encode_prompt` of diffusers."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike, DTypeLike
+
+from distrijax.checks import whole_number
+from distrijax.errors import DistrijaxError
+from distrijax.models.text_encoder import TextEncoder
+from distrijax.text.tokenizer import Tokenizer
+
+Prompt = str | list[str]
+Embeds = Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptInputs:
+    """Everything that a caller says about the text of a batch; raises DistrijaxError if it does not fit together.
+
+    A list has one entry for each prompt; a string stands for all prompts.
+
+    Attributes:
+        prompt: what the pictures should show.
+        prompt_2: the same for the second text encoder; `prompt` takes the place of an empty one.
+        negative_prompt, negative_prompt_2: what to guide away from, likewise.
+        num_images_per_prompt: pictures of each prompt; they are neighbours in the batch.
+        clip_skip: layers to skip below the penultimate one, which SDXL reads. The negative prompt skips none.
+        prompt_embeds, negative_prompt_embeds: [prompts, T, D], in place of the texts.
+        pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P].
+    """
+
+    prompt: Prompt | None = None
+    prompt_2: Prompt | None = None
+    negative_prompt: Prompt | None = None
+    negative_prompt_2: Prompt | None = None
+    num_images_per_prompt: int = 1
+    clip_skip: int | None = None
+    prompt_embeds: ArrayLike | None = None
+    negative_prompt_embeds: ArrayLike | None = None
+    pooled_prompt_embeds: ArrayLike | None = None
+    negative_pooled_prompt_embeds: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is None and self.prompt_embeds is None:
+            raise DistrijaxError("there is no prompt: give prompt or prompt_embeds")
+        if self.prompt == []:
+            raise DistrijaxError("prompt is an empty list; give at least one prompt")
+        whole_number("num_images_per_prompt", self.num_images_per_prompt, least=1)
+        for name in "prompt", "prompt_2", "negative_prompt", "negative_prompt_2":
+            self._check_text(name)
+        for name in "prompt_embeds", "negative_prompt_embeds":
+            pooled_name = name.replace("prompt", "pooled_prompt")
+            if getattr(self, name) is not None and getattr(self, pooled_name) is None:
+                raise DistrijaxError(f"{name} needs {pooled_name} beside it, made by the same text encoder")
+            for part, axes in (name, "[B, T, D]"), (pooled_name, "[B, P]"):
+                embeds, count = getattr(self, part), self.count
+                shape = tuple(np.shape(embeds))
+                if embeds is not None and (len(shape) != axes.count(",") + 1 or shape[0] != count):
+                    raise DistrijaxError(f"{part} has the shape {shape}; it must be {axes} with B = {count} prompts")
+
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        if self.prompt is None:
+            return (*np.shape(self.prompt_embeds), 0)[0]
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    @property
+    def batch(self) -> int:
+        """Number of pictures, which is known before anything is encoded."""
+        return self.count * int(self.num_images_per_prompt)
+
+    def _check_text(self, name: str) -> None:
+        text, embeds_name = getattr(self, name), f"{name.removesuffix('_2')}_embeds"
+        if text is None:
+            return
+        if getattr(self, embeds_name) is not None:
+            raise DistrijaxError(f"both {name} and {embeds_name} are given; they exclude each other")
+        if not isinstance(text, str | list):
+            raise DistrijaxError(f"{name} must be a string or a list of strings, not {type(text).__name__}")
+        if isinstance(text, str):
+            return
+        for entry in text:
+            if not isinstance(entry, str):
+                raise DistrijaxError(f"{name} must hold strings, but holds {entry!r}")
+        if text and len(text) != self.count:
+            raise DistrijaxError(
+                f"{name} has {len(text)} entries for {self.count} prompts; give one for each, or a string for all"
+            )
+
+
+class PromptEmbeds(NamedTuple):
+    """Text conditioning of B pictures, on the host: the negative branch before the prompt's, or the prompt's alone.
+
+    Attributes:
+        context: [branches, B, T, D], penultimate hidden states of all text encoders, side by side.
+        pooled: [branches, B, P], end-of-text state of the first text encoder with a projection (in SDXL, the last).
+    """
+
+    context: np.ndarray
+    pooled: np.ndarray
+
+
+def encode_ids(encoders: tuple[TextEncoder, ...], ids: tuple[Array, ...], clip_skip: int = 0) -> tuple[Array, Array]:
+    """Return the context [B, T, D] and the pooled vector [B, P] of token ids.
+
+    Args:
+        encoders: one or two text encoders, of which one has a projection.
+        ids: [B, T] for each encoder.
+        clip_skip: layers to skip below the penultimate one (-1 reads the last). XLA drops the layers above.
+    """
+    encodings = [encoder(i) for encoder, i in zip(encoders, ids, strict=True)]
+    projects = [encoder.config.with_projection for encoder in encoders]
+    context = jnp.concatenate([encoding.hidden_states[-(clip_skip + 2)] for encoding in encodings], axis=-1)
+    return context, encodings[projects.index(True)].pooled
+
+
+def encode_prompt(
+    prompts: PromptInputs,
+    tokenizers: Sequence[Tokenizer],
+    encoders: Sequence[TextEncoder],
+    *,
+    guided: bool,
+    force_zeros_for_empty_prompt: bool,
+    encode: Callable[..., tuple[Array, Array]] = encode_ids,
+) -> PromptEmbeds:
+    """Return the text conditioning of `prompts.batch` pictures, in the dtype of the text encoders.
+
+    Args:
+        prompts: texts or embeddings.
+        tokenizers, encoders: both of the base model, or the refiner's one, which does not read `prompt_2`.
+        guided: add the negative branch.
+        force_zeros_for_empty_prompt: without a `negative_prompt`, the negative embeddings are zeros, even with a
+            `negative_prompt_2`; otherwise they are those of an empty text.
+        encode: stands in for `encode_ids`, for instance a compiled program of it; called at most once a branch.
+
+    Raises:
+        DistrijaxError: the prompts do not fit these tokenizers and encoders.
+    """
+    if len(tokenizers) != len(encoders):
+        raise DistrijaxError(f"{len(tokenizers)} tokenizers for {len(encoders)} text encoders; each needs its own")
+    dtype = encoders[-1].dtype if encoders else None
+
+    def branch(kind: str, first: Prompt, second: Prompt | None, skip: int, length: int | None) -> tuple[Embeds, Embeds]:
+        """Return the context and the pooled vector: the caller's, or those of the two texts."""
+        names = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
+        passed, pooled = (_on_host(name, getattr(prompts, name), dtype) for name in names)
+        if passed is not None and pooled is not None:
+            return passed, pooled
+        texts = [[text] * prompts.count if isinstance(text, str) else text for text in (first, second or first)]
+        ids = _token_ids(tokenizers, encoders, texts, length)
+        layers = min(encoder.config.num_hidden_layers for encoder in encoders)
+        skip = whole_number("clip_skip", skip, least=-1, most=layers - 1)
+        context, encoded = encode(tuple(encoders), ids, clip_skip=skip)
+        return context, encoded if pooled is None else pooled
+
+    skip = 0 if prompts.clip_skip is None else prompts.clip_skip
+    context, pooled = branch("", prompts.prompt or "", prompts.prompt_2, skip, None)
+    branches = [(context, pooled)]
+    if guided:
+        negative = prompts.negative_prompt
+        if force_zeros_for_empty_prompt and negative is None and prompts.negative_prompt_embeds is None:
+            branches.insert(0, (np.zeros(context.shape, context.dtype), np.zeros(pooled.shape, pooled.dtype)))
+        else:  # diffusers pads or cuts the negative prompt to the length of the prompt's embeddings
+            branches.insert(0, branch("negative_", negative or "", prompts.negative_prompt_2, 0, context.shape[1]))
+    # Only now, with both branches dispatched, are results awaited. Each is fetched once.
+    parts = []
+    for name, part in zip(("prompt_embeds", "pooled_prompt_embeds"), zip(*branches, strict=True), strict=True):
+        if part[0].shape != part[-1].shape:
+            raise DistrijaxError(
+                f"{name} is {part[-1].shape} but negative_{name} is {part[0].shape}; they must be equal"
+            )
+        stacked = np.stack([np.asarray(array) for array in part])
+        parts.append(np.repeat(stacked, prompts.num_images_per_prompt, axis=1))
+    return PromptEmbeds(*parts)
+
+
+def _on_host(name: str, embeds: ArrayLike | None, dtype: DTypeLike | None) -> np.ndarray | None:
+    if embeds is None:
+        return None
+    try:
+        array = np.asarray(embeds)
+    except (TypeError, RuntimeError) as error:  # torch tensors in bfloat16, on a GPU, or with a gradient
+        raise DistrijaxError(f"{name} cannot be read by numpy ({error}); give it as float32, on the CPU") from error
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if dtype is None else dtype)
+
+
+def _token_ids(
+    tokenizers: Sequence[Tokenizer], encoders: Sequence[TextEncoder], texts: list[list[str]], length: int | None
+) -> tuple[np.ndarray, ...]:
+    """Return the ids [B, length] of each tokenizer's text; a single tokenizer reads only the first text."""
+    if not encoders:
+        raise DistrijaxError("there is no text encoder to read a prompt with; give prompt_embeds instead")
+    if not any(encoder.config.with_projection for encoder in encoders):
+        raise DistrijaxError(
+            "no text encoder has a projection (CLIPTextModelWithProjection), which the pooled embeddings need; "
+            "give prompt_embeds and pooled_prompt_embeds instead"
+        )
+    ids = tuple(tokenizer(text, max_length=length) for tokenizer, text in zip(tokenizers, texts, strict=False))
+    for tokens, encoder in zip(ids, encoders, strict=True):
+        limit, known = encoder.config.max_position_embeddings, encoder.config.vocab_size
+        if tokens.shape[1] > limit:
+            raise DistrijaxError(
+                f"a prompt of {tokens.shape[1]} tokens is too long for a text encoder with {limit} positions"
+            )
+        if tokens.max() >= known:
+            raise DistrijaxError(
+                f"the tokenizer made the id {tokens.max()}, but its text encoder knows {known} tokens; "
+                "the two do not belong together"
+            )
+    lengths = [tokens.shape[1] for tokens in ids]
+    if len(set(lengths)) > 1:
+        raise DistrijaxError(f"the tokenizers differ in model_max_length: {lengths}; they must be equal")
+    return ids
