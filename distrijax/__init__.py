@@ -2,8 +2,8 @@
 
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import Parallel
-from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, StableDiffusionXLPipelineOutput
+from distrijax.parallel.options import Parallel
+#from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, StableDiffusionXLPipelineOutput
 from distrijax.schedulers import scheduler_from_config
 
 __version__ = "0.1.0"
@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DistrijaxError",
     "Parallel",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLPipelineOutput",
+
+
     "TextEncoderConfig",
     "UNetConfig",
     "VAEConfig",

@@ -1,6 +1,7 @@
 """A U-Net that compiles in a second or two, and its denoising by any mesh with every step's prediction."""
 
-from functools import cache, partial
+import dataclasses
+from functools import cache
 from math import prod, sqrt
 from typing import Any
 
@@ -9,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import PartitionSpec as P
 
 from distrijax import Parallel, scheduler_from_config
 from distrijax.config import UNetConfig
-from distrijax.denoise import Carry, Guidance, Steps, denoise
 from distrijax.models.unet import UNet
-from distrijax.nn.build import abstract
-from distrijax.parallel.slabs import exchange
-from distrijax.parallel.spread import spread
-from distrijax.pipelines import programs
+from distrijax.nn.module import Weights, abstract
+from distrijax.parallel.placement import place
+from distrijax.sampling import programs
+from distrijax.sampling.guidance import Guidance
+from distrijax.sampling.inputs import LoopInputs, TextInputs, loop_inputs
 
 UNET = {  # three levels: rows go in fours. Self-attention at the second and the third
     "sample_size": 16,
@@ -49,7 +49,7 @@ DPM = scheduler_from_config(  # second order: it has a state
         "beta_schedule": "scaled_linear",
     }
 )
-GUIDANCE = Guidance(np.float32([-4, 5]), np.float32([0, 1]))
+GUIDANCE = Guidance.of(5.0)
 
 
 def with_random_weights(model: Any, config: Any) -> Any:
@@ -83,55 +83,48 @@ def relative(ours: Any, expected: Any) -> float:
     return float((np.linalg.norm(ours - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
-def inputs(height: int, width: int, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Latents [B, h, W, 4], and what the U-Net is conditioned on, [2, B, ...]: another one for every picture."""
-    rng = np.random.RandomState(0)
-    shapes = (batch, height, width, 4), (2, batch, 5, 12), (2, batch, 8), (2, batch, 6)
-    latents, context, pooled, ids = (rng.randn(*shape).astype(np.float32) for shape in shapes)
-    return latents, [context, pooled, 100 * ids]
-
-
-# Unoptimised machine code: half the time, nearly all of which is compilation.
-@partial(
-    jax.jit, static_argnames=("parallel", "height", "count"), compiler_options={"xla_backend_optimization_level": 0}
-)
-def _predictions(
-    unet: UNet, latents: Array, text: list[Array], guidance: Guidance, parallel: Parallel, height: int, count: int
-) -> tuple[Array, Array]:
-    schedule = DPM.schedule(count)
-    rows = parallel.rows(height, unet.config.row_multiple)
-    steps = Steps(*jax.tree.map(jnp.asarray, (schedule.rows, schedule.timesteps)), None)
-    first = parallel.synchronous_steps(count)
-
-    def local(unet: UNet, carry: Carry, text: list[Array], steps: Steps, guidance: Guidance) -> Any:
-        cond = unet.condition(*(x.reshape(-1, *x.shape[2:]) for x in text))
-        seen = []
-        for part, displaced in ((slice(first), False), (slice(first, None), True)):
-            if len(range(count)[part]):
-                each = exchange(parallel.mode, rows, displaced=displaced)
-                carry, predictions = denoise(
-                    unet, carry, steps[part], cond, guidance, scheduler=DPM, exchange=each, watch=lambda x: x
-                )
-                seen.append(predictions)
-        return jnp.concatenate(seen), carry.latents
-
-    specs = [P(), programs.CARRY, programs.TEXT, P(), programs.GUIDANCE]
-    out = P(None, "cfg", "data", "patch"), programs.LATENTS
-    return spread(local, parallel, specs, out)(unet, Carry(latents, DPM.init_state(latents)), text, steps, guidance)
-
-
-def predictions(
-    unet: UNet, parallel: Parallel, size: tuple[int, int], *, batch: int = 1, steps: int = 2, padding: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every step's prediction [S, 2, B, h, W, 4] by both guidance branches, and the final latents [B, h, W, 4].
+def inputs(
+    unet: UNet, parallel: Parallel, size: tuple[int, int], *, batch: int = 1, steps: int = 2, padding: float = 0.0,
+    guidance: Guidance = GUIDANCE,
+) -> tuple[LoopInputs, dict[str, Any]]:
+    """Inputs of the denoising program, with other conditioning for every picture, and its choices but for the phase.
 
     Args:
         size: rows and columns of the latents.
         padding: what the rows of padding start with.
     """
-    height, width = size
-    latents, text = inputs(height, width, batch)
-    rows = parallel.rows(height, unet.config.row_multiple)
-    latents = np.pad(latents, ((0, 0), (0, rows.padding), (0, 0), (0, 0)), constant_values=padding)
-    seen, final = _predictions(unet, latents, text, GUIDANCE, parallel, height, steps)
-    return np.asarray(seen)[:, :, :, :height], np.asarray(final)[:, :height]
+    rng = np.random.RandomState(0)
+    shapes = (batch, *size, 4), (2, batch, 5, 12), (2, batch, 8), (2, batch, 6)
+    latents, context, pooled, ids = (rng.randn(*shape).astype(np.float32) for shape in shapes)
+    layout = parallel.layout(size[0], unet.config.row_multiple)
+    made = loop_inputs(
+        Weights.of(unet), TextInputs(context, pooled, 100 * ids), latents, None, guidance, DPM.schedule(steps),
+        scheduler=DPM, parallel=parallel, layout=layout,
+        condition=jax.jit(programs.condition, static_argnames="parallel", compiler_options=FAST),
+    )  # fmt: skip
+    if padding and layout.padding:
+        padded = np.pad(latents, ((0, 0), (0, layout.padding), (0, 0), (0, 0)), constant_values=padding)
+        carry = place(dataclasses.replace(made.carry, latents=padded), programs.CARRY, parallel)
+        made = made._replace(carry=carry)
+    return made, {"parallel": parallel.program_key, "layout": layout, "scheduler": DPM}
+
+
+# Unoptimised machine code takes half the time, nearly all of which is compilation.
+FAST = {"xla_backend_optimization_level": 0}
+STATIC = ("parallel", "layout", "scheduler", "phase", "record")
+_denoise = jax.jit(programs.denoise, static_argnames=STATIC, compiler_options=FAST)
+
+
+def predictions(
+    unet: UNet, parallel: Parallel, size: tuple[int, int], *, steps: int = 2, **choices: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every step's prediction [S, 2, B, h, W, 4] by both guidance branches, and the final latents [B, h, W, 4]."""
+    now, static = inputs(unet, parallel, size, steps=steps, **choices)
+    seen, start, all_steps = [], 0, now.steps
+    for count, phase in parallel.phases(steps):
+        now = now._replace(steps=all_steps[start : start + count])
+        carry, _, predicted = _denoise(*now, **static, phase=phase, record=True)
+        seen.append(np.asarray(predicted))
+        now, start = now._replace(carry=carry), start + count
+    height = size[0]
+    return np.concatenate(seen)[:, :, :, :height], np.asarray(now.carry.latents)[:, :height]
