@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from distrijax import compiler_options
-from distrijax.compile import Program, Report
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.denoise import denoise as denoise_locally
 from distrijax.models.unet import Conditioning, UNet
 from distrijax.models.vae import VAE
 from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.pieces import Carried
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.slabs import exchange
 from distrijax.parallel.spread import OWN, spread
 from distrijax.parallel.wire import MESH, Wire
-from distrijax.profiles import Profiles
+from distrijax.runtime import xla_options
+from distrijax.runtime.compile import Program, Report
 from distrijax.schedulers import Scheduler
 
 LATENTS = P("data", "patch")  # [B, h, W, C]
@@ -79,19 +79,22 @@ def denoise(
     return spread(local, parallel, specs, (CARRY, P()))(unet, carry, steps, cond, guidance)
 
 
-def denoising(name: str, report: Report, profiles: Profiles | None = None) -> Program:
-    """`denoise`, compiled: the carry is used up, and XLA told how to hide the transfers.
+def denoising(name: str, report: Report) -> Program:
+    """`denoise`, compiled: the carry is used up, and XLA told how to hide the transfers."""
 
-    Args:
-        profiles: measured costs of its kernels, in place of what XLA is told else.
-    """
-
-    def options(*args: Any, parallel: Parallel, profile: bytes | None, **_: Any) -> compiler_options.Options:
+    def options(*args: Any, parallel: Parallel, **_: Any) -> xla_options.Options:
         platform, groups = parallel.mesh.devices.flat[0].platform, parallel.data * parallel.cfg
-        return compiler_options.denoising(platform, args[1].pieces, groups, profile)
+        return xla_options.denoising(platform, **transfers(args[1].pieces, groups))
 
     static = ("parallel", "rows", "scheduler", "displaced", "wire")
-    return Program(name, denoise, static=static, donated=("carry",), options=options, profiles=profiles, report=report)
+    return Program(name, denoise, static=static, donated=("carry",), options=options, report=report)
+
+
+def transfers(carried: Carried | None, groups: int) -> dict[str, Any]:
+    """Return what `xla_options.denoising` asks, of the pieces that a step takes from the one before."""
+    tokens = {} if carried is None else carried.tokens
+    gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tokens)) // groups
+    return {"waits_only": carried is None, "gathered_bytes": gathered, "attentions": len(tokens)}
 
 
 def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
