@@ -2,7 +2,7 @@
 
     process_worker.py ADDRESS COUNT INDEX DEVICES FOLDER STORE CASES
 
-Leaves pictures in FOLDER, and says on stderr what a user would see. Without CASES it only joins the others.
+It leaves its results in FOLDER, and prints on stderr what a user would see. Without CASES it only joins the others.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline
 from distrijax.demo import MODEL
-from distrijax.parallel import cluster
+from distrijax.runtime import processes
 
 # At 128 pixels, half of the size that the demo model knows, some of its pictures are flat and would show no difference.
 SIZE: dict[str, Any] = {"height": 192, "width": 192, "output_type": "np"}
@@ -28,7 +28,7 @@ def main(address: str, count: int, index: int, devices: int, folder: Path, store
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is compilation: half of it
     if count > 1:
-        cluster.initialize(address, count, index, timeout=20 if cases else 3)
+        processes.initialize(address, count, index, timeout=20 if cases else 3)
 
     def keep(name: str, images: np.ndarray) -> None:
         np.save(folder / f"{name}-{index}.npy", images)
@@ -39,6 +39,14 @@ def main(address: str, count: int, index: int, devices: int, folder: Path, store
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("a fault of this process alone")
 
+    if "agreement" in cases:
+        first = [processes.same_everywhere(2**64 - 1 - index), processes.same_everywhere(index == 0)]
+        same = {"prompt": ["a red circle", None], "steps": 3, "image": np.arange(6).reshape(2, 3)}
+        processes.check_same_everywhere(same)
+        try:
+            processes.check_same_everywhere({"seed": [1, index], **same, "latents": np.full(2000, index)})
+        except DistrijaxError as error:
+            (folder / f"agreement-{index}.json").write_text(json.dumps([first, str(error)]))
     if "displaced" in cases:
         pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, parallel=Parallel(cfg=2, patch=2, warmup_steps=0))
         keep("displaced", pipe("a red circle", num_inference_steps=3, seed=1, **SIZE).images)

@@ -253,7 +253,7 @@ def test_processes_join_before_anything_asks_for_devices(
     def too_early(*_: Any) -> None:
         raise AssertionError("devices were asked for before the processes had joined")
 
-    monkeypatch.setattr(generate.cluster, "initialize", join)
+    monkeypatch.setattr(generate.processes, "initialize", join)
     for name in ("devices", "default_backend", "process_index", "process_count", "local_devices"):
         monkeypatch.setattr(jax, name, too_early)
     assert run("generate", "x", *(arguments or ["--distributed"])) == 2
@@ -273,18 +273,18 @@ def test_only_the_first_process_writes(
     pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All make the picture, of the first one's seed; a first one that cannot write stops all."""
-    monkeypatch.setattr(generate.cluster, "is_first", lambda: False)
-    monkeypatch.setattr(generate.cluster, "same_everywhere", lambda value: {True: 1}.get(value, 77))
+    monkeypatch.setattr(generate.processes, "is_first", lambda: False)
+    monkeypatch.setattr(generate.processes, "same_everywhere", lambda value: {True: 1}.get(value, 77))
     assert run("generate", "x", "--verbose") == 0
     assert pipes[0].calls[0]["seed"] == [77]
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(generate.cluster, "same_everywhere", lambda value: 0)
+    monkeypatch.setattr(generate.processes, "same_everywhere", lambda value: 0)
     assert run("generate", "x") == 2
     assert "the first process cannot write" in capsys.readouterr().err
     assert len(pipes) == 1
     assert not list(Path().iterdir())
-    monkeypatch.setattr(generate.cluster, "is_first", lambda: True)
-    monkeypatch.setattr(generate.cluster, "same_everywhere", lambda value: int(value))
+    monkeypatch.setattr(generate.processes, "is_first", lambda: True)
+    monkeypatch.setattr(generate.processes, "same_everywhere", lambda value: int(value))
     assert run("generate", "x", "--output", "nowhere/x.png") == 2
     assert "no folder nowhere" in capsys.readouterr().err
 

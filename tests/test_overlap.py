@@ -24,7 +24,7 @@ WORKER = """
 import json, sys
 from distrijax.plan import compiling
 compiling.prepare()
-from distrijax.plan import estimate, schedule
+from distrijax.plan import estimate
 from distrijax.plan.cards import CARDS, Rates
 from distrijax.checkpoint.model import find
 choices = json.loads(sys.argv[1])
@@ -34,10 +34,7 @@ request = estimate.Request(model, CARDS["h100"], Rates(550e12, 2.6e12, 320e9, 32
 options = choices.pop("options", None)
 if options and "fdo_profile" in options:
     options["fdo_profile"] = options["fdo_profile"].encode()
-profiled = choices.pop("profiled", False)
 plan = estimate.plan(request, layout, options=options)
-if profiled:
-    plan = estimate.plan(request, layout, profile=schedule.profile(plan.loops[-1].body))
 print(json.dumps(plan.json()))
 """
 
@@ -86,13 +83,6 @@ def test_without_our_options_it_waits() -> None:
     _, _, displaced = bodies(mid=True)
     assert without["wait_share"] >= 10 * displaced["wait_share"]
     assert without["wait_share"] >= 0.02
-
-
-def test_with_a_profile_of_every_kernel() -> None:
-    """As measured on GPUs, but for the costs, which are estimates here: XLA takes it, and places transfers by it."""
-    _, _, displaced = bodies(mid=True, profiled=True)
-    assert displaced["wait_share"] <= 0.01
-    assert displaced["collectives"] <= 42
 
 
 @pytest.mark.parametrize("size", [1024, 3840])

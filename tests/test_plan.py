@@ -315,7 +315,6 @@ def test_the_picture_of_a_plan(tmp_path: Path) -> None:
         (["--plot", "x.gif"], "--plot: x.gif must end in one of .png, .pdf, .svg"),
         (["--hlo", "/"], "--hlo: / is a folder"),
         (["--hlo", "nowhere/x.hlo"], "no folder nowhere"),
-        (["--profile", "absent"], "no file absent"),
         (["--flops", "-1"], "flops is -1.0"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--cfg", "2", "--no-guidance"], "cfg is 2, but there is no second guidance branch"),

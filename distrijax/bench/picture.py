@@ -8,8 +8,8 @@ import jax
 from distrijax.bench import weights
 from distrijax.bench.step import Case
 from distrijax.bench.timing import Times
-from distrijax.compile import Report
 from distrijax.parallel.mesh import Parallel
+from distrijax.runtime.compile import Report
 
 PROMPT = "a red circle above a blue square"
 PARTS = ("encoding", "denoising", "decoding")

@@ -9,9 +9,9 @@ from distrijax.bench import against, picture, share, step, weights
 from distrijax.bench.machine import machine
 from distrijax.bench.step import Case
 from distrijax.bench.timing import PAUSE, Times, take_turns
-from distrijax.compile import Report
 from distrijax.models.unet import UNet
 from distrijax.parallel.mesh import Parallel
+from distrijax.runtime.compile import Report
 
 SWEEPS = {"pixels": "pixels of a side", "steps": "denoising steps", "devices": "devices"}
 

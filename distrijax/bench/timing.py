@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from distrijax.compile import Report
+from distrijax.runtime.compile import Report
 
 PAUSE = 0.3  # seconds between the runs of two frameworks: threads of the one before spin for 0.2 s (OpenMP) and disturb
 

@@ -21,9 +21,9 @@ from distrijax import __version__
 from distrijax.cli.options import DTYPES
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
-from distrijax.parallel import cluster
 from distrijax.parallel.mesh import MODES, Parallel
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
+from distrijax.runtime import processes
 from distrijax.schedulers import scheduler_from_config
 
 METADATA = "distrijax"  # the PNG text chunk that holds a picture's settings, as JSON
@@ -132,25 +132,18 @@ def add(commands: Any) -> None:
         help="run so many virtual devices on one real one: slower, the same picture",
     )
 
-    devices.add_argument(
-        "--profile-guided",
-        action="store_true",
-        default=False,
-        help="measure on GPUs what each kernel costs, once, so that later runs hide transfers better",
-    )
-
-    processes = command.add_argument_group(
+    together = command.add_argument_group(
         "processes", "Of several, on one machine or more, each started with the same options; the first one writes."
     )
-    processes.add_argument(
+    together.add_argument(
         "--distributed",
         action="store_true",
         default=False,
         help="find the other processes by Slurm, Open MPI or Kubernetes",
     )
-    processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
-    processes.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    processes.add_argument("--process-id", type=int, metavar="N", help="which one this is, from 0")
+    together.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
+    together.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    together.add_argument("--process-id", type=int, metavar="N", help="which one this is, from 0")
 
     output = command.add_argument_group("output")
     output.add_argument(
@@ -190,8 +183,7 @@ def _generate(options: argparse.Namespace) -> None:
         _source(settings["model"]),
         dtype=_dtype(settings),
         parallel=parallel,
-        profile_guided=options.profile_guided,
-        progress=not options.quiet and cluster.is_first(),
+        progress=not options.quiet and processes.is_first(),
         **{name: settings[name] for name in ("variant", "vae", "tokenizer")},
     )
     loading = time.perf_counter() - start
@@ -202,11 +194,11 @@ def _generate(options: argparse.Namespace) -> None:
     if settings["scheduler"] is not None:
         pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), settings["scheduler"])
     if settings["seed"] is None:
-        settings["seed"] = cluster.same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]))
+        settings["seed"] = processes.same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]))
     settings["dtype"] = np.dtype(pipe.dtype).name
     passed = ["prompt_2", "negative_prompt", "negative_prompt_2", "height", "width"]
     passed += ["guidance_scale", "guidance_rescale", "eta", "clip_skip"]
-    if options.verbose and cluster.is_first() and parallel.mode != "tensor":  # there, traffic is up to the compiler
+    if options.verbose and processes.is_first() and parallel.mode != "tensor":  # there, traffic is up to the compiler
         sizes = {name: settings[name] for name in ("height", "width", "guidance_scale")}
         print(pipe.traffic(**sizes, pictures=count), file=sys.stderr)
     for prompt in prompts:
@@ -221,11 +213,11 @@ def _generate(options: argparse.Namespace) -> None:
         for image, seed in zip(images, seeds, strict=True):
             size = {"height": image.height, "width": image.width}
             made = {"version": __version__, "prompt": prompt, **settings, **size, "seed": seed}
-            if cluster.is_first():
+            if processes.is_first():
                 target = targets.pop(0)
                 _write(image, target, made, options.overwrite)
                 print(target)
-    if options.verbose and cluster.is_first():
+    if options.verbose and processes.is_first():
         spent = {"loading": loading, **pipe.seconds}
         print(", ".join(f"{part} {seconds:.1f} s" for part, seconds in spent.items()), file=sys.stderr)
 
@@ -238,9 +230,9 @@ def _join(given: dict[str, Any]) -> None:
             raise DistrijaxError(
                 "--distributed finds the other processes by itself; leave out --coordinator and others"
             )
-        cluster.initialize()
+        processes.initialize()
     elif not missing:
-        cluster.initialize(*(given[name] for name in PROCESSES))
+        processes.initialize(*(given[name] for name in PROCESSES))
     elif len(missing) < len(PROCESSES):
         raise DistrijaxError(f"of several processes, each has to be told all; {' and '.join(missing)}: missing")
 
@@ -270,12 +262,12 @@ def _parallel(given: dict[str, Any], settings: dict[str, Any], count: int) -> Pa
 def _targets_of_first(*choices: Any) -> list[Path]:
     """In the first process, a path for every picture. If it finds none, all stop: the others would wait for it."""
     targets, problem = [], None
-    if cluster.is_first():
+    if processes.is_first():
         try:
             targets = _targets(*choices)
         except DistrijaxError as error:
             problem = error
-    if not cluster.same_everywhere(problem is None):
+    if not processes.same_everywhere(problem is None):
         raise problem or DistrijaxError("the first process cannot write its pictures; it says why")
     return targets
 

@@ -80,7 +80,6 @@ def add(commands: Any) -> None:
     output.add_argument("--json", action="store_true", help="everything, as JSON")
     output.add_argument("--hlo", type=Path, metavar="FILE", help="write the scheduled programs, both bodies")
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw the steps' timelines and the memory")
-    output.add_argument("--profile", type=Path, metavar="FILE", help="measured costs that XLA places transfers by")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -113,8 +112,7 @@ def _plan(options: argparse.Namespace) -> None:
         return
     layout = {name: getattr(options, name) or 1 for name in LAYOUT}
     _announce("both programs" if layout["patch"] > 1 else "the program")
-    profile = None if options.profile is None else options.profile.read_bytes()
-    made = estimate.plan(request, choices | layout, profile=profile)
+    made = estimate.plan(request, choices | layout)
     if options.hlo is not None:
         options.hlo.write_text(made.hlo)
     if options.plot is not None:
@@ -136,7 +134,7 @@ def _check(options: argparse.Namespace) -> None:
             raise DistrijaxError("--compare needs a number of devices, such as --compare 8")
         if options.compare is not OF_LAYOUT and options.compare < 1:
             raise DistrijaxError(f"--compare is {options.compare}; it must be a number of devices, 1 or more")
-        given = [f"--{name}" for name in ("hlo", "plot", "profile") if getattr(options, name) is not None]
+        given = [f"--{name}" for name in ("hlo", "plot") if getattr(options, name) is not None]
         given += layout if options.compare is not OF_LAYOUT else []
         if given:
             raise DistrijaxError(f"--compare chooses the layouts itself; leave out {' and '.join(given)}")
@@ -153,8 +151,6 @@ def _check(options: argparse.Namespace) -> None:
             raise DistrijaxError(f"--plot: {options.plot.name} must end in one of {', '.join(PLOTS)}")
         if find_spec("matplotlib") is None:
             raise DistrijaxError("--plot needs matplotlib: pip install 'distrijax[train]'")
-    if options.profile is not None and not options.profile.is_file():
-        raise DistrijaxError(f"--profile: there is no file {options.profile}")
 
 
 def _announce(what: str) -> None:

@@ -20,7 +20,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from distrijax.checkpoint.load import load
-from distrijax.compile import Program, keep_compiled_programs, kept_profiles
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
@@ -28,7 +27,6 @@ from distrijax.models.unet import Conditioning, UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.noise import GENERATORS
-from distrijax.parallel.cluster import is_first, same_everywhere
 from distrijax.parallel.mesh import Parallel, fetch, replicate
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.tensor import spread_weights
@@ -36,10 +34,18 @@ from distrijax.parallel.traffic import Traffic
 from distrijax.parallel.traffic import traffic as traffic_of
 from distrijax.pipelines import programs
 from distrijax.pipelines.initial import initial_latents, schedule_of
+from distrijax.pipelines.prompt import (
+    PromptEmbeds,
+    added_time_ids,
+    check_time_ids,
+    encode_ids,
+    encode_prompt,
+    refiner_time_ids,
+)
+from distrijax.pipelines.tokenizer import Tokenizer
+from distrijax.runtime.compile import Program, keep_compiled_programs
+from distrijax.runtime.processes import is_first, same_everywhere
 from distrijax.schedulers import Scheduler, scheduler_from_config
-from distrijax.text.prompt import PromptEmbeds, encode_ids, encode_prompt
-from distrijax.text.time_ids import check_time_ids
-from distrijax.text.tokenizer import Tokenizer
 
 StepCallback = Callable[["StableDiffusionXLPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 
@@ -68,8 +74,6 @@ class StableDiffusionXLPipeline:
         force_zeros_for_empty_prompt: without a negative prompt, guide away from zero embeddings instead of from "".
         requires_aesthetics_score: the U-Net is told an aesthetic score in place of the target size, as the refiner's.
         parallel: the devices that make the pictures, and how; by default one.
-        profile_guided: measure, on GPUs, what the kernels of the denoising loop cost, for programs of which that is not
-            known: one call is traced, and from the next process on the transfers are placed by what it took.
     """
 
     def __init__(
@@ -85,7 +89,6 @@ class StableDiffusionXLPipeline:
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
         parallel: Parallel | None = None,
-        profile_guided: bool = False,
     ):
         self.unet, self.vae, self.scheduler = unet, vae, scheduler
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
@@ -98,11 +101,10 @@ class StableDiffusionXLPipeline:
 
         keep_compiled_programs()
         self.parallel = parallel or Parallel()
-        profiles = kept_profiles(measure=profile_guided)
         self._encode = Program("text encoding", encode_ids, static=["clip_skip"], report=self._report)
         self._condition = Program("conditioning", programs.condition, static=["parallel"], report=self._report)
-        self._synchronous = programs.denoising("denoising, synchronous steps", self._report, profiles)
-        self._displaced = programs.denoising("denoising, displaced steps", self._report, profiles)
+        self._synchronous = programs.denoising("denoising, synchronous steps", self._report)
+        self._displaced = programs.denoising("denoising, displaced steps", self._report)
         self._crop = Program("end of denoising", programs.crop, static=["parallel", "height"], report=self._report)
         self._decode = Program("decoding", programs.decode, static=["parallel", "height"], report=self._report)
         self._programs = self._encode, self._condition, self._synchronous, self._displaced, self._crop, self._decode
@@ -113,7 +115,6 @@ class StableDiffusionXLPipeline:
         source: str | Path,
         *,
         parallel: Parallel | None = None,
-        profile_guided: bool = False,
         **options: Any,
     ) -> Self:
         """The pipeline of a checkpoint.
@@ -121,7 +122,6 @@ class StableDiffusionXLPipeline:
         Args:
             source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
             parallel: the devices that make the pictures, and how; by default one.
-            profile_guided: measure on GPUs what kernels cost, for later processes; see the class.
             options: of `distrijax.checkpoint.load.load`: `dtype`, `variant`, `vae`, `tokenizer`, ... The default dtype
                 is the checkpoint's own; on a CPU it is float32, since XLA has no float16 attention there.
 
@@ -144,7 +144,6 @@ class StableDiffusionXLPipeline:
             force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
             requires_aesthetics_score=parts.index.get("requires_aesthetics_score", False),
             parallel=parallel,
-            profile_guided=profile_guided,
         )
 
     def set_progress_bar_config(self, **config: Any) -> None:
@@ -243,7 +242,7 @@ class StableDiffusionXLPipeline:
             raise DistrijaxError(f"denoising_end is {denoising_end!r}; it must lie between 0 and 1, without the ends")
         schedule = schedule_of(self.scheduler, num_inference_steps, timesteps, sigmas, denoising_end, eta)
         guided = guidance_scale > 1 and not self._distilled
-        rows = self.parallel.rows(height // self.vae.config.scale_factor, self.unet.config.row_multiple)
+        rows = self.parallel.rows(height // self.vae.config.factor, self.unet.config.factor)
         asked = prompt if prompt_embeds is None else prompt_embeds
         self._check_devices(guidance_scale, guided, asked, num_images_per_prompt)
         self._settle()
@@ -281,7 +280,7 @@ class StableDiffusionXLPipeline:
         self._check_fit(text[0], time_ids[0])
 
         seed = same_everywhere(secrets.randbits(32)) if seed is None else seed
-        shape = batch, self.unet.config.in_channels, *(size // self.vae.config.scale_factor for size in (height, width))
+        shape = batch, self.unet.config.in_channels, *(size // self.vae.config.factor for size in (height, width))
         start, drawn = initial_latents(noise, seed, shape, schedule, latents)
         cond = self._conditioning(text, time_ids, guidance_scale)
         steps = Steps(schedule.rows, schedule.timesteps, None if drawn is None else rows.pad(drawn, 2))
@@ -317,7 +316,7 @@ class StableDiffusionXLPipeline:
             self.unet.config,
             self.parallel,
             self.dtype,
-            **{name: size // self.vae.config.scale_factor for name, size in sizes.items()},
+            **{name: size // self.vae.config.factor for name, size in sizes.items()},
             guided=guided,
             pictures=pictures,
             scheduler=self.scheduler,
@@ -382,7 +381,7 @@ class StableDiffusionXLPipeline:
         return self.parallel.place(guidance, programs.GUIDANCE)
 
     def _size(self, name: str, value: int | None) -> int:
-        factor = self.vae.config.scale_factor
+        factor = self.vae.config.factor
         if value is None:
             return self.unet.config.sample_size * factor
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < factor or value % factor:
@@ -452,18 +451,19 @@ class StableDiffusionXLPipeline:
         if unknown:
             raise DistrijaxError(f"callback_on_step_end returned {', '.join(unknown)}; it may return only latents")
         if "latents" in returned:
-            latents = np.asarray(returned["latents"], np.float32).transpose(0, 2, 3, 1)
-            carry = dataclasses.replace(carry, latents=self.parallel.place(rows.pad(latents, 1), programs.LATENTS))
+            changed = np.asarray(returned["latents"], np.float32).transpose(0, 2, 3, 1)
+            carry = dataclasses.replace(carry, latents=self.parallel.place(rows.pad(changed, 1), programs.LATENTS))
         return carry
 
     def _output(self, latents: Array, height: int, output_type: str) -> Any:
-        height //= self.vae.config.scale_factor
+        height //= self.vae.config.factor
         if output_type == "latent":
             return self._crop(latents, parallel=self.parallel.compiled, height=height).transpose(0, 3, 1, 2)
         each = len(latents) // self.parallel.data
         decoding = self.parallel.without_branches
         pictures = [
-            fetch(self._decode(self.vae, latents, np.int32(i), parallel=decoding, height=height)) for i in range(each)
+            fetch(self._decode(self.vae, latents, np.int32(i), parallel=decoding, height=height))  # type: ignore[arg-type]
+            for i in range(each)
         ]
         images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
         images = images.reshape(-1, *images.shape[2:])

@@ -12,13 +12,13 @@ import jax
 from jax.experimental import topologies
 from jax.typing import DTypeLike
 
-from distrijax.compile import compile_with
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import Parallel
 from distrijax.pipelines import programs
 from distrijax.pipelines.arguments import arguments, placed
 from distrijax.plan.cards import Card
+from distrijax.runtime.compile import compile_with
 from distrijax.schedulers import EulerDiscreteScheduler, Scheduler
 
 
@@ -89,7 +89,6 @@ def compile_denoising(
     pictures: int = 1,
     steps: int = 5,
     scheduler: Scheduler | None = None,
-    profile: bytes | None = None,
     options: Mapping[str, Any] | None = None,
     only: str | None = None,
 ) -> list[Compiled]:
@@ -98,7 +97,6 @@ def compile_denoising(
     Args:
         parallel: of `imagined`, or of devices that are there.
         height, width: of the latents, an eighth of the picture's.
-        profile: measured costs of kernels, in place of XLA's own estimates.
         options: XLA's, in place of or besides ours.
         only: the name of one program, if only that is wanted.
     """
@@ -126,11 +124,11 @@ def compile_denoising(
         if only not in (None, name):
             continue
         # Without the devices no kernel can be tried out.
-        given = {**program.options(*before, profile=profile, **choices), "xla_gpu_autotune_level": 0, **(options or {})}
+        given = {**program.options(*before, **choices), "xla_gpu_autotune_level": 0, **(options or {})}
         compiled = compile_with(lowered, given)
         end = time.perf_counter()
         memory, held = compiled.memory_analysis(), sum(map(_of_device, jax.tree.leaves(before[1:])))
-        found.append(Compiled(name, compiled.as_text(), held, memory, traced - start, end - traced))
+        found.append(Compiled(name, compiled.as_text() or "", held, memory, traced - start, end - traced))
     return found
 
 

@@ -178,14 +178,12 @@ def plan(
     layout: Mapping[str, Any],
     *,
     options: Mapping[str, Any] | None = None,
-    profile: bytes | None = None,
 ) -> Plan:
     """Compile a layout and estimate it.
 
     Args:
         layout: arguments of `Parallel`.
         options: XLA's, besides ours.
-        profile: measured costs of kernels, for XLA's placing of the transfers.
     """
     config = request.model.unet
     latents = {"height": request.height // 8, "width": request.width // 8}
@@ -197,7 +195,7 @@ def plan(
     virtual.rows(latents["height"], config.row_multiple)
     parallel = compiling.imagined(request.card, nodes=request.nodes, **layout)
     dtype = jnp.dtype(request.dtype)
-    compiled = compiling.compile_denoising(config, parallel, dtype=dtype, options=options, profile=profile, **shared)
+    compiled = compiling.compile_denoising(config, parallel, dtype=dtype, options=options, **shared)
     loops = []
     for program in compiled:
         memory = program.memory

@@ -12,7 +12,6 @@ from math import prod
 
 from distrijax.plan.cards import Rates
 from distrijax.plan.hlo import COLLECTIVES, Computations, Instruction, loop_bodies, parse
-from distrijax.profiles import UNIT
 
 KERNELS = frozenset(
     {"custom-call", "fusion", "dot", "convolution", "reduce", "copy", "transpose", "concatenate"}
@@ -101,13 +100,6 @@ class Body:
             found[_kind(kernel.layer), kernel.category].append(kernel)
         rows = {key: (len(ks), sum(k.seconds for k in ks), sum(k.bytes for k in ks)) for key, ks in found.items()}
         return dict(sorted(rows.items(), key=lambda row: -row[1][1]))
-
-
-def profile(body: Body) -> bytes:
-    """The estimated costs in the form in which XLA takes measured ones (`fdo_profile`), in its unit: see `profiles`."""
-    costs = {kernel.name: kernel.seconds for kernel in body.kernels}
-    costs |= {one.name: one.ready - one.began for one in body.collectives}
-    return "\n".join(f'costs {{ name: "{name}" cost_us: {1e6 * UNIT * s:.0f} }}' for name, s in costs.items()).encode()
 
 
 def read(text: str, rates: Rates, node: int) -> Body:
