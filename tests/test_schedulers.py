@@ -25,7 +25,7 @@ LOOSE = 1e-4
 
 
 def reference(scheduler: Scheduler) -> Any:
-    return getattr(diffusers, scheduler.class_name).from_config(scheduler.to_config())
+    return getattr(diffusers, scheduler.class_name).from_config(scheduler.config)
 
 
 def prediction(step: int) -> np.ndarray:
@@ -70,11 +70,11 @@ class Pair:
         state = self.ours.init_state(sample)
         noise = TorchGenerator(11)
         for index in range(len(schedule)):
-            row = {name: values[index] for name, values in schedule.rows.items()}
+            coefficients = {name: values[index] for name, values in schedule.coefficients.items()}
             output = prediction(index)
-            scaled = self.ours.scale_model_input(row, sample)
+            scaled = self.ours.scale_model_input(coefficients, sample)
             fresh = noise.randn(SHAPE) if schedule.draws[index] else None
-            got, state = self.ours.step(row, state, output, sample, fresh)
+            got, state = self.ours.step(coefficients, state, output, sample, fresh)
             expected_input = self.theirs.scale_model_input(torch.from_numpy(sample), self.theirs.timesteps[index])
             np.testing.assert_allclose(scaled, expected_input.numpy(), rtol=5e-7, atol=0)
             expected = self.step_theirs(index, sample, output)
@@ -170,8 +170,8 @@ def test_ddim_from_zero_snr(prediction_type: str) -> None:
     for eta in (0.0, 0.5):
         Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, eta).check()
     # at eta 1 the first step's variance is all that is left: diffusers takes the root of its rounding, NaN or not
-    rows = Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, 1.0).schedule.rows
-    assert rows["next_noise"][0] < 1e-3
+    coefficients = Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, 1.0).schedule.coefficients
+    assert coefficients["next_noise"][0] < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -292,9 +292,9 @@ def test_unipc_bh1_ends_at_zero_where_diffusers_gives_nan() -> None:
     sample = start(1.0)
     state = pair.ours.init_state(sample)
     for index in range(3):
-        row = {name: values[index] for name, values in pair.schedule.rows.items()}
+        coefficients = {name: values[index] for name, values in pair.schedule.coefficients.items()}
         expected = pair.step_theirs(index, np.asarray(sample), prediction(index))
-        sample, state = pair.ours.step(row, state, prediction(index), sample, None)
+        sample, state = pair.ours.step(coefficients, state, prediction(index), sample, None)
     assert np.isnan(expected).all()
     np.testing.assert_allclose(sample, prediction(2), atol=1e-6)  # the last clean image predicted
 
@@ -347,12 +347,12 @@ def test_a_run_inside_scan(name: str, options: dict[str, Any], eta: float) -> No
     outputs = np.stack([prediction(index) for index in range(len(schedule))])
 
     def body(carry: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], Any]:
-        row, output, fresh = step
+        coefficients, output, fresh = step
         latents, state = carry
-        return ours.step(row, state, output, latents, fresh), ours.scale_model_input(row, latents)
+        return ours.step(coefficients, state, output, latents, fresh), ours.scale_model_input(coefficients, latents)
 
     run = jax.jit(lambda first, steps: jax.lax.scan(body, (first, ours.init_state(first)), steps)[0][0])
-    got = run(sample, (schedule.rows, outputs, noise))
+    got = run(sample, (schedule.coefficients, outputs, noise))
     for index in range(len(schedule)):
         sample = pair.step_theirs(index, sample, prediction(index))
     assert got.dtype == np.float32
@@ -364,11 +364,11 @@ def test_half_precision_predictions_keep_the_latents_in_float32() -> None:
     for name in SCHEDULERS:
         ours = scheduler_from_config(SDXL, name)
         schedule = ours.schedule(3)
-        row = {key: values[1] for key, values in schedule.rows.items()}
+        coefficients = {key: values[1] for key, values in schedule.coefficients.items()}
         sample = start(1.0)
         half = prediction(0).astype(jax.numpy.bfloat16)
-        got, _ = ours.step(row, ours.init_state(sample), half, sample, start(1.0))
-        expected, _ = ours.step(row, ours.init_state(sample), half.astype(np.float32), sample, start(1.0))
+        got, _ = ours.step(coefficients, ours.init_state(sample), half, sample, start(1.0))
+        expected, _ = ours.step(coefficients, ours.init_state(sample), half.astype(np.float32), sample, start(1.0))
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, expected)
 
@@ -378,13 +378,18 @@ def test_one_program_for_every_number_of_steps_and_eta() -> None:
     traces = []
 
     @jax.jit
-    def one(row: dict[str, Any], sample: Any, output: Any, noise: Any) -> Any:
+    def one(coefficients: dict[str, Any], sample: Any, output: Any, noise: Any) -> Any:
         traces.append(1)
-        return ours.step(row, ours.init_state(sample), output, sample, noise)[0]
+        return ours.step(coefficients, ours.init_state(sample), output, sample, noise)[0]
 
     for steps, eta in [(5, 0.0), (9, 0.4), (20, 1.0)]:
         schedule = ours.schedule(steps, eta=eta)
-        one({name: values[0] for name, values in schedule.rows.items()}, start(1.0), prediction(0), prediction(1))
+        one(
+            {name: values[0] for name, values in schedule.coefficients.items()},
+            start(1.0),
+            prediction(0),
+            prediction(1),
+        )
     assert len(traces) == 1
 
 
@@ -397,8 +402,8 @@ def test_a_scheduler_is_a_static_argument_and_a_schedule_can_be_cut(name: str) -
     part = schedule[:5]
     assert len(part) == 5
     assert part.init_noise_sigma == schedule.init_noise_sigma
-    for values in (part.timesteps, part.draws, *part.rows.values()):
+    for values in (part.timesteps, part.draws, *part.coefficients.values()):
         assert len(values) == 5
-    for key, values in schedule.rows.items():
+    for key, values in schedule.coefficients.items():
         assert values.dtype == np.float32
-        np.testing.assert_array_equal(part.rows[key], values[:5])
+        np.testing.assert_array_equal(part.coefficients[key], values[:5])
