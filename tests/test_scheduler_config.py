@@ -1,7 +1,9 @@
 """Schedulers from and to `scheduler_config.json`, as diffusers has it; configs and runs that are refused."""
 
+import copy
 import dataclasses
 import json
+import pickle
 from typing import Any
 
 import diffusers
@@ -9,7 +11,7 @@ import pytest
 from test_schedulers import SDXL
 
 from distrijax.errors import DistrijaxError
-from distrijax.schedulers import SCHEDULERS, scheduler_from_config
+from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 
 SDXL_BASE = {
     "_class_name": "EulerDiscreteScheduler",
@@ -75,6 +77,38 @@ def test_defaults_that_diffusers_marks_are_not_carried_over() -> None:
     assert scheduler_from_config(config, "ddim").timestep_spacing == "leading"
 
 
+@pytest.mark.parametrize("between", list(SCHEDULERS))
+@pytest.mark.parametrize("options", [{}, {"timestep_spacing": "linspace"}, {"timestep_spacing": "leading"}], ids=str)
+def test_options_that_a_constructor_was_not_given_are_defaults(between: str, options: dict[str, Any]) -> None:
+    """diffusers marks an option by whether it was passed, also if the value is the default."""
+    first = SCHEDULERS[between](beta_end=0.012, **options)
+    theirs = getattr(diffusers, first.class_name)(beta_end=0.012, **options)
+    marked = first.config["_use_default_values"]
+    assert set(marked) == set(theirs.config["_use_default_values"]) & first.config.keys()
+    for cls in SCHEDULERS.values():
+        expected = getattr(diffusers, cls.class_name).from_config(theirs.config).config
+        ours = cls.from_config(first.config)
+        assert {name: expected[name] for name in ours.config if name in cls.__dataclass_fields__} == {
+            name: value for name, value in ours.config.items() if name in cls.__dataclass_fields__
+        }
+        assert copy.copy(ours).config == pickle.loads(pickle.dumps(ours)).config == ours.config
+
+
+@pytest.mark.parametrize("cls", SCHEDULERS.values(), ids=list(SCHEDULERS))
+def test_overrides_of_from_config(cls: type[Scheduler]) -> None:
+    changes = {"timestep_spacing": "trailing", "steps_offset": 0}
+    ours = cls.from_config(SDXL_BASE, **changes)
+    theirs = getattr(diffusers, cls.class_name).from_config(SDXL_BASE, **changes)
+    assert ours == cls.from_config({**SDXL_BASE, **changes}) == cls.from_config(theirs.config)
+    for option, value in changes.items():
+        assert ours.config[option] == theirs.config[option] == value
+        assert option not in ours.config["_use_default_values"]
+    with pytest.raises(DistrijaxError, match="unknown option wobble"):
+        cls.from_config(SDXL_BASE, wobble=1)
+    with pytest.raises(DistrijaxError, match=f"{cls.class_name}: from_config takes a mapping"):
+        cls.from_config(ours)
+
+
 @pytest.mark.parametrize(
     ("config", "name", "message"),
     [
@@ -97,7 +131,7 @@ def test_defaults_that_diffusers_marks_are_not_carried_over() -> None:
         (
             {**SDXL_BASE, "prediction_type": "sample"},
             "euler_ancestral",
-            "prediction_type is 'sample'.*epsilon, v_prediction",
+            "prediction_type is 'sample'.*epsilon",
         ),
         ({**SDXL_BASE, "algorithm_type": "dpmsolver"}, "dpmsolver++", "algorithm_type is 'dpmsolver'.*sde-dpmsolver"),
         ({**SDXL_BASE, "use_flow_sigmas": True}, "unipc", "use_flow_sigmas True is not supported"),
@@ -116,11 +150,8 @@ def test_configs_that_are_refused(config: dict[str, Any], name: str | None, mess
 @pytest.mark.parametrize(
     ("name", "options", "arguments", "message"),
     [
-        *[(name, {}, {"num_inference_steps": 0}, "num_inference_steps is 0; .*from 1 to 1000") for name in SCHEDULERS],
-        *[
-            (name, {}, {"num_inference_steps": 1001}, "num_inference_steps is 1001; .*from 1 to 1000")
-            for name in SCHEDULERS
-        ],
+        *[(name, {}, {"num_inference_steps": 0}, "steps is 0; .*from 1 to 1000") for name in SCHEDULERS],
+        *[(name, {}, {"num_inference_steps": 1001}, "steps is 1001; .*from 1 to 1000") for name in SCHEDULERS],
         ("euler", {}, {"num_inference_steps": 2.5}, "whole number"),
         ("euler", {}, {}, "exactly one"),
         ("euler", {}, {"num_inference_steps": 3, "timesteps": [9, 5, 1]}, "exactly one"),
@@ -142,13 +173,16 @@ def test_configs_that_are_refused(config: dict[str, Any], name: str | None, mess
         ("dpmsolver++", {"use_lu_lambdas": True}, {"timesteps": [9, 5]}, "use_lu_lambdas"),
         ("ddim", {}, {"num_inference_steps": 5, "eta": -0.1}, "eta"),
         ("tcd", {}, {"num_inference_steps": 5, "eta": 1.5}, r"eta is 1\.5; .*from 0 to 1"),
+        *[(name, {}, {"num_inference_steps": 5, "start": 5}, "start is 5; .*from 0 to 4") for name in SCHEDULERS],
+        ("ddim", {}, {"num_inference_steps": 5, "start": -1}, "start is -1; .*whole number"),
+        ("euler", {}, {"sigmas": [9.0, 2.0, 0.0], "start": 1.0}, r"start is 1\.0; .*whole number"),
         ("ddim", {}, {"num_inference_steps": 1000}, "steps_offset 1"),
         ("lcm", {}, {"num_inference_steps": 51}, "original_inference_steps 50"),
         (
             "lcm",
             {"original_inference_steps": 2000},
             {"num_inference_steps": 4},
-            "original_inference_steps is 2000; .*from 1 to 1000",
+            "original_inference_steps is 2000; .* to 1000",
         ),
         (
             "ddim",

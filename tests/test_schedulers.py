@@ -37,16 +37,19 @@ def start(sigma: float) -> np.ndarray:
 
 
 class Pair:
-    """A scheduler and diffusers' own, set to the same run."""
+    """A scheduler and diffusers' own, set to the same run, from the same step on."""
 
-    def __init__(self, name: str, options: dict[str, Any], steps: int | None, eta: float = 0.0, **custom: Any) -> None:
+    def __init__(
+        self, name: str, options: dict[str, Any], steps: int | None, eta: float = 0.0, begin: int = 0, **custom: Any
+    ) -> None:
         self.ours = scheduler_from_config({**SDXL, **options}, name)
         self.theirs = reference(self.ours)
-        self.schedule = self.ours.schedule(steps, eta=eta, **custom)
+        self.schedule = self.ours.schedule(steps, eta=eta, start=begin, **custom)
+        self.begin = begin
         self.theirs.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **custom)
         if hasattr(self.theirs, "set_begin_index"):
             # without it diffusers looks the first timestep up, and skips a step if two share it
-            self.theirs.set_begin_index(0)
+            self.theirs.set_begin_index(begin)
         takes = inspect.signature(self.theirs.step).parameters
         self.arguments = {"eta": eta} if "eta" in takes else {}
         self.generator = torch.Generator().manual_seed(11)
@@ -54,14 +57,14 @@ class Pair:
             self.arguments["generator"] = self.generator
 
     def step_theirs(self, index: int, sample: np.ndarray, output: np.ndarray) -> np.ndarray:
-        timestep, latents = self.theirs.timesteps[index], torch.from_numpy(np.array(sample))
+        timestep, latents = self.theirs.timesteps[self.begin + index], torch.from_numpy(np.array(sample))
         self.theirs.scale_model_input(latents, timestep)
         return self.theirs.step(torch.from_numpy(output), timestep, latents, **self.arguments).prev_sample.numpy()
 
     def check(self, tolerance: float = TOLERANCE) -> None:
         """Step by step, each from the sample that diffusers reached."""
         schedule = self.schedule
-        timesteps = self.theirs.timesteps.numpy()
+        timesteps = self.theirs.timesteps[self.begin :].numpy()
         assert len(schedule) == len(timesteps)
         np.testing.assert_allclose(schedule.timesteps, timesteps, rtol=2e-6, atol=1e-6)
         assert schedule.timesteps.dtype == (np.float32 if timesteps.dtype.kind == "f" else np.int32)
@@ -75,7 +78,9 @@ class Pair:
             scaled = self.ours.scale_model_input(coefficients, sample)
             fresh = noise.randn(SHAPE) if schedule.draws[index] else None
             got, state = self.ours.step(coefficients, state, output, sample, fresh)
-            expected_input = self.theirs.scale_model_input(torch.from_numpy(sample), self.theirs.timesteps[index])
+            expected_input = self.theirs.scale_model_input(
+                torch.from_numpy(sample), self.theirs.timesteps[self.begin + index]
+            )
             np.testing.assert_allclose(scaled, expected_input.numpy(), rtol=5e-7, atol=0)
             expected = self.step_theirs(index, sample, output)
             assert np.isfinite(expected).all()

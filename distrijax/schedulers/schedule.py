@@ -69,6 +69,10 @@ class Schedule:
             clean: latents without noise, any shape.
             noise: normal noise.
             step: index into this schedule, so 0 is the step at which the run begins.
+
+        Returns:
+            The noisy latents in float32, a numpy array if both arguments are.
         """
         step = whole_number("step", step, most=len(self) - 1)
+        clean, noise = clean.astype(np.float32), noise.astype(np.float32)
         return self.signal[step] * clean + self.noise_level[step] * noise
