@@ -1,7 +1,9 @@
 """Schedulers from and to `scheduler_config.json`, as diffusers has it; configs and runs that are refused."""
 
+import copy
 import dataclasses
 import json
+import pickle
 from typing import Any
 
 import diffusers
@@ -9,7 +11,7 @@ import pytest
 from test_schedulers import SDXL
 
 from distrijax.errors import DistrijaxError
-from distrijax.schedulers import SCHEDULERS, scheduler_from_config
+from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 
 SDXL_BASE = {
     "_class_name": "EulerDiscreteScheduler",
@@ -36,7 +38,7 @@ def test_swapping_the_class_keeps_what_diffusers_keeps(name: str) -> None:
     ours = scheduler_from_config(SDXL_BASE, name)
     assert ours == scheduler_from_config(SDXL_BASE, ours.class_name)
     theirs = getattr(diffusers, ours.class_name).from_config(SDXL_BASE)
-    for option, value in ours.to_config().items():
+    for option, value in ours.config.items():
         if not option.startswith("_"):
             assert theirs.config[option] == value, option
 
@@ -49,12 +51,12 @@ def test_a_scheduler_made_from_another_has_what_was_meant_for_it(between: str, m
     first = scheduler_from_config(config, between)
     theirs = getattr(diffusers, first.class_name).from_config(config)
     for name in SCHEDULERS:
-        ours = scheduler_from_config(first.to_config(), name)
+        ours = scheduler_from_config(first.config, name)
         config_of_theirs = getattr(diffusers, ours.class_name).from_config(theirs.config).config
-        for option, value in ours.to_config().items():
+        for option, value in ours.config.items():
             assert option.startswith("_") or config_of_theirs[option] == value, (name, option)
-    assert scheduler_from_config(first.to_config(), "ddim").clip_sample is False
-    changed = dataclasses.replace(first, timestep_spacing="trailing").to_config()
+    assert scheduler_from_config(first.config, "ddim").clip_sample is False
+    changed = dataclasses.replace(first, timestep_spacing="trailing").config
     assert scheduler_from_config(changed, "unipc").timestep_spacing == "trailing"
 
 
@@ -65,7 +67,7 @@ def test_defaults_and_configs_of_diffusers_round_trip(name: str, tmp_path: Any) 
     saved = json.loads((tmp_path / "scheduler_config.json").read_text())
     ours = scheduler_from_config(saved)
     assert ours == SCHEDULERS[name]()
-    again = json.loads(json.dumps(ours.to_config()))
+    again = json.loads(json.dumps(ours.config))
     assert scheduler_from_config(again) == ours
     assert {key: again[key] for key in again if key in saved} == {key: saved[key] for key in again if key in saved}
 
@@ -75,6 +77,38 @@ def test_defaults_that_diffusers_marks_are_not_carried_over() -> None:
     assert scheduler_from_config(config, "ddim").timestep_spacing == "leading"
 
 
+@pytest.mark.parametrize("between", list(SCHEDULERS))
+@pytest.mark.parametrize("options", [{}, {"timestep_spacing": "linspace"}, {"timestep_spacing": "leading"}], ids=str)
+def test_options_that_a_constructor_was_not_given_are_defaults(between: str, options: dict[str, Any]) -> None:
+    """diffusers marks an option by whether it was passed, also if the value is the default."""
+    first = SCHEDULERS[between](beta_end=0.012, **options)
+    theirs = getattr(diffusers, first.class_name)(beta_end=0.012, **options)
+    marked = first.config["_use_default_values"]
+    assert set(marked) == set(theirs.config["_use_default_values"]) & first.config.keys()
+    for cls in SCHEDULERS.values():
+        expected = getattr(diffusers, cls.class_name).from_config(theirs.config).config
+        ours = cls.from_config(first.config)
+        assert {name: expected[name] for name in ours.config if name in cls.__dataclass_fields__} == {
+            name: value for name, value in ours.config.items() if name in cls.__dataclass_fields__
+        }
+        assert copy.copy(ours).config == pickle.loads(pickle.dumps(ours)).config == ours.config
+
+
+@pytest.mark.parametrize("cls", SCHEDULERS.values(), ids=list(SCHEDULERS))
+def test_overrides_of_from_config(cls: type[Scheduler]) -> None:
+    changes = {"timestep_spacing": "trailing", "steps_offset": 0}
+    ours = cls.from_config(SDXL_BASE, **changes)
+    theirs = getattr(diffusers, cls.class_name).from_config(SDXL_BASE, **changes)
+    assert ours == cls.from_config({**SDXL_BASE, **changes}) == cls.from_config(theirs.config)
+    for option, value in changes.items():
+        assert ours.config[option] == theirs.config[option] == value
+        assert option not in ours.config["_use_default_values"]
+    with pytest.raises(DistrijaxError, match="unknown option wobble"):
+        cls.from_config(SDXL_BASE, wobble=1)
+    with pytest.raises(DistrijaxError, match=f"{cls.class_name}: from_config takes a mapping"):
+        cls.from_config(ours)
+
+
 @pytest.mark.parametrize(
     ("config", "name", "message"),
     [
@@ -82,24 +116,28 @@ def test_defaults_that_diffusers_marks_are_not_carried_over() -> None:
         ({}, None, "names no class"),
         (SDXL_BASE, "plms", "'plms' is not supported.*ddim"),
         ({**SDXL_BASE, "wobble": 1, "zap": 2}, None, "unknown option wobble, zap; supported: .*beta_end"),
-        ({**SDXL_BASE, "prediction_type": "flow_prediction"}, None, "prediction_type 'flow_prediction'.*epsilon"),
-        ({**SDXL_BASE, "timestep_spacing": "log"}, None, "timestep_spacing 'log'.*leading"),
-        ({**SDXL_BASE, "beta_schedule": "sigmoid"}, None, "beta_schedule 'sigmoid'.*scaled_linear"),
-        ({**SDXL_BASE, "final_sigmas_type": "one"}, None, "final_sigmas_type 'one'.*zero"),
+        ({**SDXL_BASE, "prediction_type": "flow_prediction"}, None, "prediction_type is 'flow_prediction'.*epsilon"),
+        ({**SDXL_BASE, "timestep_spacing": "log"}, None, "timestep_spacing is 'log'.*leading"),
+        ({**SDXL_BASE, "beta_schedule": "sigmoid"}, None, "beta_schedule is 'sigmoid'.*scaled_linear"),
+        ({**SDXL_BASE, "final_sigmas_type": "one"}, None, "final_sigmas_type is 'one'.*zero"),
         ({**SDXL_BASE, "use_karras_sigmas": True, "use_beta_sigmas": True}, None, "exclude each other"),
-        ({**SDXL_BASE, "use_karras_sigmas": "yes"}, None, "use_karras_sigmas must be true or false, got 'yes'"),
-        ({**SDXL_BASE, "beta_end": "big"}, None, "beta_end must be a number, got 'big'"),
-        ({**SDXL_BASE, "num_train_timesteps": 10.5}, None, "num_train_timesteps must be a whole number"),
-        ({**SDXL_BASE, "num_train_timesteps": 1}, None, "at least 2"),
+        ({**SDXL_BASE, "use_karras_sigmas": "yes"}, None, "use_karras_sigmas is 'yes'.*True or False"),
+        ({**SDXL_BASE, "beta_end": "big"}, None, "beta_end is 'big'.*finite number"),
+        ({**SDXL_BASE, "num_train_timesteps": 10.5}, None, r"num_train_timesteps is 10\.5.*whole number"),
+        ({**SDXL_BASE, "num_train_timesteps": 1}, None, "num_train_timesteps is 1; .* 2 or more"),
         ({**SDXL_BASE, "trained_betas": [0.1, 0.2]}, None, "trained_betas has 2 values"),
-        ({**SDXL_BASE, "thresholding": True}, "ddim", "thresholding = True is not supported"),
-        ({**SDXL_BASE, "thresholding": True}, "lcm", "thresholding = True is not supported"),
-        ({**SDXL_BASE, "prediction_type": "sample"}, "euler_ancestral", "prediction_type 'sample' is not supported"),
-        ({**SDXL_BASE, "algorithm_type": "dpmsolver"}, "dpmsolver++", "algorithm_type 'dpmsolver'.*sde-dpmsolver"),
-        ({**SDXL_BASE, "use_flow_sigmas": True}, "unipc", "use_flow_sigmas = True is not supported"),
-        ({**SDXL_BASE, "variance_type": "learned"}, "dpmsolver++", "variance_type = 'learned' is not supported"),
-        ({**SDXL_BASE, "solver_order": 4}, "dpmsolver++", "solver_order must be 1, 2 or 3"),
-        ({**SDXL_BASE, "solver_order": 0}, "unipc", "solver_order must be at least 1"),
+        ({**SDXL_BASE, "thresholding": True}, "ddim", "thresholding True is not supported"),
+        ({**SDXL_BASE, "thresholding": True}, "lcm", "thresholding True is not supported"),
+        (
+            {**SDXL_BASE, "prediction_type": "sample"},
+            "euler_ancestral",
+            "prediction_type is 'sample'.*epsilon",
+        ),
+        ({**SDXL_BASE, "algorithm_type": "dpmsolver"}, "dpmsolver++", "algorithm_type is 'dpmsolver'.*sde-dpmsolver"),
+        ({**SDXL_BASE, "use_flow_sigmas": True}, "unipc", "use_flow_sigmas True is not supported"),
+        ({**SDXL_BASE, "variance_type": "learned"}, "dpmsolver++", "variance_type 'learned' is not supported"),
+        ({**SDXL_BASE, "solver_order": 4}, "dpmsolver++", "solver_order is 4; .*from 1 to 3"),
+        ({**SDXL_BASE, "solver_order": 0}, "unipc", "solver_order is 0; .*1 or more"),
         ({**SDXL_BASE, "disable_corrector": ["a"]}, "unipc", "disable_corrector must be a list"),
     ],
     ids=lambda value: str(value)[-60:] if isinstance(value, str) else None,
@@ -112,8 +150,8 @@ def test_configs_that_are_refused(config: dict[str, Any], name: str | None, mess
 @pytest.mark.parametrize(
     ("name", "options", "arguments", "message"),
     [
-        *[(name, {}, {"num_inference_steps": 0}, "in 1..1000, got 0") for name in SCHEDULERS],
-        *[(name, {}, {"num_inference_steps": 1001}, "in 1..1000, got 1001") for name in SCHEDULERS],
+        *[(name, {}, {"num_inference_steps": 0}, "steps is 0; .*from 1 to 1000") for name in SCHEDULERS],
+        *[(name, {}, {"num_inference_steps": 1001}, "steps is 1001; .*from 1 to 1000") for name in SCHEDULERS],
         ("euler", {}, {"num_inference_steps": 2.5}, "whole number"),
         ("euler", {}, {}, "exactly one"),
         ("euler", {}, {"num_inference_steps": 3, "timesteps": [9, 5, 1]}, "exactly one"),
@@ -134,10 +172,18 @@ def test_configs_that_are_refused(config: dict[str, Any], name: str | None, mess
         ("euler", {"use_karras_sigmas": True}, {"timesteps": [9, 5]}, "use_karras_sigmas"),
         ("dpmsolver++", {"use_lu_lambdas": True}, {"timesteps": [9, 5]}, "use_lu_lambdas"),
         ("ddim", {}, {"num_inference_steps": 5, "eta": -0.1}, "eta"),
-        ("tcd", {}, {"num_inference_steps": 5, "eta": 1.5}, "eta must be a number from 0 to 1"),
+        ("tcd", {}, {"num_inference_steps": 5, "eta": 1.5}, r"eta is 1\.5; .*from 0 to 1"),
+        *[(name, {}, {"num_inference_steps": 5, "start": 5}, "start is 5; .*from 0 to 4") for name in SCHEDULERS],
+        ("ddim", {}, {"num_inference_steps": 5, "start": -1}, "start is -1; .*whole number"),
+        ("euler", {}, {"sigmas": [9.0, 2.0, 0.0], "start": 1.0}, r"start is 1\.0; .*whole number"),
         ("ddim", {}, {"num_inference_steps": 1000}, "steps_offset 1"),
         ("lcm", {}, {"num_inference_steps": 51}, "original_inference_steps 50"),
-        ("lcm", {"original_inference_steps": 2000}, {"num_inference_steps": 4}, "original_inference_steps must be"),
+        (
+            "lcm",
+            {"original_inference_steps": 2000},
+            {"num_inference_steps": 4},
+            "original_inference_steps is 2000; .* to 1000",
+        ),
         (
             "ddim",
             {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},

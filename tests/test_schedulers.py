@@ -25,7 +25,7 @@ LOOSE = 1e-4
 
 
 def reference(scheduler: Scheduler) -> Any:
-    return getattr(diffusers, scheduler.class_name).from_config(scheduler.to_config())
+    return getattr(diffusers, scheduler.class_name).from_config(scheduler.config)
 
 
 def prediction(step: int) -> np.ndarray:
@@ -37,16 +37,19 @@ def start(sigma: float) -> np.ndarray:
 
 
 class Pair:
-    """A scheduler and diffusers' own, set to the same run."""
+    """A scheduler and diffusers' own, set to the same run, from the same step on."""
 
-    def __init__(self, name: str, options: dict[str, Any], steps: int | None, eta: float = 0.0, **custom: Any) -> None:
+    def __init__(
+        self, name: str, options: dict[str, Any], steps: int | None, eta: float = 0.0, begin: int = 0, **custom: Any
+    ) -> None:
         self.ours = scheduler_from_config({**SDXL, **options}, name)
         self.theirs = reference(self.ours)
-        self.schedule = self.ours.schedule(steps, eta=eta, **custom)
+        self.schedule = self.ours.schedule(steps, eta=eta, start=begin, **custom)
+        self.begin = begin
         self.theirs.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **custom)
         if hasattr(self.theirs, "set_begin_index"):
             # without it diffusers looks the first timestep up, and skips a step if two share it
-            self.theirs.set_begin_index(0)
+            self.theirs.set_begin_index(begin)
         takes = inspect.signature(self.theirs.step).parameters
         self.arguments = {"eta": eta} if "eta" in takes else {}
         self.generator = torch.Generator().manual_seed(11)
@@ -54,14 +57,14 @@ class Pair:
             self.arguments["generator"] = self.generator
 
     def step_theirs(self, index: int, sample: np.ndarray, output: np.ndarray) -> np.ndarray:
-        timestep, latents = self.theirs.timesteps[index], torch.from_numpy(np.array(sample))
+        timestep, latents = self.theirs.timesteps[self.begin + index], torch.from_numpy(np.array(sample))
         self.theirs.scale_model_input(latents, timestep)
         return self.theirs.step(torch.from_numpy(output), timestep, latents, **self.arguments).prev_sample.numpy()
 
     def check(self, tolerance: float = TOLERANCE) -> None:
         """Step by step, each from the sample that diffusers reached."""
         schedule = self.schedule
-        timesteps = self.theirs.timesteps.numpy()
+        timesteps = self.theirs.timesteps[self.begin :].numpy()
         assert len(schedule) == len(timesteps)
         np.testing.assert_allclose(schedule.timesteps, timesteps, rtol=2e-6, atol=1e-6)
         assert schedule.timesteps.dtype == (np.float32 if timesteps.dtype.kind == "f" else np.int32)
@@ -70,12 +73,14 @@ class Pair:
         state = self.ours.init_state(sample)
         noise = TorchGenerator(11)
         for index in range(len(schedule)):
-            row = {name: values[index] for name, values in schedule.rows.items()}
+            coefficients = {name: values[index] for name, values in schedule.coefficients.items()}
             output = prediction(index)
-            scaled = self.ours.scale_model_input(row, sample)
+            scaled = self.ours.scale_model_input(coefficients, sample)
             fresh = noise.randn(SHAPE) if schedule.draws[index] else None
-            got, state = self.ours.step(row, state, output, sample, fresh)
-            expected_input = self.theirs.scale_model_input(torch.from_numpy(sample), self.theirs.timesteps[index])
+            got, state = self.ours.step(coefficients, state, output, sample, fresh)
+            expected_input = self.theirs.scale_model_input(
+                torch.from_numpy(sample), self.theirs.timesteps[self.begin + index]
+            )
             np.testing.assert_allclose(scaled, expected_input.numpy(), rtol=5e-7, atol=0)
             expected = self.step_theirs(index, sample, output)
             assert np.isfinite(expected).all()
@@ -170,8 +175,8 @@ def test_ddim_from_zero_snr(prediction_type: str) -> None:
     for eta in (0.0, 0.5):
         Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, eta).check()
     # at eta 1 the first step's variance is all that is left: diffusers takes the root of its rounding, NaN or not
-    rows = Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, 1.0).schedule.rows
-    assert rows["next_noise"][0] < 1e-3
+    coefficients = Pair("ddim", {**ZERO_SNR, "prediction_type": prediction_type}, 7, 1.0).schedule.coefficients
+    assert coefficients["next_noise"][0] < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -292,9 +297,9 @@ def test_unipc_bh1_ends_at_zero_where_diffusers_gives_nan() -> None:
     sample = start(1.0)
     state = pair.ours.init_state(sample)
     for index in range(3):
-        row = {name: values[index] for name, values in pair.schedule.rows.items()}
+        coefficients = {name: values[index] for name, values in pair.schedule.coefficients.items()}
         expected = pair.step_theirs(index, np.asarray(sample), prediction(index))
-        sample, state = pair.ours.step(row, state, prediction(index), sample, None)
+        sample, state = pair.ours.step(coefficients, state, prediction(index), sample, None)
     assert np.isnan(expected).all()
     np.testing.assert_allclose(sample, prediction(2), atol=1e-6)  # the last clean image predicted
 
@@ -347,12 +352,12 @@ def test_a_run_inside_scan(name: str, options: dict[str, Any], eta: float) -> No
     outputs = np.stack([prediction(index) for index in range(len(schedule))])
 
     def body(carry: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], Any]:
-        row, output, fresh = step
+        coefficients, output, fresh = step
         latents, state = carry
-        return ours.step(row, state, output, latents, fresh), ours.scale_model_input(row, latents)
+        return ours.step(coefficients, state, output, latents, fresh), ours.scale_model_input(coefficients, latents)
 
     run = jax.jit(lambda first, steps: jax.lax.scan(body, (first, ours.init_state(first)), steps)[0][0])
-    got = run(sample, (schedule.rows, outputs, noise))
+    got = run(sample, (schedule.coefficients, outputs, noise))
     for index in range(len(schedule)):
         sample = pair.step_theirs(index, sample, prediction(index))
     assert got.dtype == np.float32
@@ -364,11 +369,11 @@ def test_half_precision_predictions_keep_the_latents_in_float32() -> None:
     for name in SCHEDULERS:
         ours = scheduler_from_config(SDXL, name)
         schedule = ours.schedule(3)
-        row = {key: values[1] for key, values in schedule.rows.items()}
+        coefficients = {key: values[1] for key, values in schedule.coefficients.items()}
         sample = start(1.0)
         half = prediction(0).astype(jax.numpy.bfloat16)
-        got, _ = ours.step(row, ours.init_state(sample), half, sample, start(1.0))
-        expected, _ = ours.step(row, ours.init_state(sample), half.astype(np.float32), sample, start(1.0))
+        got, _ = ours.step(coefficients, ours.init_state(sample), half, sample, start(1.0))
+        expected, _ = ours.step(coefficients, ours.init_state(sample), half.astype(np.float32), sample, start(1.0))
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, expected)
 
@@ -378,13 +383,18 @@ def test_one_program_for_every_number_of_steps_and_eta() -> None:
     traces = []
 
     @jax.jit
-    def one(row: dict[str, Any], sample: Any, output: Any, noise: Any) -> Any:
+    def one(coefficients: dict[str, Any], sample: Any, output: Any, noise: Any) -> Any:
         traces.append(1)
-        return ours.step(row, ours.init_state(sample), output, sample, noise)[0]
+        return ours.step(coefficients, ours.init_state(sample), output, sample, noise)[0]
 
     for steps, eta in [(5, 0.0), (9, 0.4), (20, 1.0)]:
         schedule = ours.schedule(steps, eta=eta)
-        one({name: values[0] for name, values in schedule.rows.items()}, start(1.0), prediction(0), prediction(1))
+        one(
+            {name: values[0] for name, values in schedule.coefficients.items()},
+            start(1.0),
+            prediction(0),
+            prediction(1),
+        )
     assert len(traces) == 1
 
 
@@ -397,8 +407,8 @@ def test_a_scheduler_is_a_static_argument_and_a_schedule_can_be_cut(name: str) -
     part = schedule[:5]
     assert len(part) == 5
     assert part.init_noise_sigma == schedule.init_noise_sigma
-    for values in (part.timesteps, part.draws, *part.rows.values()):
+    for values in (part.timesteps, part.draws, *part.coefficients.values()):
         assert len(values) == 5
-    for key, values in schedule.rows.items():
+    for key, values in schedule.coefficients.items():
         assert values.dtype == np.float32
-        np.testing.assert_array_equal(part.rows[key], values[:5])
+        np.testing.assert_array_equal(part.coefficients[key], values[:5])

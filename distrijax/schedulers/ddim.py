@@ -1,20 +1,20 @@
 """DDIM (Song et al., arXiv 2010.02502)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 
 from distrijax.schedulers import tables
-from distrijax.schedulers.common import Array, Row, Schedule, Scheduler, State, combine, to_clean, to_noise
+from distrijax.schedulers.base import Request, Scheduler
+from distrijax.schedulers.predictions import combine, to_clean, to_noise
+from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDIMScheduler(Scheduler):
-    """diffusers' `DDIMScheduler`. `eta` above 0 adds noise at every step, the last one included."""
+    """Steps as diffusers' `DDIMScheduler` does. `eta` above 0 adds noise at every step, the last one included."""
 
     timestep_spacing: str = "leading"
     clip_sample: bool = True
@@ -22,31 +22,21 @@ class DDIMScheduler(Scheduler):
     set_alpha_to_one: bool = True
 
     class_name = "DDIMScheduler"
+    largest_eta = math.inf
 
-    def schedule(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        eta: float = 0.0,
-    ) -> Schedule:
-        steps, _, _ = self._choose(num_inference_steps, timesteps, sigmas)
-        eta = self._eta(eta)
-        train = self.num_train_timesteps
-        spaced = tables.spaced_timesteps(self.timestep_spacing, steps, train, self.steps_offset).round()
-        now = self._table_index(spaced)
-        after = now - train // steps
+    def _build(self, request: Request) -> Schedule:
+        now = self._timesteps(request.steps)
+        after = now - self.num_train_timesteps // request.steps
         alphas = self.alphas_cumprod
         final = np.float32(1) if self.set_alpha_to_one else alphas[0]
         power = alphas[now]
         power_after = np.where(after >= 0, alphas[np.maximum(after, 0)], final)
 
         # float32 like the original: these differences cancel, and the rounding is part of its result
+        one, eta = np.float32(1), np.float32(request.eta)
         with np.errstate(divide="ignore", invalid="ignore"):
-            one = np.float32(1)
             variance = ((one - power_after) / (one - power)) * (one - power / power_after)
-            spread = np.float32(eta) * np.sqrt(variance)
+            spread = eta * np.sqrt(variance)
             left = one - power_after - spread**2
             # zero at eta 1 from zero SNR; the original returns NaN there if it rounds to less
             toward_noise = np.sqrt(np.maximum(left, 0) if eta <= 1 else left)
@@ -54,7 +44,7 @@ class DDIMScheduler(Scheduler):
         alpha, sigma = np.sqrt(power), np.sqrt(one - power)
         clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)
         noise_sample, noise_prediction = to_noise(self.prediction_type, alpha, sigma)
-        rows = {
+        coefficients = {
             "clean_sample": clean_sample,
             "clean_prediction": clean_prediction,
             "noise_sample": noise_sample,
@@ -63,13 +53,26 @@ class DDIMScheduler(Scheduler):
             "next_noise": toward_noise,
             "fresh_noise": spread,
         }
-        return self._finished(now.astype(np.int32), rows, 1.0, eta > 0)
+        return Schedule(now.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(len(now), eta > 0))
+
+    def _timesteps(self, steps: int) -> np.ndarray:
+        """Return the timesteps of a run as indices of the training tables, int64 [steps]."""
+        train = self.num_train_timesteps
+        spaced = tables.spaced_timesteps(self.timestep_spacing, steps, train, self.steps_offset)
+        index = spaced.round().astype(np.int64)
+        if index.max() >= train or index.min() < 0:
+            raise self._error(
+                f"timesteps {index.min()}..{index.max()} leave the {train} training timesteps (timestep_spacing "
+                f"{self.timestep_spacing!r}, steps_offset {self.steps_offset}); use fewer steps"
+            )
+        return index
 
     def step(
-        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
+        self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
     ) -> tuple[Array, State]:
-        clean = combine((row["clean_sample"], sample), (row["clean_prediction"], prediction))
+        c = coefficients
+        clean = combine((c["clean_sample"], sample), (c["clean_prediction"], prediction))
         if self.clip_sample:
             clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
-        direction = combine((row["noise_sample"], sample), (row["noise_prediction"], prediction))
-        return combine((row["next_clean"], clean), (row["next_noise"], direction), (row["fresh_noise"], noise)), state
+        direction = combine((c["noise_sample"], sample), (c["noise_prediction"], prediction))
+        return combine((c["next_clean"], clean), (c["next_noise"], direction), (c["fresh_noise"], noise)), state

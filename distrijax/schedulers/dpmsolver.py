@@ -4,9 +4,6 @@ A step is a combination of the sample, the last one to three predictions of the 
 that depend on the step only: they are worked out on the host.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from distrijax.schedulers import tables
-from distrijax.schedulers.common import Array, Row, Schedule, Scheduler, State, combine, to_clean
+from distrijax.schedulers.base import Request, Scheduler
+from distrijax.schedulers.predictions import combine, to_clean
+from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverMultistepScheduler(Scheduler):
-    """diffusers' `DPMSolverMultistepScheduler`. The SDE form draws noise at every step, the last one included.
+    """Steps as diffusers' `DPMSolverMultistepScheduler`. The SDE form draws noise at every step, also the last.
 
-    The step count of a first, second or third order run is the number of U-Net calls: earlier predictions are reused.
+    Whatever the order of the solver, a step evaluates the U-Net once: earlier predictions are reused.
     """
 
     solver_order: int = 2
@@ -38,6 +37,7 @@ class DPMSolverMultistepScheduler(Scheduler):
 
     class_name = "DPMSolverMultistepScheduler"
     choices: ClassVar = {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_type": ("midpoint", "heun")}
+    bounds: ClassVar = {"solver_order": (1, 3)}
     aliases: ClassVar = {
         "algorithm_type": {"deis": "dpmsolver++"},
         "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
@@ -48,34 +48,24 @@ class DPMSolverMultistepScheduler(Scheduler):
         "use_dynamic_shifting": False,
         "variance_type": None,
     }
+    custom: ClassVar = ("timesteps",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.solver_order <= 3:
-            raise self._error(f"solver_order must be 1, 2 or 3, got {self.solver_order}")
-
-    def schedule(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        eta: float = 0.0,
-    ) -> Schedule:
-        steps, chosen, _ = self._choose(num_inference_steps, timesteps, sigmas, takes_timesteps=True)
-        visited, levels = self._placed(steps, None if chosen is None else self._whole(chosen))
+    def _build(self, request: Request) -> Schedule:
+        visited, levels = self._placed(request.steps, request.timesteps)
         steps = len(visited)
+        orders = [self._order(index, steps, request.start) for index in range(steps)]
         alpha, sigma, _ = tables.lambdas_of(levels[:-1])
         clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)
         with np.errstate(all="ignore"):  # a step may be empty, or the last one infinite; NaN is refused at the end
-            factors = np.stack([self._factors(levels, index, self._order(index, steps)) for index in range(steps)])
-        rows = {"clean_sample": clean_sample, "clean_prediction": clean_prediction}
-        rows |= {"sample": factors[:, 0], "fresh_noise": factors[:, 1]}
-        rows |= {f"clean_{age}": factors[:, 2 + age] for age in range(self.solver_order)}
-        return self._finished(visited.astype(np.int32), rows, 1.0, self.algorithm_type == "sde-dpmsolver++")
+            factors = np.stack([self._factors(levels, index, order) for index, order in enumerate(orders)])
+        coefficients = {"clean_sample": clean_sample, "clean_prediction": clean_prediction}
+        coefficients |= {"sample": factors[:, 0], "fresh_noise": factors[:, 1]}
+        coefficients |= {f"clean_{age}": factors[:, 2 + age] for age in range(self.solver_order)}
+        draws = np.full(steps, self.algorithm_type == "sde-dpmsolver++")
+        return Schedule(visited.astype(np.int32), coefficients, alpha, sigma, 1.0, draws)
 
     def _placed(self, steps: int, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Timesteps and noise levels -> (int64 [S], float32 [S + 1])."""
+        """Return the timesteps, int64 [S], and the noise levels, float32 [S + 1]."""
         table = self.train_sigmas
         train = self.num_train_timesteps
         final = table[0] if self.final_sigmas_type == "sigma_min" else 0.0
@@ -100,17 +90,18 @@ class DPMSolverMultistepScheduler(Scheduler):
             noise = np.interp(visited, np.arange(train), table)
         return visited.astype(np.int64), np.append(noise, final).astype(np.float32)
 
-    def _order(self, index: int, steps: int) -> int:
-        """Order of a step: it rises as predictions become available, and falls again at the end."""
+    def _order(self, index: int, steps: int, start: int) -> int:
+        """Return the order of a step: it rises as predictions become available, and falls at the end of the run."""
+        available = max(index - start, 0) + 1
         few = self.lower_order_final and steps < 15
         if index == steps - 1 and (self.euler_at_final or few or self.final_sigmas_type == "zero"):
             return 1
         if index == steps - 2 and few:
-            return min(self.solver_order, index + 1, 2)
-        return min(self.solver_order, index + 1)
+            return min(self.solver_order, available, 2)
+        return min(self.solver_order, available)
 
     def _factors(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
-        """Factors of (sample, noise, this prediction, the one before, ...) -> [2 + solver_order].
+        """Return the factors of (sample, noise, this prediction, the one before, ...), [2 + solver_order].
 
         h is the step in the half log signal-to-noise ratio, infinite when the step ends without noise. In float32, in
         the order of the original: for small h the terms of the third order cancel to their rounding, which is then
@@ -145,14 +136,15 @@ class DPMSolverMultistepScheduler(Scheduler):
         return factors
 
     def init_state(self, sample: Array) -> State:
-        """The clean images predicted before, youngest first."""
+        """Return the clean images predicted before, youngest first."""
         return tuple(jnp.zeros_like(sample) for _ in range(self.solver_order - 1))
 
     def step(
-        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
+        self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
     ) -> tuple[Array, State]:
-        clean = combine((row["clean_sample"], sample), (row["clean_prediction"], prediction))
+        c = coefficients
+        clean = combine((c["clean_sample"], sample), (c["clean_prediction"], prediction))
         cleans = (clean, *state)
-        past = [(row[f"clean_{age}"], image) for age, image in enumerate(cleans)]
-        sample = combine((row["sample"], sample), *past, (row["fresh_noise"], noise))
+        past = [(c[f"clean_{age}"], image) for age, image in enumerate(cleans)]
+        sample = combine((c["sample"], sample), *past, (c["fresh_noise"], noise))
         return sample, cleans[:-1]

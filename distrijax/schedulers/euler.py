@@ -1,19 +1,17 @@
 """Euler's method in the noise-to-signal ratio sigma (Karras et al., arXiv 2206.00364, algorithm 2 without churn)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from distrijax.schedulers import tables
-from distrijax.schedulers.common import Array, Row, Schedule, Scheduler, State, combine
+from distrijax.schedulers.base import Request, Scheduler
+from distrijax.schedulers.schedule import Schedule
 
 
 def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the sample and of the prediction in one Euler step between noise levels -> float64 [S] each.
+    """Return the factors of the sample and of the prediction in one Euler step between noise levels, float64 [S].
 
     The sample is x0 + sigma noise. The step is x + (x - x0) / sigma * (after - now), with x0 from the prediction;
     multiplied out, nothing cancels at the sigma of 4096 that zero terminal SNR starts from.
@@ -29,7 +27,7 @@ def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class EulerDiscreteScheduler(Scheduler):
-    """diffusers' `EulerDiscreteScheduler`, the one that SDXL checkpoints come with. Timesteps are float32."""
+    """Steps as diffusers' `EulerDiscreteScheduler`, which SDXL checkpoints come with. Timesteps are float32."""
 
     interpolation_type: str = "linear"
     use_karras_sigmas: bool = False
@@ -42,37 +40,31 @@ class EulerDiscreteScheduler(Scheduler):
 
     class_name = "EulerDiscreteScheduler"
     choices: ClassVar = {"interpolation_type": ("linear", "log_linear"), "timestep_type": ("discrete", "continuous")}
+    custom: ClassVar = ("timesteps", "sigmas")
+    whole_timesteps = False
 
-    def schedule(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        eta: float = 0.0,
-    ) -> Schedule:
-        steps, chosen, levels = self._choose(
-            num_inference_steps, timesteps, sigmas, takes_timesteps=True, takes_sigmas=True
-        )
+    def _build(self, request: Request) -> Schedule:
+        steps = request.steps
         continuous = self.timestep_type == "continuous" and self.prediction_type == "v_prediction"
-        if chosen is not None and continuous:
+        if request.timesteps is not None and continuous:
             raise self._error("custom timesteps cannot be used with timestep_type 'continuous' and v_prediction")
         train_sigmas = self.train_sigmas
-        if levels is not None:
-            noise = levels.astype(np.float32)  # [S + 1]
+        if request.sigmas is not None:
+            noise = request.sigmas.astype(np.float32)  # [S + 1]
             visited = tables.timestep_of(noise[:-1], np.log(train_sigmas))
         else:
-            visited, noise = self._placed(steps, chosen)
-        told = 0.25 * tables.log32(noise[:-1]) if continuous else visited
+            visited, noise = self._placed(steps, request.timesteps)
+        timesteps = 0.25 * tables.log32(noise[:-1]) if continuous else visited
 
         now, after = noise[:steps], noise[1 : steps + 1]
         of_sample, of_prediction = euler_coefficients(self.prediction_type, now, after)
-        rows = {"input_norm": input_norm(now), "sample": of_sample, "prediction": of_prediction}
+        coefficients = {"input_norm": input_norm(now), "sample": of_sample, "prediction": of_prediction}
         sigma = init_noise_sigma(self.timestep_spacing, noise)
-        return self._finished(told.astype(np.float32), rows, sigma, False)
+        draws = np.full(steps, False)
+        return Schedule(timesteps.astype(np.float32), coefficients, np.ones_like(now), now, sigma, draws)
 
     def _placed(self, steps: int, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Timesteps and noise levels by the scheduler's own rule -> (float [S], float32 [S + 1] or one more)."""
+        """Return the timesteps, float [S], and the noise levels, float32 [S + 1] or one more."""
         table = self.train_sigmas
         if chosen is None:
             chosen = tables.spaced_timesteps(self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset)
@@ -89,21 +81,13 @@ class EulerDiscreteScheduler(Scheduler):
         final = table[0] if self.final_sigmas_type == "sigma_min" else 0.0
         return visited, np.concatenate([noise, [final]]).astype(np.float32)
 
-    def scale_model_input(self, row: Row, sample: Array) -> Array:
-        return sample / row["input_norm"]
-
-    def step(
-        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
-    ) -> tuple[Array, State]:
-        return combine((row["sample"], sample), (row["prediction"], prediction)), state
-
 
 def input_norm(sigma: np.ndarray) -> np.ndarray:
-    """Standard deviation of x0 + sigma noise for x0 of unit variance -> float32 [S]."""
+    """Return the standard deviation of x0 + sigma noise for x0 of unit variance, float32 [S]."""
     return np.sqrt(sigma**2 + np.float32(1))
 
 
 def init_noise_sigma(timestep_spacing: str, sigmas: np.ndarray) -> float:
-    """Standard deviation of the initial latents: with `leading`, the first step is not at the highest noise level."""
+    """Return the standard deviation of the initial latents; `leading` leaves out the highest training noise level."""
     highest = sigmas.max()
     return float(highest if timestep_spacing in ("linspace", "trailing") else input_norm(highest))

@@ -5,8 +5,6 @@ Betas and alphas are equal to its own bit for bit, noise levels to an ulp, becau
 rounded on every processor.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -17,7 +15,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 def linspace32(start: float, end: float, count: int) -> np.ndarray:
-    """`torch.linspace(start, end, count)` in float32 -> [count].
+    """Return what `torch.linspace(start, end, count)` gives in float32, [count].
 
     torch counts up from the start in the first half and down from the end in the second, each with a fused
     multiply-add. float64 holds the product of two float32 exactly, so one rounding at the end is the fused one.
@@ -32,25 +30,25 @@ def linspace32(start: float, end: float, count: int) -> np.ndarray:
 
 
 def log32(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm of float32 values, correctly rounded to float32, as numpy's own is not; log 0 = -inf."""
+    """Return the logarithm of float32 values, correctly rounded, as numpy's own is not; log 0 is -inf."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(np.asarray(x, np.float64)).astype(np.float32)
 
 
 def exp32(x: np.ndarray) -> np.ndarray:
-    """Exponential of float32 values, correctly rounded to float32."""
+    """Return the exponential of float32 values, correctly rounded."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.exp(np.asarray(x, np.float64)).astype(np.float32)
 
 
 def expm1_32(x: np.ndarray) -> np.ndarray:
-    """exp(x) - 1 of float32 values, correctly rounded to float32."""
+    """Return exp(x) - 1 of float32 values, correctly rounded."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.expm1(np.asarray(x, np.float64)).astype(np.float32)
 
 
 def _cosine_betas(count: int) -> np.ndarray:
-    """The cosine schedule of Nichol & Dhariwal (arXiv 2102.09672), capped at 0.999 -> [count]."""
+    """Return the betas of the cosine schedule (Nichol & Dhariwal, arXiv 2102.09672), capped at 0.999, [count]."""
 
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -60,7 +58,7 @@ def _cosine_betas(count: int) -> np.ndarray:
 
 
 def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Betas rescaled so that the last step is pure noise (arXiv 2305.08891, algorithm 1) -> [T]."""
+    """Rescale betas so that the last step is pure noise (arXiv 2305.08891, algorithm 1), [T]."""
     root = np.sqrt(cumulative(1 - betas))
     first, last = root[0], root[-1]
     root = (root - last) * (first / (first - last))
@@ -70,7 +68,7 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def cumulative(alphas: np.ndarray) -> np.ndarray:
-    """`torch.cumprod` of float32 on a CPU: accumulated in float64, stored in float32 -> [T]."""
+    """Return what `torch.cumprod` gives on a CPU: accumulated in float64, stored in float32, [T]."""
     return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
 
 
@@ -82,7 +80,7 @@ def alphas_cumprod(
     trained: tuple[float, ...] | None,
     zero_snr: bool,
 ) -> np.ndarray:
-    """Signal power left at each training timestep -> float32 [T], falling."""
+    """Return the signal power left at each training timestep, float32 [T], falling."""
     if trained is not None:
         betas = np.asarray(trained, np.float32)
     elif schedule == "linear":
@@ -99,13 +97,13 @@ def alphas_cumprod(
 
 
 def sigmas_of(alphas: np.ndarray) -> np.ndarray:
-    """Noise-to-signal ratio sqrt((1 - a) / a) of each training timestep -> float32 [T], rising."""
+    """Return the noise-to-signal ratio sqrt((1 - a) / a) of each training timestep, float32 [T], rising."""
     with np.errstate(divide="ignore"):
         return np.sqrt((np.float32(1) - alphas) / alphas)
 
 
 def lambdas_of(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(alpha, sigma, half log signal-to-noise ratio) of noise-to-signal ratios, variance preserving -> 3 x float32."""
+    """Return alpha, sigma (alpha^2 + sigma^2 = 1) and log(alpha / sigma) of noise-to-signal ratios, in float32."""
     alpha = np.float32(1) / np.sqrt(sigmas**2 + np.float32(1))
     sigma = sigmas * alpha
     return alpha, sigma, log32(alpha) - log32(sigma)
@@ -114,7 +112,7 @@ def lambdas_of(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def spaced_timesteps(
     spacing: str, steps: int, train: int, offset: int, *, drop_last: bool = False, span: int | None = None
 ) -> np.ndarray:
-    """Timesteps spread over training (arXiv 2305.08891, table 2) -> float64 [S], falling, not yet rounded for linspace.
+    """Return timesteps spread over training (arXiv 2305.08891, table 2), float64 [S], falling; linspace is not rounded.
 
     Args:
         steps: number of denoising steps.
@@ -141,19 +139,19 @@ def spaced_timesteps(
 
 
 def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
-    """Noise levels of Karras et al. (arXiv 2206.00364, equation 5) -> float64 [count], falling."""
+    """Return the noise levels of Karras et al. (arXiv 2206.00364, equation 5), float64 [count], falling."""
     ramp = np.linspace(0, 1, count)
     first, last = high ** (1 / rho), low ** (1 / rho)
     return (first + ramp * (last - first)) ** rho
 
 
 def exponential_sigmas(low: float, high: float, count: int) -> np.ndarray:
-    """Noise levels equally spaced in the logarithm -> float64 [count], falling."""
+    """Return noise levels equally spaced in the logarithm, float64 [count], falling."""
     return np.exp(np.linspace(math.log(high), math.log(low), count))
 
 
 def beta_sigmas(low: float, high: float, count: int, alpha: float = 0.6, beta: float = 0.6) -> np.ndarray:
-    """Noise levels at quantiles of a beta distribution (arXiv 2407.12173) -> float64 [count], falling."""
+    """Return noise levels at quantiles of a beta distribution (arXiv 2407.12173), float64 [count], falling."""
     # scipy comes with JAX; only this schedule needs it
     from scipy.special import betaincinv
 
@@ -161,7 +159,7 @@ def beta_sigmas(low: float, high: float, count: int, alpha: float = 0.6, beta: f
 
 
 def timestep_of(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
-    """Fractional training timesteps whose noise level is `sigma`, linear in log sigma between table entries -> [n].
+    """Return the fractional training timesteps of noise levels, linear in log sigma between table entries, [n].
 
     Args:
         sigma: noise levels, [n]; outside the table they give its first or last timestep.

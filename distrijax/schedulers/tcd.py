@@ -1,38 +1,30 @@
 """Trajectory consistency distillation (Zheng et al., arXiv 2402.19159): eta (gamma there) trades path for noise."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from distrijax.schedulers.common import Array, Row, Schedule, State, combine, to_clean, to_noise
+from distrijax.schedulers.base import Request
 from distrijax.schedulers.lcm import DistilledScheduler
+from distrijax.schedulers.predictions import to_clean, to_noise
+from distrijax.schedulers.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class TCDScheduler(DistilledScheduler):
-    """diffusers' `TCDScheduler`. With `eta` above 0 it draws noise at every step but the last.
+    """Steps as diffusers' `TCDScheduler`. With `eta` above 0 it draws noise at every step but the last.
 
     diffusers' class has clip_sample, set_alpha_to_one and timestep_scaling too, but its step does not use them.
     """
 
     class_name = "TCDScheduler"
+    largest_eta = 1.0
 
-    def schedule(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        eta: float = 0.0,
-    ) -> Schedule:
-        now = self._distilled_timesteps(num_inference_steps, timesteps, sigmas)
-        eta = self._eta(eta, 1.0)
+    def _build(self, request: Request) -> Schedule:
+        now = self._distilled_timesteps(request)
         after = np.append(now[1:], 0)
         # float32 like the original: the product decides which whole timestep the floor takes
-        down = np.floor(np.float32(1 - eta) * after.astype(np.float32)).astype(np.int64)
+        down = np.floor(np.float32(1 - request.eta) * after.astype(np.float32)).astype(np.int64)
 
         table = self.alphas_cumprod.astype(np.float64)
         power, power_down, kept = table[now], table[down], table[after] / table[down]
@@ -43,12 +35,6 @@ class TCDScheduler(DistilledScheduler):
             np.sqrt(kept) * (np.sqrt(power_down) * c + np.sqrt(1 - power_down) * d)
             for c, d in zip(clean, direction, strict=True)
         )
-        rows = {"sample": of_sample, "prediction": of_prediction, "fresh_noise": np.sqrt(1 - kept)}
-        draws = (np.arange(len(now)) < len(now) - 1) & (eta > 0)
-        return self._finished(now.astype(np.int32), rows, 1.0, draws)
-
-    def step(
-        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
-    ) -> tuple[Array, State]:
-        terms = (row["sample"], sample), (row["prediction"], prediction), (row["fresh_noise"], noise)
-        return combine(*terms), state
+        coefficients = {"sample": of_sample, "prediction": of_prediction, "fresh_noise": np.sqrt(1 - kept)}
+        draws = (np.arange(len(now)) < len(now) - 1) & (request.eta > 0)
+        return Schedule(now.astype(np.int32), coefficients, alpha, sigma, 1.0, draws)

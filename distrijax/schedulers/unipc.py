@@ -4,9 +4,6 @@ Both halves are combinations of the sample before, the present and past predicti
 step only: they are worked out on the host.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from distrijax.schedulers import tables
-from distrijax.schedulers.common import Array, Row, Schedule, Scheduler, State, combine, to_clean, to_noise
+from distrijax.schedulers.base import Request, Scheduler
+from distrijax.schedulers.predictions import combine, to_clean, to_noise
+from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniPCMultistepScheduler(Scheduler):
-    """diffusers' `UniPCMultistepScheduler`. With `predict_x0` off it extrapolates the noise, not the clean image.
+    """Steps as diffusers' `UniPCMultistepScheduler`. With `predict_x0` off it extrapolates the noise.
 
     With solver_type bh1 and a final sigma of zero diffusers multiplies zero by infinity in the last step and returns
     NaN; the term is absent there, and is left out here.
@@ -39,6 +38,7 @@ class UniPCMultistepScheduler(Scheduler):
 
     class_name = "UniPCMultistepScheduler"
     choices: ClassVar = {"solver_type": ("bh1", "bh2")}
+    bounds: ClassVar = {"solver_order": (1, None)}
     aliases: ClassVar = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
     neutral: ClassVar = {
         "thresholding": False,
@@ -48,43 +48,31 @@ class UniPCMultistepScheduler(Scheduler):
         "solver_p": None,
     }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.solver_order < 1:
-            raise self._error(f"solver_order must be at least 1, got {self.solver_order}")
-
-    def schedule(
-        self,
-        num_inference_steps: int | None = None,
-        *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        eta: float = 0.0,
-    ) -> Schedule:
-        steps, _, _ = self._choose(num_inference_steps, timesteps, sigmas)
-        visited, levels = self._placed(steps)
+    def _build(self, request: Request) -> Schedule:
+        visited, levels = self._placed(request.steps)
         steps = len(visited)
         alpha, sigma, _ = tables.lambdas_of(levels[:-1])
         converted = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
-        rows = {"model_sample": converted[0], "model_prediction": converted[1]}
+        coefficients = {"model_sample": converted[0], "model_prediction": converted[1]}
 
         order = self.solver_order
         correct, predict = np.zeros((steps, 3 + order)), np.zeros((steps, 1 + order))
-        orders = [min(order, steps - i if self.lower_order_final else order, i + 1) for i in range(steps)]
+        executed = [max(i - request.start, 0) for i in range(steps)]  # predictions of earlier steps
+        orders = [min(order, steps - i if self.lower_order_final else order, executed[i] + 1) for i in range(steps)]
         for i in range(steps):
             predict[i] = self._predictor(levels, i, orders[i])
-            if i > 0 and i - 1 not in self.disable_corrector:
+            if executed[i] and i - 1 not in self.disable_corrector:
                 correct[i, 1:] = self._corrector(levels, i, orders[i - 1])
             else:
                 correct[i, 0] = 1.0  # keep the sample
-        rows |= {"keep": correct[:, 0], "correct_sample": correct[:, 1]}
-        rows |= {f"correct_{age}": correct[:, 2 + age] for age in range(order + 1)}
-        rows |= {"predict_sample": predict[:, 0]}
-        rows |= {f"predict_{age}": predict[:, 1 + age] for age in range(order)}
-        return self._finished(visited.astype(np.int32), rows, 1.0, False)
+        coefficients |= {"keep": correct[:, 0], "correct_sample": correct[:, 1]}
+        coefficients |= {f"correct_{age}": correct[:, 2 + age] for age in range(order + 1)}
+        coefficients |= {"predict_sample": predict[:, 0]}
+        coefficients |= {f"predict_{age}": predict[:, 1 + age] for age in range(order)}
+        return Schedule(visited.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(steps, False))
 
     def _placed(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Timesteps and noise levels -> (int64 [S], float32 [S + 1])."""
+        """Return the timesteps, int64 [S], and the noise levels, float32 [S + 1]."""
         table = self.train_sigmas
         train = self.num_train_timesteps
         if self._uses_formula:
@@ -105,7 +93,7 @@ class UniPCMultistepScheduler(Scheduler):
     def _update(
         self, levels: np.ndarray, start: int, order: int
     ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, np.ndarray]:
-        """The parts of B(h) updates from level `start` to the next (arXiv 2302.04867, equations 7 to 11).
+        """Return the parts of B(h) updates from level `start` to the next (arXiv 2302.04867, equations 7 to 11).
 
         Returns:
             factors of (sample, prediction at `start`) of the first-order step, float64 [2]; the factor of the
@@ -131,7 +119,7 @@ class UniPCMultistepScheduler(Scheduler):
         return first, -float(to[start + 1] * scale), r.astype(np.float64), matrix.astype(np.float64), np.asarray(b)
 
     def _predictor(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
-        """Factors of (sample, this prediction, the one before, ...) -> float64 [1 + solver_order]."""
+        """Return the factors of (sample, this prediction, the one before, ...), float64 [1 + solver_order]."""
         with np.errstate(all="ignore"):  # the last step's h may be infinite; what is not finite is refused at the end
             first, scale, r, matrix, b = self._update(levels, index, order)
             factors = np.zeros(1 + self.solver_order)
@@ -144,7 +132,7 @@ class UniPCMultistepScheduler(Scheduler):
         return factors
 
     def _corrector(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
-        """Factors of (sample before, this prediction, the one before, ...) -> float64 [2 + solver_order]."""
+        """Return the factors of (sample before, this prediction, the one before, ...), float64 [2 + solver_order]."""
         with np.errstate(all="ignore"):
             first, scale, r, matrix, b = self._update(levels, index - 1, order)
             weights = np.full(1, 0.5) if order == 1 else _solve(matrix, b)
@@ -157,23 +145,24 @@ class UniPCMultistepScheduler(Scheduler):
         return factors
 
     def init_state(self, sample: Array) -> State:
-        """The (corrected) sample before, and the predictions before, youngest first."""
+        """Return the (corrected) sample before, and the predictions before, youngest first."""
         return tuple(jnp.zeros_like(sample) for _ in range(1 + self.solver_order))
 
     def step(
-        self, row: Row, state: State, prediction: Array, sample: Array, noise: Array | None
+        self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
     ) -> tuple[Array, State]:
+        c = coefficients
         before, *past = state
-        model = combine((row["model_sample"], sample), (row["model_prediction"], prediction))
+        model = combine((c["model_sample"], sample), (c["model_prediction"], prediction))
         models = (model, *past)
-        corrections = [(row[f"correct_{age}"], value) for age, value in enumerate(models)]
-        sample = combine((row["keep"], sample), (row["correct_sample"], before), *corrections)
-        predictions = [(row[f"predict_{age}"], value) for age, value in enumerate(models[:-1])]
-        return combine((row["predict_sample"], sample), *predictions), (sample, *models[:-1])
+        corrections = [(c[f"correct_{age}"], value) for age, value in enumerate(models)]
+        sample = combine((c["keep"], sample), (c["correct_sample"], before), *corrections)
+        predictions = [(c[f"predict_{age}"], value) for age, value in enumerate(models[:-1])]
+        return combine((c["predict_sample"], sample), *predictions), (sample, *models[:-1])
 
 
 def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Solution of a small linear system; NaN where there is none, to be refused with the other factors."""
+    """Return the solution of a small linear system, or NaN without one, which `schedule` refuses."""
     if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(b))):
         return np.full(len(b), np.nan)
     try:

@@ -1,0 +1,325 @@
+"""The base class of the schedulers: diffusers' options, checked, and the steps of a run as tables.
+
+A scheduler is a frozen, hashable set of options, so it can be a static argument of a jitted function. `schedule()`
+computes on the host everything that depends on the step but not on the picture, as float32 coefficients. `step()` is
+then elementwise arithmetic, the same program for every step, and can run inside `jax.lax.scan`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from distrijax.checks import finite_number, one_of, true_or_false, whole_number
+from distrijax.errors import DistrijaxError
+from distrijax.schedulers import tables
+from distrijax.schedulers.predictions import combine
+from distrijax.schedulers.request import Request, custom_sigmas, custom_timesteps
+from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
+
+Config = Mapping[str, Any]
+"""The content of a `scheduler_config.json`."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "beta_schedule": tables.BETA_SCHEDULES,
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
+"""Allowed values of the options that name something."""
+
+SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Options that place the noise levels by a formula instead of at the spaced timesteps."""
+
+_DIFFUSERS_OPTIONS = """
+    clip_sample clip_sample_range set_alpha_to_one thresholding dynamic_thresholding_ratio sample_max_value
+    original_inference_steps timestep_scaling interpolation_type use_karras_sigmas use_exponential_sigmas
+    use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift use_dynamic_shifting time_shift_type shift_terminal
+    sigma_min sigma_max sigma_data sigma_schedule rho noise_sampler_seed timestep_type final_sigmas_type solver_order
+    algorithm_type solver_type solver_p lower_order_final euler_at_final predict_x0 disable_corrector
+    lambda_min_clipped variance_type skip_prk_steps
+"""
+OPTIONS_OF_OTHERS = frozenset(_DIFFUSERS_OPTIONS.split())
+"""Options of diffusers' schedulers: a class ignores those of another class, so that a config can be read by both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler:
+    """Holds the options of a scheduler under diffusers' names; a subclass changes defaults and adds options.
+
+    Attributes:
+        origin: the config that it was made from. `config` hands on its options of other classes.
+        class_name: name of diffusers' class, as in a `scheduler_config.json`.
+        order: model evaluations per step; the timesteps of a scheduler of order 2 list each step twice.
+        choices: allowed values of the options that name something, where they differ from `CHOICES`.
+        bounds: smallest and largest value of options that are whole numbers; from 0 if not listed.
+        aliases: values of other classes' options of the same name that diffusers replaces silently.
+        neutral: options of diffusers' class that are supported at this value only. Thresholding takes a quantile over
+            the whole picture, so it is not elementwise, and diffusers calls it unsuitable for latents.
+        custom: which of "timesteps" and "sigmas" the caller of `schedule` may choose.
+        whole_timesteps: whether custom timesteps must be whole numbers, because they index the training tables.
+        largest_eta: upper limit of `eta`; None if the scheduler ignores it.
+
+    Raises:
+        DistrijaxError: an option has the wrong type or an unsupported value.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    rescale_betas_zero_snr: bool = False
+    origin: Config | None = dataclasses.field(default=None, compare=False, repr=False)
+    _passed: frozenset[str] = dataclasses.field(init=False, compare=False, repr=False)
+
+    class_name: ClassVar[str]
+    order: ClassVar[int] = 1
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    bounds: ClassVar[dict[str, tuple[int, int | None]]] = {}
+    aliases: ClassVar[dict[str, dict[str, str]]] = {}
+    neutral: ClassVar[dict[str, bool | None]] = {"thresholding": False}
+    custom: ClassVar[tuple[str, ...]] = ()
+    whole_timesteps: ClassVar[bool] = True
+    largest_eta: ClassVar[float | None] = None
+
+    # ----------------------------------------------------------------------------------------------------- the options
+
+    def __new__(cls, **options: Any) -> Self:
+        """Remember which options were passed: `config` marks the others as defaults."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_passed", frozenset(options))
+        return self
+
+    def __post_init__(self) -> None:
+        for option in self._options():
+            value = getattr(self, option.name)
+            value = self.aliases.get(option.name, {}).get(value, value) if isinstance(value, str) else value
+            object.__setattr__(self, option.name, self._checked(option.name, value, option.default))
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise self._error(
+                f"trained_betas has {len(self.trained_betas)} values, num_train_timesteps is {self.num_train_timesteps}"
+            )
+        placing = [option for option in SIGMA_OPTIONS if getattr(self, option, False)]
+        if len(placing) > 1:
+            raise self._error(f"{' and '.join(placing)} exclude each other; set one of them")
+
+    @classmethod
+    def from_config(cls, config: Config, **overrides: Any) -> Self:
+        """Build this class from a config of any scheduler, as in diffusers.
+
+        Args:
+            config: the `config` of a scheduler or the content of a `scheduler_config.json`. Options that only other
+                classes have are ignored, and so are those that `_use_default_values` lists: each class has its own
+                defaults.
+            overrides: options that replace those of `config`.
+
+        Raises:
+            DistrijaxError: an option is unknown, or its value is not supported.
+        """
+        if not isinstance(config, Mapping):
+            raise DistrijaxError(f"{cls.class_name}: from_config takes a mapping like scheduler.config, not {config!r}")
+        skipped = {"_use_default_values", *(config.get("_use_default_values") or ())}
+        merged = {key: value for key, value in config.items() if key not in skipped} | overrides
+        names = [option.name for option in cls._options()]
+        unknown = [key for key in merged if key not in {*names, *cls.neutral, *OPTIONS_OF_OTHERS} and key[0] != "_"]
+        if unknown:
+            raise DistrijaxError(
+                f"{cls.class_name}: unknown option {', '.join(sorted(unknown))}; supported: {', '.join(sorted(names))}"
+            )
+        for key, only in cls.neutral.items():
+            if merged.get(key) not in (None, only):
+                raise DistrijaxError(f"{cls.class_name}: {key} {merged[key]!r} is not supported; leave it at {only!r}")
+        return cls(**{name: merged[name] for name in names if name in merged}, origin=merged)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options as the content of a `scheduler_config.json` that diffusers loads.
+
+        As in diffusers, options of other classes are kept and defaults are marked, for whoever makes another scheduler
+        of it: SDXL's Euler config says `clip_sample` false for DDIM, whose default cuts latents off at 1.
+        """
+        values = {option.name: getattr(self, option.name) for option in self._options()}
+        origin = self.origin or {}
+        chosen = self._passed if self.origin is None else origin.keys()
+        others = {name: value for name, value in origin.items() if name not in values and name[0] != "_"}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        defaults = [o.name for o in self._options() if o.name not in chosen and values[o.name] == o.default]
+        return {"_class_name": self.class_name, **others, **plain, "_use_default_values": defaults}
+
+    @classmethod
+    def _options(cls) -> list[dataclasses.Field[Any]]:
+        """Return the fields that are options of diffusers' class."""
+        return [field for field in dataclasses.fields(cls) if field.compare]
+
+    def _checked(self, option: str, value: Any, default: object) -> object:
+        """Return the value of an option, converted to the type of its default."""
+        name = f"{self.class_name}: {option}"
+        choices = {**CHOICES, **self.choices}.get(option)
+        if choices is not None:
+            return one_of(name, value, choices)
+        if value is None and (default is None or isinstance(default, bool | tuple)):
+            return default
+        if isinstance(default, bool):
+            return true_or_false(name, value)
+        if isinstance(default, int):
+            least, most = {"num_train_timesteps": (2, None), **self.bounds}.get(option, (0, None))
+            return whole_number(name, value, least, most)
+        if option == "trained_betas" or isinstance(default, tuple):
+            array = np.asarray(value)
+            if array.ndim != 1 or (array.size and array.dtype.kind not in ("iu" if default == () else "iuf")):
+                raise self._error(f"{option} must be a list of numbers, got {value!r}")
+            return tuple(array.tolist())
+        if value == default == -math.inf:
+            return default
+        return finite_number(name, value)
+
+    def _error(self, message: str) -> DistrijaxError:
+        return DistrijaxError(f"{self.class_name}: {message}")
+
+    # ---------------------------------------------------------------------------------------------------- one whole run
+
+    def schedule(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float = 0.0,
+        start: int = 0,
+    ) -> Schedule:
+        """Return the steps of a run, from exactly one of the first three arguments.
+
+        Args:
+            num_inference_steps: number of steps of the whole run, placed by the scheduler's own rule.
+            timesteps: the training timesteps to visit, falling, where the scheduler allows a choice.
+            sigmas: the noise levels to visit, falling, and the one to end at, where the scheduler allows a choice.
+            eta: how much noise DDIM and TCD add at each step (0 none, 1 all); the others ignore it, as in diffusers.
+            start: how many steps to leave out at the beginning, to start from a picture. The steps are those that
+                diffusers takes after `set_begin_index(start)`: a multistep solver begins without history, while its
+                rules for the last steps count those of the whole run.
+
+        Returns:
+            The steps from `start` on.
+
+        Raises:
+            DistrijaxError: none or more than one is given, or a value that the scheduler cannot step through.
+        """
+        if sum(value is not None for value in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise self._error("give exactly one of num_inference_steps, timesteps and sigmas")
+        about = f"{self.class_name}: "
+        visited = levels = None
+        if timesteps is not None:
+            self._check_custom("timesteps")
+            last = self.num_train_timesteps - 1
+            visited = custom_timesteps(about + "timesteps", timesteps, last, self.whole_timesteps)
+            steps = len(visited)
+        elif sigmas is not None:
+            self._check_custom("sigmas")
+            levels = custom_sigmas(about + "sigmas", sigmas)
+            steps = len(levels) - 1
+        else:
+            steps = whole_number(about + "num_inference_steps", num_inference_steps, 1, self.num_train_timesteps)
+        eta = 0.0 if self.largest_eta is None else finite_number(about + "eta", eta, 0, self.largest_eta)
+        start = whole_number(about + "start", start)
+        run = self._build(Request(steps, visited, levels, eta, start))
+        # checked here, because a trailing run that leaves out timesteps (lambda_min_clipped) is shorter than `steps`
+        whole_number(about + "start", start, most=len(run) - 1)
+        return self._rounded(run, start)
+
+    def _build(self, request: Request) -> Schedule:
+        """Return the tables of the whole run, in any precision. Steps before `request.start` are left out later."""
+        raise NotImplementedError
+
+    def _check_custom(self, argument: str) -> None:
+        if argument not in self.custom:
+            raise self._error(f"custom {argument} are not supported; give num_inference_steps")
+        for option in SIGMA_OPTIONS:
+            if argument == "timesteps" and getattr(self, option, False):
+                raise self._error(f"custom timesteps cannot be used with {option}; set it to false")
+
+    def _rounded(self, run: Schedule, start: int) -> Schedule:
+        """Return the steps from `start` on in float32, and refuse those that would fill the picture with NaN."""
+        packed = {name: np.asarray(values[start:], np.float32) for name, values in run.coefficients.items()}
+        timesteps = run.timesteps[start:]
+        for index, timestep in enumerate(timesteps):
+            bad = [name for name, values in packed.items() if not np.isfinite(values[index])]
+            if bad:
+                raise self._error(
+                    f"step {start + index} (timestep {timestep:g}) has no finite coefficients ({', '.join(bad)}) with "
+                    f"prediction_type {self.prediction_type!r} and these options: two steps share a noise level, or "
+                    "one has no signal or no noise; use fewer steps, another spacing or another final_sigmas_type"
+                )
+        signal, noise_level = (np.asarray(values[start:], np.float32) for values in (run.signal, run.noise_level))
+        return Schedule(timesteps, packed, signal, noise_level, run.init_noise_sigma, run.draws[start:])
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """Signal power left at each training timestep, float32 [T]."""
+        return tables.alphas_cumprod(
+            self.beta_schedule,
+            self.beta_start,
+            self.beta_end,
+            self.num_train_timesteps,
+            self.trained_betas,
+            self.rescale_betas_zero_snr,
+        )
+
+    @cached_property
+    def train_sigmas(self) -> np.ndarray:
+        """Noise-to-signal ratio at each training timestep, float32 [T], rising.
+
+        With zero terminal SNR the last one would be infinite; like diffusers it is kept at a signal power of 2**-24.
+        """
+        alphas = self.alphas_cumprod.copy()
+        if self.rescale_betas_zero_snr:
+            alphas[-1] = 2**-24
+        return tables.sigmas_of(alphas)
+
+    @property
+    def _uses_formula(self) -> bool:
+        return any(getattr(self, option, False) for option in SIGMA_OPTIONS)
+
+    def _formula_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
+        """Return noise levels from `high` to `low` by the formula that the options ask for, float64 [steps]."""
+        if getattr(self, "use_karras_sigmas", False):
+            return tables.karras_sigmas(low, high, steps)
+        if getattr(self, "use_beta_sigmas", False):
+            return tables.beta_sigmas(low, high, steps)
+        return tables.exponential_sigmas(low, high, steps)
+
+    # -------------------------------------------------------------------------------------------------------- one step
+
+    def scale_model_input(self, coefficients: Coefficients, sample: Array) -> Array:
+        """Return the latents as the U-Net wants them at this step, in the shape and dtype of `sample`."""
+        return sample / coefficients["input_norm"] if "input_norm" in coefficients else sample
+
+    def init_state(self, sample: Array) -> State:
+        """Return what the scheduler remembers before the first step: arrays of zeros shaped like `sample`, or none."""
+        return ()
+
+    def step(
+        self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
+    ) -> tuple[Array, State]:
+        """Take one denoising step. Here it is linear in the sample, the prediction and the noise.
+
+        Args:
+            coefficients: those of this step, from `Schedule.coefficients`.
+            state: from `init_state` or the step before.
+            prediction: the U-Net's output after guidance, shaped like `sample`, any float dtype.
+            sample: latents, float32, any shape (all arithmetic is elementwise).
+            noise: normal noise shaped like `sample`; may be None if the schedule never draws. Steps that do not draw
+                multiply it by zero.
+
+        Returns:
+            Latents of the next noise level, float32, and the new state.
+        """
+        arrays = {"sample": sample, "prediction": prediction, "fresh_noise": noise}
+        return combine(*((coefficients[name], array) for name, array in arrays.items() if name in coefficients)), state

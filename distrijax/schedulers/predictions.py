@@ -1,0 +1,50 @@
+"""What a prediction of the U-Net says about the clean image and the noise, as factors worked out on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from distrijax.schedulers.schedule import Array
+
+
+def to_clean(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors of the sample and of the prediction whose sum is the clean image x0.
+
+    The sample is x = alpha x0 + sigma noise; v is alpha noise - sigma x0 (arXiv 2202.00512, appendix D).
+
+    Args:
+        prediction_type: epsilon, v_prediction or sample.
+        alpha: signal at each step, [S].
+        sigma: noise level at each step, [S].
+
+    Returns:
+        Two arrays, float64 [S]; infinite where the sample has no signal to divide by.
+    """
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if prediction_type == "epsilon":
+            return 1 / alpha, -sigma / alpha
+        if prediction_type == "v_prediction":
+            return alpha, -sigma
+        return np.zeros_like(alpha), np.ones_like(alpha)
+
+
+def to_noise(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors of the sample and of the prediction whose sum is the noise; arguments as in `to_clean`."""
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if prediction_type == "epsilon":
+            return np.zeros_like(alpha), np.ones_like(alpha)
+        if prediction_type == "v_prediction":
+            return sigma, alpha
+        return 1 / sigma, -alpha / sigma
+
+
+def combine(*terms: tuple[ArrayLike, Array | None]) -> jax.Array:
+    """Return the sum of coefficient * array in float32, from left to right, without the arrays that are None."""
+    products = [jnp.asarray(array, jnp.float32) * coefficient for coefficient, array in terms if array is not None]
+    total = products[0]
+    for product in products[1:]:
+        total = total + product
+    return total
