@@ -2,19 +2,44 @@
 
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.errors import DistrijaxError
+from distrijax.models.text_encoder import TextEncoder
+from distrijax.models.unet import UNet
+from distrijax.models.vae import VAE
 from distrijax.parallel.options import Parallel
-#from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, StableDiffusionXLPipelineOutput
-from distrijax.schedulers import scheduler_from_config
+from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
+from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
+from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
+from distrijax.schedulers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
+    scheduler_from_config,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "VAE",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
     "DistrijaxError",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
     "Parallel",
-
-
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
+    "TCDScheduler",
+    "TextEncoder",
     "TextEncoderConfig",
+    "UNet",
     "UNetConfig",
+    "UniPCMultistepScheduler",
     "VAEConfig",
     "scheduler_from_config",
 ]

@@ -171,6 +171,11 @@ class Parallel:
         """The same devices for the autoencoder, which has no guidance: all that make a picture share its rows."""
         return dataclasses.replace(self, cfg=1, patch=self.cfg * self.patch, mode="full_sync", warmup_steps=0)
 
+    @cached_property
+    def without_batch(self) -> "Parallel":
+        """The same devices for a single picture: the groups of a batch share its rows, too."""
+        return dataclasses.replace(self, data=1, patch=self.data * self.patch)
+
     @property
     def manual_axes(self) -> set[str]:
         """Axes that `shard_map` handles; in mode `tensor`, GSPMD handles the patch axis."""

@@ -13,7 +13,7 @@ from distrijax.models.unet import Conditioning, UNet
 from distrijax.nn.exchange import Exchange
 from distrijax.parallel.messages import Carried
 from distrijax.sampling.guidance import Guidance, guide
-from distrijax.schedulers.common import Scheduler
+from distrijax.schedulers import Scheduler
 
 
 class StepExchange(Exchange, Protocol):

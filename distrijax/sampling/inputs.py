@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from distrijax.parallel.placement import place
 from distrijax.sampling import programs
 from distrijax.sampling.denoise import Carry, Steps
 from distrijax.sampling.guidance import Guidance
-from distrijax.schedulers.common import Schedule, Scheduler
+from distrijax.schedulers import Schedule, Scheduler
 
 Host = np.ndarray | jax.ShapeDtypeStruct
 
@@ -43,13 +43,20 @@ class TextInputs(NamedTuple):
 
 
 class LoopInputs(NamedTuple):
-    """The arguments of `programs.denoise`, placed on the devices."""
+    """The arguments of `programs.denoise`, placed on the devices.
+
+    Steps stay on the host until they are dispatched: the noise of all of them takes S times the memory of the latents.
+    """
 
     unet: Weights[UNet]
     carry: Carry
     steps: Steps
     cond: Conditioning
     guidance: Guidance
+
+    def with_steps(self, part: slice, parallel: Parallel) -> Self:
+        """Return the inputs of a dispatch that takes this part of the steps."""
+        return self._replace(steps=place(self.steps[part], programs.STEPS, parallel))
 
 
 def loop_inputs(
@@ -65,7 +72,7 @@ def loop_inputs(
     layout: SlabLayout,
     condition: Callable[..., Conditioning],
 ) -> LoopInputs:
-    """Place everything that the denoising program takes for its first step.
+    """Place what the denoising program takes for its first step, but for the steps; see `LoopInputs.with_steps`.
 
     Args:
         unet: weights on the devices, or shapes.
@@ -83,7 +90,7 @@ def loop_inputs(
     return LoopInputs(
         unet,
         place(Carry(latents, state), programs.CARRY, parallel),
-        place(steps, programs.STEPS, parallel),
+        steps,
         condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key),
         place(guidance, programs.GUIDANCE, parallel),
     )
@@ -139,7 +146,7 @@ def abstract_inputs(
         layout=layout,
         condition=lambda *args, parallel: jax.eval_shape(partial(programs.condition, parallel=parallel), *args),
     )
-    return inputs, layout
+    return inputs._replace(steps=place(inputs.steps, programs.STEPS, parallel)), layout
 
 
 def input_shapes(

@@ -18,11 +18,12 @@ float32 uses up for the overwritten numbers are not drawn. Against torch 2.13 th
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from distrijax.errors import DistrijaxError
 
@@ -120,8 +121,15 @@ class KeyGenerator:
         low, high = seed % 2**32, (seed >> 32) % 2**32  # JAX itself drops the upper half unless x64 is enabled
         self._key = jax.random.fold_in(jax.random.key(np.uint32(low)), np.uint32(high))
 
-    def randn(self, shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
-        """Normal numbers of that shape and dtype; the next call gives others."""
+    @classmethod
+    def from_key(cls, key: Array) -> Self:
+        """Return the generator of a typed key, as `jax.random.key` makes it."""
+        self = cls.__new__(cls)
+        self._key = key
+        return self
+
+    def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+        """Return normal numbers of that shape and dtype; the next call gives others."""
         self._key, key = jax.random.split(self._key)
         return np.asarray(jax.random.normal(key, tuple(shape), jnp.float32)).astype(dtype)
 

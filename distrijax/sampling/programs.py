@@ -18,10 +18,13 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.phases import SYNCHRONOUS, Phase
 from distrijax.parallel.spread import PER_DEVICE, spread
 from distrijax.parallel.transport import MESH, Transport
+from distrijax.runtime import xla_options
+from distrijax.runtime.compile import Program, Report
+from distrijax.runtime.xla_options import Options
 from distrijax.sampling.denoise import Carry, Steps
 from distrijax.sampling.denoise import denoise as denoise_locally
 from distrijax.sampling.guidance import Guidance
-from distrijax.schedulers.common import Scheduler
+from distrijax.schedulers import Scheduler
 
 T = TypeVar("T")
 
@@ -93,12 +96,37 @@ def denoise(
     return spread(local, parallel, in_specs, out_specs)(unet, carry, steps, cond, guidance)
 
 
+def denoising(name: str, report: Report) -> Program:
+    """Return `denoise` as a program: the carry is consumed, and XLA is told how to hide the transfers.
+
+    Args:
+        name: for announcements.
+        report: takes the announcements.
+    """
+    static = ("parallel", "layout", "scheduler", "phase", "transport", "record")
+    return Program(name, denoise, static=static, donated=("carry",), options=denoising_options, report=report)
+
+
+def denoising_options(
+    unet: Weights[UNet], carry: Carry, *rest: object, parallel: Parallel, phase: Phase, **choices: object
+) -> Options:
+    """Return XLA's options for `denoise` with these arguments, by what the answers of the phase wait for."""
+    tokens = {} if carry.pieces is None or not phase.policy.carries else carry.pieces.tokens
+    gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tokens)) // (parallel.data * parallel.cfg)
+    return xla_options.denoising(
+        parallel.mesh.devices.flat[0].platform,
+        waits_only=not phase.policy.carries,
+        gathered_bytes=gathered if phase.policy.attention.sends else 0,
+        attentions=len(tokens),
+    )
+
+
 def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
     """Return the picture's rows of `latents`, whole on every device."""
     return lax.with_sharding_constraint(latents[:, :height], parallel.replicated)
 
 
-def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Parallel, height: int) -> Array:
+def decode(vae: VAE, latents: Array, index: Array, *, parallel: Parallel, height: int) -> Array:
     """Decode one picture of each data group.
 
     One at a time, because decoding takes far more memory than denoising, in proportion to the batch.
@@ -113,25 +141,23 @@ def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Paralle
     layout = SlabLayout(height, parallel.patch)
     exchange = SYNCHRONOUS.exchange(layout)(None)
 
-    def local(weights: Weights[VAE], latents: Array, index: Array) -> Array:
-        vae = weights.module()
+    def local(vae: VAE, latents: Array, index: Array) -> Array:
         one = lax.dynamic_slice_in_dim(latents, index, 1)
         image = vae.decode(one / vae.config.scaling_factor, exchange).astype(jnp.float32)
         return jnp.clip(image / 2 + 0.5, 0, 1)
 
     image = spread(local, parallel, [P(), LATENTS, P()], LATENTS)(vae, layout.pad(latents[:, :height], 1), index)
-    scale_factor = vae.module().config.scale_factor
-    return lax.with_sharding_constraint(image[:, : height * scale_factor], parallel.replicated)
+    return lax.with_sharding_constraint(image[:, : height * vae.config.scale_factor], parallel.replicated)
 
 
-def encode(vae: Weights[VAE], image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
+def encode(vae: VAE, image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
     """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]; see `VAE.encode`."""
-    height, scale_factor = image.shape[1], vae.module().config.scale_factor
+    height, scale_factor = image.shape[1], vae.config.scale_factor
     layout = SlabLayout(height, parallel.patch, scale_factor)
     exchange = SYNCHRONOUS.exchange(layout)(None)
 
-    def local(vae: Weights[VAE], image: Array) -> tuple[Array, Array]:
-        return vae.module().encode(image, exchange)
+    def local(vae: VAE, image: Array) -> tuple[Array, Array]:
+        return vae.encode(image, exchange)
 
     moments = spread(local, parallel, [P(), LATENTS], LATENTS)(vae, layout.pad(image, 1))
     rows = height // scale_factor

@@ -1,0 +1,175 @@
+"""Prompt and picture in, picture out: diffusers' `StableDiffusionXLImg2ImgPipeline`, argument for argument."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from distrijax.errors import DistrijaxError
+from distrijax.pipelines.base import SDXLPipeline
+from distrijax.pipelines.images import ImageInput, preprocess_images
+from distrijax.pipelines.loop import Callback, StepFunction
+from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
+from distrijax.pipelines.randomness import Generators, checked_latents, make_generators, step_noise
+from distrijax.pipelines.steps import call_schedule
+from distrijax.sampling.guidance import Guidance
+from distrijax.sampling.noise import randn
+from distrijax.schedulers import Schedule
+from distrijax.text.prompt import PromptInputs
+from distrijax.text.time_ids import image_to_image_time_ids
+
+
+class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
+    """Makes pictures from text and pictures. `from_pipe` shares the parts of a pipeline that is loaded already."""
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        image: ImageInput = None,
+        strength: float = 0.3,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Any = None,
+        latents: ArrayLike | None = None,
+        prompt_embeds: ArrayLike | None = None,
+        negative_prompt_embeds: ArrayLike | None = None,
+        pooled_prompt_embeds: ArrayLike | None = None,
+        negative_pooled_prompt_embeds: ArrayLike | None = None,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepFunction | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        seed: Seed = None,
+        noise: str = "torch",
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+        """Make `num_images_per_prompt` pictures of each prompt, beginning with noisy versions of `image`.
+
+        The size is the image's, rounded down to a multiple of the VAE's scale factor (8). Arguments that are not listed
+        here mean the same as in `StableDiffusionXLPipeline`.
+
+        Args:
+            image: a PIL image, an array [H, W, C] or [B, H, W, C] in [0, 1], a torch tensor or JAX array [B, C, H, W] in
+                [0, 1], latents [B, latent channels, h, w] in the U-Net's scale, or a list. Fewer images than pictures
+                are repeated as a whole: with two images, pictures take the first, the second, the first, ...
+            strength: part of the steps to take, from 0 to 1; the more, the less is left of the image.
+            denoising_start: take the steps after this part of the noise schedule, between 0 and 1, and add no noise:
+                `image` holds the latents of a pipeline that stopped there. `strength` is then not used.
+            latents: [B, C, h, w] to begin with as they are, in place of `image` with noise.
+
+        Raises:
+            DistrijaxError: arguments that cannot be used, before anything is compiled.
+        """
+        prompts = PromptInputs(
+            prompt,
+            prompt_2,
+            negative_prompt,
+            negative_prompt_2,
+            num_images_per_prompt,
+            clip_skip,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
+        guided = self._check_call(prompts.batch, guidance_scale, guidance_rescale, output_type, cross_attention_kwargs)
+        callback = Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        schedule = call_schedule(
+            self.scheduler,
+            num_inference_steps,
+            timesteps,
+            sigmas,
+            eta,
+            strength=strength,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+        )
+        if latents is not None:
+            size = np.shape(latents)[2:]
+            pictures, is_latent = np.zeros(0, np.float32), True
+        elif image is None:
+            raise DistrijaxError("there is no image: give image, or latents to begin with")
+        else:
+            pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
+            _check_count(len(pictures), prompts.batch)
+            size = pictures.shape[1:3]
+            size = size if is_latent else tuple(length // self.vae_scale_factor for length in size)
+        shape = prompts.batch, self.vae.config.latent_channels, *size
+        given = None if latents is None else checked_latents(latents, shape)
+        self._layout(size[0])  # fails early if the rows are too few for the devices
+        pixels = size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor
+        ids = image_to_image_time_ids(
+            batch=prompts.batch,
+            original_size=original_size or pixels,
+            target_size=target_size or pixels,
+            crops_coords_top_left=crops_coords_top_left,
+            negative_original_size=negative_original_size,
+            negative_crops_coords_top_left=negative_crops_coords_top_left,
+            negative_target_size=negative_target_size,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
+            requires_aesthetics_score=self.requires_aesthetics_score,
+        )
+        generators, seed = make_generators(generator, seed, noise, prompts.batch)
+
+        self._place_parts()
+        text = self._text_inputs(self._encode_prompt(prompts, guided), ids, guidance_scale)
+        if given is not None:
+            start = given.transpose(0, 2, 3, 1)
+        else:
+            clean = pictures if is_latent else self._encode_images(pictures, generators, prompts.batch)
+            clean = np.concatenate([clean] * (prompts.batch // len(clean)))
+            start = clean if denoising_start is not None else _with_noise(clean, generators, schedule)
+        guidance = Guidance.of(guidance_scale if guided else None, guidance_rescale)
+        final = self._denoise(text, start, step_noise(generators, shape, schedule), schedule, guidance, callback)
+        return self._output(self._decode(final, size[0], output_type), seed, return_dict)
+
+    def _encode_images(self, pictures: np.ndarray, generators: Generators, batch: int) -> np.ndarray:
+        """Draw latents of pictures [N, H, W, 3] from the VAE's distribution, in the U-Net's scale, [N, h, w, C].
+
+        With a generator for each picture of the batch, each draws for itself, so all are repeated first.
+        """
+        with self.programs.timed("encoding"):
+            parallel = self.parallel.without_branches.without_batch
+            encoded = [
+                [np.asarray(x) for x in self.programs.encode_image(self.vae, picture[None], parallel=parallel)]
+                for picture in pictures
+            ]
+        mean, logvar = (np.concatenate(parts).astype(np.float32) for parts in zip(*encoded, strict=True))
+        if len(generators) > 1:
+            mean, logvar = (np.concatenate([x] * (batch // len(x))) for x in (mean, logvar))
+        n, h, w, c = mean.shape
+        noise = randn(generators, (n, c, h, w)).transpose(0, 2, 3, 1)
+        return (mean + np.exp(0.5 * logvar) * noise) * np.float32(self.vae.config.scaling_factor)
+
+
+def _with_noise(clean: np.ndarray, generators: Generators, schedule: Schedule) -> np.ndarray:
+    b, h, w, c = clean.shape
+    noise = randn(generators, (b, c, h, w)).transpose(0, 2, 3, 1)
+    return np.asarray(schedule.add_noise(clean, noise))
+
+
+def _check_count(images: int, pictures: int) -> None:
+    if images > pictures or pictures % images:
+        raise DistrijaxError(f"{images} images cannot be repeated to {pictures} pictures; give a divisor of {pictures}")

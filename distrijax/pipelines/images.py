@@ -1,0 +1,97 @@
+"""Pictures that a caller gives: PIL images, arrays or tensors, alone or in a list, to arrays in [-1, 1]."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from distrijax.errors import DistrijaxError
+
+ImageInput = Image.Image | np.ndarray | Any
+"""A PIL image; a NumPy array [H, W, C] or [B, H, W, C] in [0, 1]; a torch tensor or JAX array [C, H, W] or
+[B, C, H, W] in [0, 1]; latents [B, latent channels, h, w]; or a list of one of them."""
+
+_CHANNELS_LAST = (1, 3, 4)
+
+
+def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -> tuple[np.ndarray, bool]:
+    """Read pictures as diffusers' `VaeImageProcessor` does, and convert them to RGB.
+
+    Sizes are rounded down to a multiple, by Lanczos for PIL images and by nearest neighbour for arrays. diffusers does
+    not convert to RGB: it takes RGBA images for latents and fails on greyscale ones.
+
+    Args:
+        multiple: the VAE's scale factor.
+        latent_channels: number of channels by which latents are recognised.
+
+    Returns:
+        Pictures [N, H, W, 3] in [-1, 1] and False, or latents [N, h, w, C] and True.
+
+    Raises:
+        DistrijaxError: not pictures, or pictures of different sizes.
+    """
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    if not several:
+        raise DistrijaxError("image is an empty list; give one picture or more")
+    if all(isinstance(image, Image.Image) for image in several):
+        return _from_pil(several, multiple), False
+    if any(isinstance(image, Image.Image) for image in several):
+        raise DistrijaxError("image mixes PIL images with arrays; give pictures of one kind")
+    arrays, first = [_on_host(image) for image in several], several[0]
+    if any(array.ndim not in (3, 4) for array in arrays):
+        shapes = ", ".join(str(list(array.shape)) for array in arrays)
+        raise DistrijaxError(f"image has the shape {shapes}; it must be [H, W, C] or [B, H, W, C]")
+    arrays = [array if array.ndim == 4 else array[None] for array in arrays]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise DistrijaxError(f"image holds pictures of shapes {[array.shape[1:] for array in arrays]}; make them equal")
+    batch = np.concatenate(arrays)
+    is_numpy = isinstance(first, np.ndarray)
+    if batch.shape[1] == latent_channels and not (is_numpy and batch.shape[-1] in _CHANNELS_LAST):
+        return batch.transpose(0, 2, 3, 1), True
+    batch = _rgb(batch if is_numpy else batch.transpose(0, 2, 3, 1))
+    size = tuple(length - length % multiple for length in batch.shape[1:3])
+    _check_size(size, batch.shape[1:3], multiple)
+    batch = _nearest(_nearest(batch, size[0], axis=1), size[1], axis=2)
+    return (batch if batch.min() < 0 else 2 * batch - 1), False  # below zero: in [-1, 1] already
+
+
+def _from_pil(images: Sequence[Image.Image], multiple: int) -> np.ndarray:
+    width, height = (length - length % multiple for length in images[0].size)
+    _check_size((height, width), images[0].size[::-1], multiple)
+    resized = [image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    return 2 * (np.stack([np.asarray(image) for image in resized]).astype(np.float32) / 255) - 1
+
+
+def _check_size(size: tuple[int, ...], of: tuple[int, ...], multiple: int) -> None:
+    if min(size) < multiple:
+        raise DistrijaxError(f"image is {of[0]}x{of[1]} pixels; it must be at least {multiple}x{multiple}")
+
+
+def _on_host(image: Any) -> np.ndarray:
+    if hasattr(image, "detach"):  # a torch tensor, perhaps on a GPU or with a gradient
+        image = image.detach().cpu().float()
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype.kind not in "fui":
+        kind = type(image).__name__
+        raise DistrijaxError(f"image is a {kind}; it must be a PIL image, an array, a tensor, or a list of them")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    return array.astype(np.float32)
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:  # [B, H, W, C] -> [B, H, W, 3]
+    channels = images.shape[-1]
+    if channels not in _CHANNELS_LAST:
+        raise DistrijaxError(f"image has {channels} channels; it must have 1, 3 or 4")
+    return np.repeat(images, 3, axis=-1) if channels == 1 else images[..., :3]
+
+
+def _nearest(images: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Resize one axis as torch's `interpolate` does by default."""
+    scale = np.float32(images.shape[axis] / length)
+    index = np.minimum(np.floor(np.arange(length, dtype=np.float32) * scale), images.shape[axis] - 1)
+    return np.take(images, index.astype(np.int64), axis)

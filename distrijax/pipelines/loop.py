@@ -1,0 +1,168 @@
+"""The denoising stage: dispatching compiled steps, the progress bar, and the callback after each step."""
+
+import dataclasses
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from distrijax.errors import DistrijaxError
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.phases import Phase
+from distrijax.parallel.placement import place
+from distrijax.runtime.processes import is_first
+from distrijax.sampling import programs
+from distrijax.sampling.denoise import Carry
+from distrijax.sampling.inputs import LoopInputs, TextInputs, pad_rows
+from distrijax.schedulers import Schedule
+
+if TYPE_CHECKING:
+    from distrijax.pipelines.base import SDXLPipeline
+
+StepFunction = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
+
+CALLBACK_INPUTS = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
+_TEXT_FIELDS = {"prompt_embeds": "context", "add_text_embeds": "pooled", "add_time_ids": "time_ids"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Callback:
+    """What a caller wants after each step.
+
+    Attributes:
+        function: called as `function(pipe, step, timestep, tensors)`; it may return tensors to replace.
+        inputs: names of the tensors that it gets.
+    """
+
+    function: StepFunction
+    inputs: Sequence[str] = ("latents",)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.inputs) - set(CALLBACK_INPUTS))
+        if unknown:
+            raise DistrijaxError(
+                f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}; it may have {', '.join(CALLBACK_INPUTS)}"
+            )
+
+    @classmethod
+    def of(cls, function: StepFunction | None, inputs: Sequence[str]) -> "Callback | None":
+        """Return the callback of a call's arguments; None if there is no function."""
+        checked = cls(function or (lambda *args: None), tuple(inputs))
+        return None if function is None else checked
+
+
+def run_loop(
+    pipe: "SDXLPipeline",
+    inputs: LoopInputs,
+    text: TextInputs,
+    schedule: Schedule,
+    layout: SlabLayout,
+    callback: Callback | None,
+    progress: Mapping[str, Any],
+) -> Array:
+    """Take all steps, and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
+
+    A compiled scan takes several steps without the host, and the next is queued before the last has ended, so the
+    devices never wait; the host waits for the end of a segment only to move the bar. A callback gets every step.
+    """
+    total = len(schedule)
+    ends: deque[tuple[Array, int]] = deque()
+    pipe.interrupt = False
+    carry = inputs.carry
+    choices = {"parallel": pipe.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
+    with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | dict(progress)) as bar:
+        for part, phase in segments(pipe.parallel, total, one_by_one=callback is not None):
+            if part.start and not phase.policy.carries:
+                carry = dataclasses.replace(carry, pieces=None)
+            now = inputs._replace(carry=carry).with_steps(part, pipe.parallel)
+            carry, end, _ = pipe.programs.denoise[phase.name](*now, **choices, phase=phase)
+            ends.append((end, part.stop - part.start))
+            if callback is not None:
+                step = part.start
+                carry, text, changed = _call_back(pipe, callback, step, schedule.timesteps[step], carry, text, layout)
+                if changed:
+                    cond = pipe.programs.condition(
+                        inputs.unet, *place(text, programs.TEXT, pipe.parallel), parallel=pipe.parallel.program_key
+                    )
+                    inputs = inputs._replace(cond=cond)
+            while len(ends) > (0 if part.stop == total or pipe.interrupt else 2):
+                end, length = ends.popleft()
+                end.block_until_ready()
+                bar.update(length)
+            if pipe.interrupt:
+                break
+    return carry.latents
+
+
+def segments(parallel: Parallel, total: int, *, one_by_one: bool) -> Iterator[tuple[slice, Phase]]:
+    """Yield the steps of each dispatch and their phase."""
+    phases, start = parallel.phases(total), 0
+    if parallel.policy.carries and len(phases) == 1 and is_first():
+        warnings.warn(
+            f"all {total} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more are; with a "
+            "lower warmup_steps, transfers hide behind the arithmetic in the others",
+            stacklevel=5,
+        )
+    for count, phase in phases:
+        length = 1 if one_by_one else segment_length(count)
+        for _ in range(0, count, length):
+            yield slice(start, start + length), phase
+            start += length
+
+
+def segment_length(steps: int, segments: int = 8) -> int:
+    """Return the steps of one dispatch: a divisor of `steps`, so one program serves all of `segments` or more."""
+    return next(k for k in range(max(1, steps // segments), 0, -1) if steps % k == 0)
+
+
+def _call_back(
+    pipe: "SDXLPipeline",
+    callback: Callback,
+    step: int,
+    timestep: float,
+    carry: Carry,
+    text: TextInputs,
+    layout: SlabLayout,
+) -> tuple[Carry, TextInputs, bool]:
+    """Call the caller's function; return what it may have replaced, and whether the conditioning has changed."""
+    tensors: dict[str, Any] = {name: _flat(getattr(text, field)) for name, field in _TEXT_FIELDS.items()}
+    if "latents" in callback.inputs:
+        latents = pipe.programs.crop(carry.latents, parallel=pipe.parallel.program_key, height=layout.height)
+        tensors["latents"] = latents.transpose(0, 3, 1, 2)
+    result = callback.function(pipe, step, timestep, {name: tensors[name] for name in callback.inputs}) or {}
+    if not isinstance(result, Mapping):
+        raise DistrijaxError(f"callback_on_step_end returned {result!r}; it may return a dictionary or nothing")
+    if unknown := sorted(set(result) - set(CALLBACK_INPUTS)):
+        raise DistrijaxError(
+            f"callback_on_step_end returned {', '.join(unknown)}; it may return {', '.join(CALLBACK_INPUTS)}"
+        )
+    if "latents" in result:
+        shape = (carry.latents.shape[0], carry.latents.shape[3], layout.height, carry.latents.shape[2])
+        latents = _same_shape("latents", result["latents"], shape).astype(np.float32).transpose(0, 2, 3, 1)
+        placed = place(pad_rows(latents, layout, axis=1), programs.LATENTS, pipe.parallel)
+        carry = dataclasses.replace(carry, latents=placed)
+    changed = {}
+    for name, field in _TEXT_FIELDS.items():
+        if name in result and result[name] is not tensors[name]:
+            before = getattr(text, field)
+            value = _same_shape(name, result[name], tensors[name].shape)
+            changed[field] = value.astype(before.dtype).reshape(before.shape)
+    return carry, text._replace(**changed), bool(changed)
+
+
+def _flat(x: Any) -> np.ndarray:  # [branches, B, ...] -> [branches * B, ...], as diffusers has it
+    return np.asarray(x).reshape(-1, *x.shape[2:])
+
+
+def _same_shape(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(value)
+    if array.shape != shape:
+        raise DistrijaxError(
+            f"callback_on_step_end returned {name} of shape {array.shape}; it must keep the shape {shape}"
+        )
+    return array

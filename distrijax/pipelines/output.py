@@ -1,0 +1,30 @@
+"""What a pipeline returns."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jax import Array
+from PIL import Image
+
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+Seed = int | Sequence[int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusionXLPipelineOutput:
+    """The pictures of one call.
+
+    Attributes:
+        images: PIL images; or an array, [B, H, W, 3] in [0, 1] for `output_type="np"`, [B, C, h, w] for "latent".
+        seed: the seed that makes the same pictures again; None if the generator was a JAX key.
+    """
+
+    images: list[Image.Image] | np.ndarray | Array
+    seed: Seed
+
+
+def to_pil(images: np.ndarray) -> list[Image.Image]:
+    """Convert pictures [B, H, W, 3] in [0, 1] to PIL images."""
+    return [Image.fromarray(image) for image in np.rint(images * 255).astype(np.uint8)]

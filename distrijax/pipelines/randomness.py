@@ -1,0 +1,103 @@
+"""From a seed or a generator to the numbers of a call, drawn for the whole picture in the order of diffusers."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from distrijax.checks import one_of
+from distrijax.errors import DistrijaxError
+from distrijax.pipelines.output import Seed
+from distrijax.runtime.processes import same_everywhere
+from distrijax.sampling.noise import GENERATORS, KeyGenerator, TorchGenerator, randn
+from distrijax.schedulers import Schedule
+
+Generators = list[TorchGenerator | KeyGenerator]
+
+
+def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple[Generators, Seed]:
+    """Return one generator for the whole batch or one for each picture, and the seed that makes them again.
+
+    Args:
+        generator: as diffusers' argument: a `torch.Generator`, of which the initial seed is read, a whole number, or a
+            list of them; or JAX keys, where `noise` is "jax".
+        seed: a whole number or a list, in place of `generator`. By default a new one.
+        noise: whose random numbers these are, "torch" or "jax".
+        batch: number of pictures.
+
+    Raises:
+        DistrijaxError: both are given, or their number does not fit the batch.
+    """
+    one_of("noise", noise, tuple(GENERATORS))
+    if generator is not None and seed is not None:
+        raise DistrijaxError("both generator and seed are given; they mean the same, so give one")
+    if isinstance(generator, Array):
+        if noise != "jax":
+            raise DistrijaxError('generator is a JAX key; its numbers are JAX\'s own, so pass noise="jax" as well')
+        keys = (
+            generator if jnp.issubdtype(generator.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(generator)
+        )
+        several = list(keys) if keys.ndim else [keys]
+        _check_count("generators", len(several), batch, is_list=bool(keys.ndim))
+        return [KeyGenerator.from_key(key) for key in several], None
+    if generator is not None:
+        is_list = isinstance(generator, list | tuple)
+        seeds = [_initial_seed(each) for each in (generator if is_list else [generator])]
+        seed = seeds if is_list else seeds[0]
+    if seed is None:
+        seed = same_everywhere(secrets.randbits(32))
+    is_list = not isinstance(seed, int | np.integer)
+    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]  # type: ignore[list-item]
+    _check_count("seeds", len(seeds), batch, is_list=is_list)
+    return [GENERATORS[noise](each) for each in seeds], seed
+
+
+def _initial_seed(generator: Any) -> int:
+    """Read the seed of a `torch.Generator` without importing torch, or pass a whole number on."""
+    if hasattr(generator, "initial_seed"):
+        return int(generator.initial_seed())
+    if isinstance(generator, int | np.integer) and not isinstance(generator, bool):
+        return int(generator)
+    raise DistrijaxError(
+        f"generator is {generator!r}; it must be a whole number, a torch.Generator, or a list with one for each picture"
+    )
+
+
+def _check_count(what: str, count: int, batch: int, *, is_list: bool) -> None:
+    if is_list and count != batch:
+        raise DistrijaxError(f"{count} {what} for {batch} pictures; give one number, or a list of one for each")
+
+
+def initial_latents(
+    generators: Generators, shape: tuple[int, ...], schedule: Schedule, latents: ArrayLike | None
+) -> np.ndarray:
+    """Return noise to start from, as strong as the schedule expects, [B, h, w, C].
+
+    Args:
+        shape: of the latents as diffusers has them, (B, C, h, w).
+        latents: unit-variance noise of that shape, in place of random numbers.
+    """
+    start = randn(generators, shape) if latents is None else checked_latents(latents, shape)
+    return start.transpose(0, 2, 3, 1) * np.float32(schedule.init_noise_sigma)
+
+
+def step_noise(generators: Generators, shape: tuple[int, ...], schedule: Schedule) -> np.ndarray | None:
+    """Return the noise of every step, [S, B, h, w, C], zero where a step draws none; None if no step draws any."""
+    if not schedule.draws.any():
+        return None
+    nothing = np.zeros(shape, np.float32)
+    noise = np.stack([randn(generators, shape) if draws else nothing for draws in schedule.draws])
+    return noise.transpose(0, 1, 3, 4, 2)
+
+
+def checked_latents(latents: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Return `latents` as fp32 on the host if they have this shape, (B, C, h, w)."""
+    array = np.asarray(latents, np.float32)
+    if array.shape != shape:
+        raise DistrijaxError(f"latents have the shape {array.shape}; for this call it must be {shape}")
+    return array

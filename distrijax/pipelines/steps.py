@@ -1,0 +1,76 @@
+"""The steps of a call: the scheduler's, or the part of them that is left to this pipeline."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distrijax.checks import finite_number
+from distrijax.errors import DistrijaxError
+from distrijax.schedulers import Schedule, Scheduler
+
+
+def call_schedule(
+    scheduler: Scheduler,
+    num_inference_steps: int,
+    timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    eta: float,
+    *,
+    strength: float | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+) -> Schedule:
+    """Return the steps of a call, by diffusers' rules.
+
+    Args:
+        timesteps: steps to take in place of `num_inference_steps`; `sigmas` likewise.
+        strength: part of the steps to take, from 0 to 1, the last ones. None takes all.
+        denoising_start: start after that part of the noise schedule, whatever `strength` is.
+        denoising_end: stop after that part of the noise schedule.
+
+    Raises:
+        DistrijaxError: a value that cannot be used, or no step is left.
+    """
+    custom = timesteps is not None or sigmas is not None
+    steps = None if custom else num_inference_steps
+
+    def whole(start: int = 0) -> Schedule:
+        return scheduler.schedule(steps, timesteps=timesteps, sigmas=sigmas, eta=eta, start=start)
+
+    first, last = (_cutoff(scheduler, n, v) for n, v in (("start", denoising_start), ("end", denoising_end)))
+    if denoising_start is not None and denoising_end is not None and denoising_start >= denoising_end:
+        raise DistrijaxError(
+            f"denoising_start is {denoising_start} and denoising_end {denoising_end}; the end must come after the start"
+        )
+    schedule = whole()
+    total = len(schedule)
+    if first is not None:
+        left = int(np.sum(schedule.timesteps < first))
+        if not left:
+            raise DistrijaxError(f"denoising_start {denoising_start} leaves none of {total} steps; lower it")
+        schedule = whole(total - left)
+    elif strength is not None:
+        strength = finite_number("strength", strength, 0, 1)
+        left = min(int(total * strength), total)
+        if not left:
+            raise DistrijaxError(
+                f"strength is {strength} of {total} steps, which leaves none to take; raise strength to {1 / total:.2g} "
+                "or more, or take more steps"
+            )
+        schedule = whole(total - left)
+    if last is not None:
+        kept = int(np.sum(schedule.timesteps >= last))
+        if not kept:
+            raise DistrijaxError(f"denoising_end {denoising_end} leaves none of {total} steps; raise it")
+        schedule = schedule[:kept]
+    return schedule
+
+
+def _cutoff(scheduler: Scheduler, name: str, part: float | None) -> int | None:
+    """Return the training timestep at which a part of the noise schedule has passed."""
+    if part is None:
+        return None
+    if not isinstance(part, float) or not 0 < part < 1:
+        raise DistrijaxError(f"denoising_{name} is {part!r}; it must be a float between 0 and 1, both excluded")
+    total = scheduler.num_train_timesteps
+    return round(total - part * total)

@@ -1,0 +1,140 @@
+"""Prompt in, picture out: diffusers' `StableDiffusionXLPipeline`, argument for argument."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.typing import ArrayLike
+
+from distrijax.pipelines.base import SDXLPipeline, picture_size
+from distrijax.pipelines.loop import Callback, StepFunction
+from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
+from distrijax.pipelines.randomness import initial_latents, make_generators, step_noise
+from distrijax.pipelines.steps import call_schedule
+from distrijax.sampling.guidance import Guidance
+from distrijax.text.prompt import PromptInputs
+from distrijax.text.time_ids import time_ids
+
+
+class StableDiffusionXLPipeline(SDXLPipeline):
+    """Makes pictures from text. `from_pretrained` loads it; a call makes pictures."""
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Any = None,
+        latents: ArrayLike | None = None,
+        prompt_embeds: ArrayLike | None = None,
+        negative_prompt_embeds: ArrayLike | None = None,
+        pooled_prompt_embeds: ArrayLike | None = None,
+        negative_pooled_prompt_embeds: ArrayLike | None = None,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepFunction | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        seed: Seed = None,
+        noise: str = "torch",
+    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+        """Make `num_images_per_prompt` pictures of each prompt; those of one prompt are neighbours in the batch.
+
+        Args:
+            prompt: what to draw; a list makes a batch.
+            prompt_2: for the second text encoder; by default `prompt`.
+            height, width: of the pictures in pixels, multiples of the VAE's scale factor (8). By default the size that
+                the U-Net was trained on.
+            num_inference_steps: denoising steps.
+            timesteps, sigmas: the steps to take in place of `num_inference_steps`, where the scheduler allows a choice.
+            denoising_end: stop after this part of the noise schedule, between 0 and 1, for a refiner to go on.
+            guidance_scale: classifier-free guidance. At 1 or below there is none, and each step costs half as much.
+            negative_prompt, negative_prompt_2: what to guide away from.
+            eta: noise of DDIM and TCD, from 0 to 1; other schedulers ignore it.
+            generator: a whole number or a `torch.Generator`, of which the initial seed is read; or a list with one for
+                each picture. Pictures are those that diffusers makes with a CPU generator of that seed. With
+                `noise="jax"`, also a `jax.random.key`.
+            latents: unit-variance noise [B, C, h, w] in place of the generator's.
+            prompt_embeds, negative_prompt_embeds: [prompts, T, D], in place of the texts.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P].
+            output_type: "pil", "np" or "latent".
+            return_dict: return an output object; otherwise a tuple with the images.
+            cross_attention_kwargs: not supported yet, and refused.
+            guidance_rescale: from 0 to 1, against the over-exposure of strong guidance (arXiv 2305.08891).
+            original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (height, width) or (top, left)
+                in pixels (arXiv 2307.01952, section 2.2); the negative ones likewise.
+            clip_skip: layers of the text encoders to leave out, counted from the usual last but one.
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step. It may return a
+                dictionary of tensors to replace, or set `pipe.interrupt`. Each step then waits for the host.
+            callback_on_step_end_tensor_inputs: names of `tensors`: latents, prompt_embeds, add_text_embeds,
+                add_time_ids.
+            aesthetic_score, negative_aesthetic_score: for a U-Net that takes them (the refiner).
+            seed: the same as `generator`, as a number or a list. By default a new one, which the output holds.
+            noise: whose random numbers a seed stands for: "torch", as torch draws them on a CPU, or "jax".
+
+        Raises:
+            DistrijaxError: arguments that cannot be used, before anything is compiled.
+        """
+        default, multiple = self.unet.config.sample_size * self.vae_scale_factor, self.vae_scale_factor
+        height = picture_size("height", height, default, multiple)
+        width = picture_size("width", width, default, multiple)
+        prompts = PromptInputs(
+            prompt,
+            prompt_2,
+            negative_prompt,
+            negative_prompt_2,
+            num_images_per_prompt,
+            clip_skip,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
+        guided = self._check_call(prompts.batch, guidance_scale, guidance_rescale, output_type, cross_attention_kwargs)
+        callback = Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        schedule = call_schedule(
+            self.scheduler, num_inference_steps, timesteps, sigmas, eta, denoising_end=denoising_end
+        )
+        rows, columns = height // multiple, width // multiple
+        self._layout(rows)  # fails early if the rows are too few for the devices
+        ids = time_ids(
+            batch=prompts.batch,
+            original_size=original_size or (height, width),
+            target_size=target_size or (height, width),
+            crops_coords_top_left=crops_coords_top_left,
+            negative_original_size=negative_original_size,
+            negative_crops_coords_top_left=negative_crops_coords_top_left,
+            negative_target_size=negative_target_size,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
+            requires_aesthetics_score=self.requires_aesthetics_score,
+        )
+        generators, seed = make_generators(generator, seed, noise, prompts.batch)
+        shape = prompts.batch, self.vae.config.latent_channels, rows, columns
+        start = initial_latents(generators, shape, schedule, latents)
+
+        self._place_parts()
+        text = self._text_inputs(self._encode_prompt(prompts, guided), ids, guidance_scale)
+        guidance = Guidance.of(guidance_scale if guided else None, guidance_rescale)
+        final = self._denoise(text, start, step_noise(generators, shape, schedule), schedule, guidance, callback)
+        return self._output(self._decode(final, rows, output_type), seed, return_dict)
