@@ -55,7 +55,7 @@ def run_jax(folder: Path) -> dict[str, float]:
     import jax.numpy as jnp
 
     from distrijax.checkpoint.folder import open_component
-    from distrijax.parallel.exchange import Whole
+    from distrijax.nn.exchange import WHOLE
 
     jax.config.update("jax_default_matmul_precision", "highest")
     start = time.perf_counter()
@@ -64,7 +64,7 @@ def run_jax(folder: Path) -> dict[str, float]:
     loaded = time.perf_counter() - start
     x = {name: jnp.asarray(value) for name, value in inputs().items()}
     cond = jax.jit(type(unet).condition)(unet, x["context"], x["pooled"], x["time_ids"])
-    program = jax.jit(lambda unet, latents, cond: unet(latents, jnp.float32(TIMESTEP), cond, Whole()))
+    program = jax.jit(lambda unet, latents, cond: unet(latents, jnp.float32(TIMESTEP), cond, WHOLE))
     start = time.perf_counter()
     step = program.lower(unet, x["latents"], cond).compile()
     compiled = time.perf_counter() - start

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from distrijax.parallel.rows import Rows
+from distrijax.parallel.slabs import Synchronous
 from flax import nnx
 from parallel_helpers import UNET, relative
 
@@ -24,11 +26,9 @@ from distrijax.checkpoint.model import Model, find
 from distrijax.cli import main
 from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
+from distrijax.nn.exchange import WHOLE
 from distrijax.nn.norm import GroupNorm
-from distrijax.parallel.exchange import Whole
-from distrijax.parallel.rows import Rows
-from distrijax.parallel.slabs import Synchronous
-from distrijax.pipelines import programs
+from distrijax.sampling import programs
 
 TINY = UNET | {"projection_class_embeddings_input_dim": 8 + 6 * 4}
 
@@ -109,7 +109,7 @@ def test_layers_of_a_share_equal_those_of_a_device_whose_neighbours_hold_the_sam
     norm = GroupNorm(8, 4, eps=1e-5, dtype=jnp.float32)
     attention = SelfAttention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     conv.path, norm.path, attention.path = "conv", "norm", "attention"
-    neutral = Whole()
+    neutral = WHOLE
     assert relative(conv(own, px), conv(whole, neutral)[:, 4:8]) < 1e-6
     assert relative(norm(own, px), norm(whole, neutral)[:, 4:8]) < 1e-6
     tokens, all_tokens = (x.transpose(1, 2, 0, 3) for x in (own, whole))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from distrijax.parallel.mesh import Parallel
 from flax import nnx
 from helpers_checkpoint import (
     VAE,
@@ -37,8 +38,7 @@ from distrijax.checkpoint import store as store_module
 from distrijax.checkpoint.tables import text_encoder_table
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.exchange import Whole
-from distrijax.parallel.mesh import Parallel
+from distrijax.nn.exchange import WHOLE
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_every_form_loads_the_same(base: Path, converted: Path, tmp_path: Path) 
 
 def test_loaded_models_compute_what_torch_computes(reference: Any, converted: Path) -> None:
     # fp32 on both sides; a wrong tensor, or one in the wrong place, would be off by 1e-1 and more.
-    ours, px, random = load(converted, progress=False), Whole(), np.random.default_rng(0)
+    ours, px, random = load(converted, progress=False), WHOLE, np.random.default_rng(0)
 
     def close(mine: jax.Array, theirs: torch.Tensor) -> None:
         theirs = theirs.detach().numpy()

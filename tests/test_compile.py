@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from distrijax.pipelines.arguments import arguments
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parallel_helpers import small_unet
 
 from distrijax import Parallel
-from distrijax.pipelines import programs
-from distrijax.pipelines.arguments import arguments
 from distrijax.runtime import compile as compiling
 from distrijax.runtime import xla_options
 from distrijax.runtime.compile import Program, compile_with
+from distrijax.sampling import programs
 from distrijax.schedulers import EulerDiscreteScheduler
 
 

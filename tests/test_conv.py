@@ -12,14 +12,14 @@ from reference import error, to_numpy, to_torch
 
 from distrijax.nn import conv
 from distrijax.nn.conv import Conv, PointwiseConv
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.exchange import WHOLE
 
 PADDINGS = {"all around": ((1, 1), (1, 1)), "below and right": ((0, 1), (0, 1))}
 
 
 def program(layer: Conv | PointwiseConv, x: jax.Array) -> str:
     """What is traced for this layer."""
-    return str(jax.make_jaxpr(lambda x: layer(x, Whole()) if isinstance(layer, Conv) else layer(x))(x))
+    return str(jax.make_jaxpr(lambda x: layer(x, WHOLE) if isinstance(layer, Conv) else layer(x))(x))
 
 
 @pytest.mark.parametrize("size", [(5, 6), (16, 16)], ids=["fewer pixels than channels", "more"])
@@ -35,7 +35,7 @@ def test_conv_equals_torch(size: tuple[int, int], stride: int, padding: Any) -> 
     padded = torch.nn.functional.pad(to_torch(x), (left, right, above, below))
     kernel = torch.from_numpy(np.array(layer.kernel[...])).permute(0, 3, 1, 2)
     expected = torch.nn.functional.conv2d(padded, kernel, torch.from_numpy(np.array(layer.bias[...])), stride)
-    assert error(layer(jnp.asarray(x), Whole()), to_numpy(expected)) < 1e-5
+    assert error(layer(jnp.asarray(x), WHOLE), to_numpy(expected)) < 1e-5
 
 
 def test_pointwise_conv_is_a_product_on_a_cpu_and_a_convolution_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_pointwise_conv_is_a_product_on_a_cpu_and_a_convolution_elsewhere(monkey
 def test_every_convolution_is_one_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Conv(8, 96, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.RandomState(0).randn(1, 4, 4, 8), jnp.float32)
-    product = layer(x, Whole())
+    product = layer(x, WHOLE)
     monkeypatch.setattr(conv, "traced_for", lambda: "gpu")
     assert "conv_general_dilated" in program(layer, x)
-    assert error(product, np.asarray(layer(x, Whole()))) < 1e-5
+    assert error(product, np.asarray(layer(x, WHOLE))) < 1e-5

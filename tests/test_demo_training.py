@@ -17,7 +17,7 @@ from distrijax.checkpoint.load import load
 from distrijax.demo import MODEL, scenes
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.exchange import WHOLE
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_grown_u_net_computes_what_the_smaller_one_did(tmp_path: Path, trainin
 
     @nnx.jit
     def output(unet: UNet) -> jax.Array:
-        return unet(latents, jnp.array([300.0, 600.0]), unet.condition(text, pooled, sizes), Whole())
+        return unet(latents, jnp.array([300.0, 600.0]), unet.condition(text, pooled, sizes), WHOLE)
 
     before, after = output(small), output(large)
     np.testing.assert_allclose(after, before, atol=1e-5 * float(before.std()))

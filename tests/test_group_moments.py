@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distrijax.nn.exchange import WHOLE, group_moments
 from distrijax.nn.norm import GroupNorm
-from distrijax.parallel.exchange import Whole, group_moments
 
 SHAPE, GROUPS = (2, 6, 16, 24), 4
 
@@ -61,7 +61,7 @@ def test_constant_pictures_are_normalised_to_nothing(dtype: str) -> None:
     x = jnp.broadcast_to(jnp.linspace(-1, 1, 64, dtype=dtype)[:, None, None, None], (64, 33, 47, 24))
     _, variance = group_moments(x, GROUPS)
     assert 0 <= variance.min() <= variance.max() < 1e-6
-    y = GroupNorm(SHAPE[-1], GROUPS, eps=1e-5, dtype=dtype)(x, Whole())
+    y = GroupNorm(SHAPE[-1], GROUPS, eps=1e-5, dtype=dtype)(x, WHOLE)
     assert jnp.abs(y).max() < 1e-4
 
 

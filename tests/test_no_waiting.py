@@ -15,16 +15,18 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from parallel_helpers import DPM, GUIDANCE, inputs, small_unet
+from parallel_helpers import GUIDANCE, inputs, small_unet
 
 from distrijax import Parallel
-from distrijax.denoise import Carry, Steps
-from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
 from distrijax.nn.norm import GroupNorm
-from distrijax.parallel.slabs import DISPLACED, FIRST
-from distrijax.pipelines import programs
+from distrijax.nn.transformer import SelfAttention
+from distrijax.parallel.messages import Carried
+from distrijax.parallel.phases import RIDERS
+from distrijax.parallel.policies import MODES
+from distrijax.sampling import programs
 
+DISPLACED = [mode for mode, policy in MODES.items() if policy.carries]
 PATCHES, HEIGHT, WIDTH = 4, 30, 9  # rows and columns of latents: 8 rows a device, the last has 6
 HEAVY = {"conv_general_dilated", "dot_general"}
 COLLECTIVES = (
@@ -107,22 +109,18 @@ def scans(jaxpr: Any) -> Iterator[Any]:
 
 
 @cache
-def traced(mode: str, displaced: bool, rescaled: bool = False) -> tuple[list[Collective], Any]:
+def traced(mode: str, displaced: bool, rescaled: bool = False) -> tuple[list[Collective], Carried]:
     """The collectives of a step in order, and what is carried from it to the next, of all devices."""
-    parallel = Parallel(cfg=2, patch=PATCHES, mode=mode)
+    parallel = Parallel(cfg=2, patch=PATCHES, mode=mode, warmup_steps=0)
     unet, guidance = small_unet(), RESCALED if rescaled else GUIDANCE
-    rows = parallel.rows(HEIGHT, unet.config.row_multiple)
-    latents, text = inputs(rows.slab * PATCHES, WIDTH, 1)
-    schedule = DPM.schedule(3)
-    steps = Steps(schedule.rows, schedule.timesteps, None)
-    choices: dict[str, Any] = {"parallel": parallel, "rows": rows, "scheduler": DPM}
-    cond = jax.eval_shape(partial(programs.condition, parallel=parallel), unet, *text, None)
-    carry: Any = Carry(latents, DPM.init_state(latents))
+    now, choices = inputs(unet, parallel, (HEIGHT, WIDTH), steps=3, guidance=guidance)
+    (_, warm_up), *rest = parallel.phases(3)
+    phase = rest[0][1] if displaced else warm_up
     if displaced:
-        warm_up = partial(programs.denoise, displaced=False, **choices)
-        carry = jax.eval_shape(warm_up, unet, carry, steps, cond, guidance)[0]
-    program = jax.make_jaxpr(partial(programs.denoise, displaced=displaced, **choices), return_shape=True)
-    jaxpr, (after, _) = program(unet, carry, steps, cond, guidance)
+        carry = jax.eval_shape(partial(programs.denoise, **choices, phase=warm_up), *now)[0]
+        now = now._replace(carry=carry)
+    program = jax.make_jaxpr(partial(programs.denoise, **choices, phase=phase), return_shape=True)
+    jaxpr, (after, _, _) = program(*now)
     (scan,) = scans(jaxpr.jaxpr)
     body, found = scan.params["jaxpr"].jaxpr, list[Collective]()
     walk(body, [False] * len(body.invars), found)
@@ -146,8 +144,14 @@ def shapes(collectives: list[Collective], kind: str) -> Counter[tuple[int, ...]]
 def test_a_displaced_step_waits_for_nothing_bulky(mode: str, rescaled: bool) -> None:
     found, _ = traced(mode, True, rescaled)
     waiting = [c for c in found if c.waits]
-    # The sum over guidance branches, two moments of the prediction if it is rescaled, and sync_gn's own group norms.
-    expected = {"psum": 1 + rescaled, "all_gather": 2 * rescaled + (mode == "sync_gn") * layers(GroupNorm)}
+    policy = MODES[mode]
+    # The sum over guidance branches, two moments of the prediction if it is rescaled, and what the answers wait for.
+    expected = {
+        "psum": 1 + rescaled,
+        "all_gather": 2 * rescaled + policy.moments.waits * layers(GroupNorm),
+        "ppermute": 2 * policy.halo.waits * (layers(Conv) - 1),
+    }
+    assert not policy.attention.waits
     assert kinds(waiting) == Counter({kind: count for kind, count in expected.items() if count})
     groups = small_unet().config.norm_num_groups
     assert set(shapes(waiting, "all_gather")) <= {(1, 2, 1, 1), (1, 2, 1, groups)}, "more than moments"
@@ -167,26 +171,29 @@ def test_a_synchronous_step_waits(mode: str) -> None:
 def test_a_displaced_step_sends_little_and_seldom(mode: str) -> None:
     found, pieces = traced(mode, True)
     count = kinds(found)
-    rows = inputs(1, WIDTH, 1)[0].shape  # [B, 1, W, C]: conv_in's, of the latents of this step
+    rows = (1, 1, WIDTH, 4)  # [B, 1, W, C]: conv_in's, of the latents of this step
+    policy = MODES[mode]
     if mode == "no_sync":
-        assert shapes(found, "ppermute") == Counter({(prod(rows),): 2})
+        assert shapes(found, "ppermute") == Counter({rows: 2})
         assert count == Counter(ppermute=2, psum=1)
         return
     # One message up and one down with all halos, which are packed; those of the first layers go with conv_in's rows.
-    halos, first = (sum(prod(top.shape[1:]) for top, _ in x.values()) for x in (pieces.halos, pieces.first))
-    assert (len(pieces.first), len(pieces.halos)) == (FIRST, layers(Conv) - 1 - FIRST)
-    assert shapes(found, "ppermute") == Counter({(halos,): 2, (prod(rows) + first,): 2})
+    if policy.halo.carries:
+        halos, riders = (sum(prod(top.shape[1:]) for top, _ in x.values()) for x in (pieces.halos, pieces.riders))
+        assert (len(pieces.riders), len(pieces.halos)) == (RIDERS, layers(Conv) - 1 - RIDERS)
+        assert shapes(found, "ppermute") == Counter({(halos,): 2, (prod(rows) + riders,): 2})
     # Keys and values of each layer as they are carried, and all moments in one message; no latents, no prediction.
     tokens = Counter(x.shape[1:] for pair in pieces.tokens.values() for x in pair)
     assert tokens.total() == 2 * layers(SelfAttention)
-    if DISPLACED[mode].sends_moments:
+    if policy.moments.carries:
         _, norms, *moments = pieces.moments.values.shape  # [., L, 2, B, G]
-        assert norms == len(pieces.moments.paths) == layers(GroupNorm)
+        assert norms == len(pieces.moments.layers) == layers(GroupNorm)
         assert shapes(found, "psum")[norms, moments[0], PATCHES, *moments[1:]] == 1
-    if mode == "sync_gn":
+    if policy.moments.waits:
         tokens[1, 2, 1, small_unet().config.norm_num_groups] = layers(GroupNorm)
     assert shapes(found, "all_gather") == tokens
-    assert count == Counter(ppermute=4, all_gather=tokens.total(), psum=1 + DISPLACED[mode].sends_moments)
+    permutes = 4 if policy.halo.carries else 2 * layers(Conv)
+    assert count == Counter(ppermute=permutes, all_gather=tokens.total(), psum=1 + policy.moments.carries)
 
 
 @pytest.mark.parametrize("displaced", [False, True], ids=["synchronous", "displaced"])

@@ -20,11 +20,14 @@ from distrijax.config import UNetConfig
 from distrijax.demo import MODEL
 from distrijax.models.unet import UNet
 from distrijax.nn.conv import Conv
-from distrijax.parallel.slabs import DISPLACED
+from distrijax.nn.exchange import Exchange
+from distrijax.parallel.exchange import SlabExchange
+from distrijax.parallel.policies import MODES
 
 # Relative L2 in fp32: the same sums in another order, some 1e-6. Displaced modes differ from one device by 1e-2 and
 # more, the original in its synchronous mode by 6e-4 to 2.4e-3.
 NEAR = 1e-5
+DISPLACED = [mode for mode, policy in MODES.items() if policy.carries]
 
 WIDE, SHORT, SQUARE, TALL, EVEN = (9, 33), (11, 8), (17, 17), (33, 5), (32, 32)  # 72, 88, 136, 264, 256 pixels high
 SIZES = {  # (cfg, patch): rows and columns of latents
@@ -83,9 +86,10 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every convolution leaves NaN in the rows of padding."""
     convolve = Conv.__call__
 
-    def poisoned(self: Conv, x: Array, px: Any) -> Array:
-        y = convolve(self, x, px)
-        own = jnp.asarray(px.rows.counts(y.shape[1]))[lax.axis_index("patch")]
+    def poisoned(self: Conv, x: Array, exchange: Exchange) -> Array:
+        y = convolve(self, x, exchange)
+        assert isinstance(exchange, SlabExchange)
+        own = jnp.asarray(exchange.slab.layout.counts(y.shape[1]))[lax.axis_index("patch")]
         return jnp.where((jnp.arange(y.shape[1]) < own)[None, :, None, None], y, jnp.nan)
 
     monkeypatch.setattr(Conv, "__call__", poisoned)
@@ -155,7 +159,7 @@ def test_same_seed_same_picture_whatever_the_mesh() -> None:
     drawn = []
     for mesh in ({}, {"cfg": 2, "patch": 3}, {"patch": 4}):  # of four devices, one has no rows
         pipe = pipeline(Parallel(**mesh, mode="full_sync"), small=False)
-        pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), "euler_ancestral")
+        pipe.scheduler = scheduler_from_config(pipe.scheduler.config, "euler_ancestral")
         drawn.append(draw(pipe, **call))
     one, *others = drawn
     assert largest(one, draw(pipe, seed=4, **call)) > 1000 * PICTURE, "seeds hardly matter: that would hide differences"
@@ -189,7 +193,7 @@ def test_every_call_starts_afresh() -> None:
 
 def test_a_callback_sees_the_picture_without_padding() -> None:
     pipe, seen = displaced_pipeline(), []
-    assert pipe.parallel.rows(17, pipe.unet.config.row_multiple).padding == 3
+    assert pipe.parallel.layout(17, pipe.unet.config.row_multiple).padding == 3
 
     def callback(pipe: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
         seen.append(values["latents"].shape)

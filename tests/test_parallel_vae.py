@@ -15,8 +15,8 @@ from distrijax import Parallel
 from distrijax.config import VAEConfig
 from distrijax.models.vae import VAE
 from distrijax.nn import attention
-from distrijax.nn.build import abstract
-from distrijax.pipelines import programs
+from distrijax.nn.module import abstract
+from distrijax.sampling import programs
 
 # fp32, relative L2: sums in another order; 1e-7 to 2e-7 measured.
 NEAR = 1e-5

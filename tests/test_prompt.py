@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_text_encoder import our_encoder, torch_encoder
-from test_tokenizer import write_clip_tokenizer
-
-from distrijax.errors import DistrijaxError
 from distrijax.pipelines.prompt import (
     PromptEmbeds,
     added_time_ids,
@@ -20,6 +16,10 @@ from distrijax.pipelines.prompt import (
     refiner_time_ids,
 )
 from distrijax.pipelines.tokenizer import Tokenizer
+from test_text_encoder import our_encoder, torch_encoder
+from test_tokenizer import write_clip_tokenizer
+
+from distrijax.errors import DistrijaxError
 
 
 @pytest.fixture(scope="module")

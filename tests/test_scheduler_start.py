@@ -26,7 +26,7 @@ from test_schedulers import (
 )
 
 from distrijax.errors import DistrijaxError
-from distrijax.noise import TorchGenerator
+from distrijax.sampling.noise import TorchGenerator
 from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 
 # (steps, first step that runs): DPM-Solver++ lowers its order at the end of runs of less than 15 steps

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from distrijax.noise import TorchGenerator
+from distrijax.sampling.noise import TorchGenerator
 from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 
 SHAPE = (1, 4, 6, 6)

@@ -21,11 +21,11 @@ from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
 from distrijax.nn.attention import TransformerBlock
-from distrijax.nn.build import abstract, set_paths
 from distrijax.nn.conv import Downsample, Upsample
 from distrijax.nn.embeddings import guidance_embedding, sinusoidal_embedding
+from distrijax.nn.exchange import WHOLE
+from distrijax.nn.module import abstract
 from distrijax.nn.resnet import ResnetBlock
-from distrijax.parallel.exchange import Whole
 
 # fp32 sums of a few hundred terms in another order: the differences measured are 1e-6 to 4e-6 of the deviation.
 # Tanh GELU would be 2e-4 off, a group norm epsilon of 1e-5 in the transformer 1e-5 and more.
@@ -119,7 +119,7 @@ def run_reference(model: torch.nn.Module, x: dict[str, np.ndarray], timestep: fl
 @jax.jit
 def run(unet: UNet, x: dict[str, jax.Array], timestep: jax.Array) -> jax.Array:
     cond = unet.condition(x["context"], x["pooled"], x["time_ids"], x.get("guidance"))
-    return unet(x["latents"], timestep, cond, Whole())
+    return unet(x["latents"], timestep, cond, WHOLE)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -191,7 +191,7 @@ def test_resnet_block(shape: tuple[int, ...], out: int) -> None:
     time = np.random.RandomState(1).randn(shape[0], 20).astype(np.float32)
     with torch.no_grad():
         expected = to_numpy(reference(to_torch(x), torch.from_numpy(time)))
-    assert error(jax.jit(lambda m, x, t: m(x, Whole(), t))(ours, x, time), expected) < FP32
+    assert error(jax.jit(lambda m, x, t: m(x, WHOLE, t))(ours, x, time), expected) < FP32
 
 
 def test_transformer_block() -> None:
@@ -205,7 +205,7 @@ def test_transformer_block() -> None:
     with torch.no_grad():
         expected = to_numpy(reference(torch.from_numpy(x), encoder_hidden_states=torch.from_numpy(context)))
     maps = x.reshape(2, 5, 6, 32).transpose(1, 2, 0, 3)  # [H, W, B, C]
-    y = ours(maps, {ours.attn2.path: ours.attn2.keys_values(context)}, Whole())
+    y = ours(maps, {ours.attn2.path: ours.attn2.keys_values(context)}, WHOLE)
     assert error(y.transpose(2, 0, 1, 3).reshape(x.shape), expected) < FP32
 
 
@@ -221,9 +221,9 @@ def test_change_of_size(size: tuple[int, int]) -> None:
         ours.conv.bias[...] = jnp.asarray(reference.conv.bias.detach().numpy())
     odd = tuple(2 * n - 1 for n in size)
     with torch.no_grad():
-        assert error(ours_down(x, Whole()), to_numpy(down(to_torch(x)))) < FP32
-        assert error(ours_up(x, Whole()), to_numpy(up(to_torch(x)))) < FP32
-        assert error(ours_up(x, Whole(), odd), to_numpy(up(to_torch(x), output_size=odd))) < FP32
+        assert error(ours_down(x, WHOLE), to_numpy(down(to_torch(x)))) < FP32
+        assert error(ours_up(x, WHOLE), to_numpy(up(to_torch(x)))) < FP32
+        assert error(ours_up(x, WHOLE, odd), to_numpy(up(to_torch(x), output_size=odd))) < FP32
 
 
 @pytest.mark.parametrize(("flip", "shift"), [(True, 0), (False, 1)])

@@ -14,7 +14,7 @@ from reference import error, load_from_torch, random_weights, to_numpy, to_torch
 from distrijax.checkpoint.build import blueprint
 from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.exchange import WHOLE
 
 # Of the output's deviation: sums in another order, mostly 1e-6 to 4e-6. Where a group of channels hardly varies, a
 # group norm magnifies them: there torch's own distance from fp64 is the measure.
@@ -57,10 +57,10 @@ def test_encode_and_decode(name: str, size: tuple[int, int]) -> None:
         distribution = reference.encode(to_torch(image)).latent_dist
         decoded = to_numpy(reference.decode(to_torch(latents)).sample)
         exact = to_numpy(reference.double().decode(to_torch(latents).double()).sample)
-    mean, logvar = jax.jit(lambda m, x: m.encode(x, Whole()))(vae, image)
+    mean, logvar = jax.jit(lambda m, x: m.encode(x, WHOLE))(vae, image)
     assert error(mean, to_numpy(distribution.mean)) < FP32
     assert error(logvar, to_numpy(distribution.logvar)) < FP32
-    ours = error(jax.jit(lambda m, x: m.decode(x, Whole()))(vae, latents), exact)
+    ours = error(jax.jit(lambda m, x: m.decode(x, WHOLE))(vae, latents), exact)
     assert ours < max(FP32, 2 * error(decoded, exact))
 
 
@@ -71,7 +71,7 @@ def test_bfloat16() -> None:
         exact = to_numpy(reference.decode(to_torch(latents)).sample)
         theirs = error(to_numpy(reference.to(torch.bfloat16).decode(to_torch(latents).bfloat16()).sample), exact)
     vae = load_from_torch("vae", CONFIGS["factor 2"], reference_vae("factor 2"), jnp.bfloat16)
-    y = jax.jit(lambda m, x: m.decode(x, Whole()))(vae, latents)
+    y = jax.jit(lambda m, x: m.decode(x, WHOLE))(vae, latents)
     print(f"bf16 against fp32, largest difference over deviation: ours {error(y, exact):.3f}, torch {theirs:.3f}")
     assert y.dtype == jnp.bfloat16
     assert error(y, exact) < min(BF16, 2 * theirs)
