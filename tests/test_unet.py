@@ -20,7 +20,7 @@ from distrijax.checkpoint.build import blueprint
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
-from distrijax.nn.attention import TransformerBlock
+from distrijax.nn.transformer import TransformerBlock
 from distrijax.nn.conv import Downsample, Upsample
 from distrijax.nn.embeddings import guidance_embedding, sinusoidal_embedding
 from distrijax.nn.exchange import WHOLE
@@ -184,7 +184,7 @@ def test_resnet_block(shape: tuple[int, ...], out: int) -> None:
     torch.manual_seed(0)
     reference = random_weights(ResnetBlock2D(in_channels=16, out_channels=out, temb_channels=20, groups=8, eps=1e-5))
     ours = ResnetBlock(16, out, 20, groups=8, eps=1e-5, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    set_paths(ours)
+    name_layers(ours, "test")
     fill(ours, reference, "down_blocks.0.resnets.0")
     # A mean of 30 and a deviation of 1: a variance formed as E[x²] - E[x]² would lose three digits here.
     x = (np.random.RandomState(0).randn(*shape) + 30).astype(np.float32)
@@ -198,7 +198,7 @@ def test_transformer_block() -> None:
     torch.manual_seed(0)
     reference = random_weights(BasicTransformerBlock(32, 4, 8, cross_attention_dim=24))
     ours = TransformerBlock(32, 24, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    set_paths(ours)
+    name_layers(ours, "test")
     fill(ours, reference, "down_blocks.0.attentions.0.transformer_blocks.0")
     rng = np.random.RandomState(0)
     x, context = rng.randn(2, 30, 32).astype(np.float32), rng.randn(2, 7, 24).astype(np.float32)
