@@ -84,7 +84,13 @@ def relative(ours: Any, expected: Any) -> float:
 
 
 def inputs(
-    unet: UNet, parallel: Parallel, size: tuple[int, int], *, batch: int = 1, steps: int = 2, padding: float = 0.0,
+    unet: UNet,
+    parallel: Parallel,
+    size: tuple[int, int],
+    *,
+    batch: int = 1,
+    steps: int = 2,
+    padding: float = 0.0,
     guidance: Guidance = GUIDANCE,
 ) -> tuple[LoopInputs, dict[str, Any]]:
     """Inputs of the denoising program, with other conditioning for every picture, and its choices but for the phase.

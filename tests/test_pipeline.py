@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from distrijax.pipelines.sdxl import StableDiffusionXLPipeline, segment_length
+from distrijax.pipelines.loop import segment_length
+from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from helpers_checkpoint import TEXT, UNET, VAE, tokenizer
 from reference import random_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -215,11 +216,11 @@ def test_what_varies_compiles_nothing(pipelines: Any) -> None:
     call: dict[str, Any] = {"num_inference_steps": 4, "output_type": "latent"}
     call["guidance_rescale"] = 0.7  # on or off is another program, the value is not
     first = ours(PROMPT, seed=0, **call).images
-    compiled = {p.name: len(p._compiled) for p in ours._programs}
+    compiled = ours.programs.seconds["compiling"]
     again = ours(PROMPT, seed=0, **call).images
     call["guidance_rescale"] = 0.3
     other = ours("blue", negative_prompt="red", seed=1, guidance_scale=2.5, original_size=(9, 9), **call)
-    assert {p.name: len(p._compiled) for p in ours._programs} == compiled
+    assert ours.programs.seconds["compiling"] == compiled
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other.images)
 

@@ -51,7 +51,9 @@ def test_encode_and_decode(name: str, size: tuple[int, int]) -> None:
     vae = load_from_torch("vae", CONFIGS[name], reference)
     rng = np.random.RandomState(0)
     image = rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-    latents = rng.randn(2, size[0] // vae.config.scale_factor, size[1] // vae.config.scale_factor, vae.config.latent_channels)
+    latents = rng.randn(
+        2, size[0] // vae.config.scale_factor, size[1] // vae.config.scale_factor, vae.config.latent_channels
+    )
     latents = latents.astype(np.float32)
     with torch.no_grad():
         distribution = reference.encode(to_torch(image)).latent_dist

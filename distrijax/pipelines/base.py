@@ -231,13 +231,14 @@ class SDXLPipeline:
         """Check what every call takes, before anything is compiled; return whether there are two guidance branches."""
         if output_type == "pt":
             raise DistrijaxError(
-                "output_type is 'pt', but there is no torch here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
+                "output_type is 'pt', but there is no torch here; use 'np' and "
+                "torch.from_numpy(images).permute(0, 3, 1, 2)"
             )
         one_of("output_type", output_type, OUTPUT_TYPES)
         if cross_attention_kwargs:
             raise DistrijaxError(
-                f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be loaded "
-                "yet: leave it out"
+                f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be "
+                "loaded yet: leave it out"
             )
         if self.dtype == jnp.float16 and jax.default_backend() == "cpu":
             raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")

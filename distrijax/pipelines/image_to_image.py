@@ -70,9 +70,9 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         here mean the same as in `StableDiffusionXLPipeline`.
 
         Args:
-            image: a PIL image, an array [H, W, C] or [B, H, W, C] in [0, 1], a torch tensor or JAX array [B, C, H, W] in
-                [0, 1], latents [B, latent channels, h, w] in the U-Net's scale, or a list. Fewer images than pictures
-                are repeated as a whole: with two images, pictures take the first, the second, the first, ...
+            image: a PIL image, an array [H, W, C] or [B, H, W, C] in [0, 1], a torch tensor or JAX array [B, C, H, W]
+                in [0, 1], latents [B, latent channels, h, w] in the U-Net's scale, or a list. Fewer images than
+                pictures are repeated as a whole: with two images, pictures take the first, the second, the first, ...
             strength: part of the steps to take, from 0 to 1; the more, the less is left of the image.
             denoising_start: take the steps after this part of the noise schedule, between 0 and 1, and add no noise:
                 `image` holds the latents of a pipeline that stopped there. `strength` is then not used.

@@ -39,9 +39,8 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
     if isinstance(generator, Array):
         if noise != "jax":
             raise DistrijaxError('generator is a JAX key; its numbers are JAX\'s own, so pass noise="jax" as well')
-        keys = (
-            generator if jnp.issubdtype(generator.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(generator)
-        )
+        typed = jnp.issubdtype(generator.dtype, jax.dtypes.prng_key)
+        keys = generator if typed else jax.random.wrap_key_data(generator)
         several = list(keys) if keys.ndim else [keys]
         _check_count("generators", len(several), batch, is_list=bool(keys.ndim))
         return [KeyGenerator.from_key(key) for key in several], None

@@ -54,8 +54,8 @@ def call_schedule(
         left = min(int(total * strength), total)
         if not left:
             raise DistrijaxError(
-                f"strength is {strength} of {total} steps, which leaves none to take; raise strength to {1 / total:.2g} "
-                "or more, or take more steps"
+                f"strength is {strength} of {total} steps, which leaves none to take; raise strength to "
+                f"{1 / total:.2g} or more, or take more steps"
             )
         schedule = whole(total - left)
     if last is not None:
