@@ -176,6 +176,12 @@ def test_configs_that_are_refused(config: dict[str, Any], name: str | None, mess
         *[(name, {}, {"num_inference_steps": 5, "start": 5}, "start is 5; .*from 0 to 4") for name in SCHEDULERS],
         ("ddim", {}, {"num_inference_steps": 5, "start": -1}, "start is -1; .*whole number"),
         ("euler", {}, {"sigmas": [9.0, 2.0, 0.0], "start": 1.0}, r"start is 1\.0; .*whole number"),
+        (  # one of its 50 timesteps has less signal than asked, and is left out
+            "dpmsolver++",
+            {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -3.0, "timestep_spacing": "trailing"},
+            {"num_inference_steps": 50, "start": 49},
+            "start is 49; .*from 0 to 48",
+        ),
         ("ddim", {}, {"num_inference_steps": 1000}, "steps_offset 1"),
         ("lcm", {}, {"num_inference_steps": 51}, "original_inference_steps 50"),
         (

@@ -22,7 +22,6 @@ from test_schedulers import (
     grid,
     label,
     prediction,
-    start,
 )
 
 from distrijax.errors import DistrijaxError
@@ -30,7 +29,7 @@ from distrijax.sampling.noise import TorchGenerator
 from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 
 # (steps, first step that runs): DPM-Solver++ lowers its order at the end of runs of less than 15 steps
-BEGINNINGS = [(8, 1), (8, 4), (8, 6), (8, 7), (18, 9), (18, 16)]
+BEGINNINGS = [(8, 1), (8, 6), (8, 7), (18, 9), (18, 16)]
 
 CLEAN, NOISE = prediction(1000), prediction(1001)
 
@@ -185,5 +184,7 @@ def test_a_schedule_is_cut_at_its_end_only() -> None:
 def test_noise_is_added_in_float32_on_host_and_device() -> None:
     schedule = scheduler_from_config(SDXL, "ddim").schedule(10)
     assert isinstance(schedule.add_noise(CLEAN, NOISE), np.ndarray)
-    half = schedule.add_noise(jnp.asarray(CLEAN, jnp.bfloat16), start(1.0))
-    assert half.dtype == np.float32
+    half = jnp.asarray(CLEAN, jnp.bfloat16)
+    got = schedule.add_noise(half, CLEAN.astype(np.float64))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, schedule.add_noise(np.asarray(half, np.float32), CLEAN))

@@ -6,7 +6,6 @@ then elementwise arithmetic, the same program for every step, and can run inside
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,37 +13,16 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from distrijax.checks import finite_number, one_of, true_or_false, whole_number
+from distrijax.checks import finite_number, whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import tables
+from distrijax.schedulers.options import ALL_OPTIONS, SIGMA_OPTIONS, checked_option
 from distrijax.schedulers.predictions import combine
 from distrijax.schedulers.request import Request, custom_sigmas, custom_timesteps
 from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 Config = Mapping[str, Any]
 """The content of a `scheduler_config.json`."""
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "beta_schedule": tables.BETA_SCHEDULES,
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-    "timestep_spacing": ("linspace", "leading", "trailing"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-}
-"""Allowed values of the options that name something."""
-
-SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-"""Options that place the noise levels by a formula instead of at the spaced timesteps."""
-
-_DIFFUSERS_OPTIONS = """
-    clip_sample clip_sample_range set_alpha_to_one thresholding dynamic_thresholding_ratio sample_max_value
-    original_inference_steps timestep_scaling interpolation_type use_karras_sigmas use_exponential_sigmas
-    use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift use_dynamic_shifting time_shift_type shift_terminal
-    sigma_min sigma_max sigma_data sigma_schedule rho noise_sampler_seed timestep_type final_sigmas_type solver_order
-    algorithm_type solver_type solver_p lower_order_final euler_at_final predict_x0 disable_corrector
-    lambda_min_clipped variance_type skip_prk_steps
-"""
-OPTIONS_OF_OTHERS = frozenset(_DIFFUSERS_OPTIONS.split())
-"""Options of diffusers' schedulers: a class ignores those of another class, so that a config can be read by both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +80,9 @@ class Scheduler:
         for option in self._options():
             value = getattr(self, option.name)
             value = self.aliases.get(option.name, {}).get(value, value) if isinstance(value, str) else value
-            object.__setattr__(self, option.name, self._checked(option.name, value, option.default))
+            bounds = {"num_train_timesteps": (2, None), **self.bounds}
+            value = checked_option(self.class_name, option.name, value, option.default, self.choices, bounds)
+            object.__setattr__(self, option.name, value)
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise self._error(
                 f"trained_betas has {len(self.trained_betas)} values, num_train_timesteps is {self.num_train_timesteps}"
@@ -129,7 +109,7 @@ class Scheduler:
         skipped = {"_use_default_values", *(config.get("_use_default_values") or ())}
         merged = {key: value for key, value in config.items() if key not in skipped} | overrides
         names = [option.name for option in cls._options()]
-        unknown = [key for key in merged if key not in {*names, *cls.neutral, *OPTIONS_OF_OTHERS} and key[0] != "_"]
+        unknown = [key for key in merged if key not in {*names, *cls.neutral, *ALL_OPTIONS} and not key.startswith("_")]
         if unknown:
             raise DistrijaxError(
                 f"{cls.class_name}: unknown option {', '.join(sorted(unknown))}; supported: {', '.join(sorted(names))}"
@@ -149,7 +129,7 @@ class Scheduler:
         values = {option.name: getattr(self, option.name) for option in self._options()}
         origin = self.origin or {}
         chosen = self._passed if self.origin is None else origin.keys()
-        others = {name: value for name, value in origin.items() if name not in values and name[0] != "_"}
+        others = {name: value for name, value in origin.items() if name not in values and not name.startswith("_")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         defaults = [o.name for o in self._options() if o.name not in chosen and values[o.name] == o.default]
         return {"_class_name": self.class_name, **others, **plain, "_use_default_values": defaults}
@@ -158,28 +138,6 @@ class Scheduler:
     def _options(cls) -> list[dataclasses.Field[Any]]:
         """Return the fields that are options of diffusers' class."""
         return [field for field in dataclasses.fields(cls) if field.compare]
-
-    def _checked(self, option: str, value: Any, default: object) -> object:
-        """Return the value of an option, converted to the type of its default."""
-        name = f"{self.class_name}: {option}"
-        choices = {**CHOICES, **self.choices}.get(option)
-        if choices is not None:
-            return one_of(name, value, choices)
-        if value is None and (default is None or isinstance(default, bool | tuple)):
-            return default
-        if isinstance(default, bool):
-            return true_or_false(name, value)
-        if isinstance(default, int):
-            least, most = {"num_train_timesteps": (2, None), **self.bounds}.get(option, (0, None))
-            return whole_number(name, value, least, most)
-        if option == "trained_betas" or isinstance(default, tuple):
-            array = np.asarray(value)
-            if array.ndim != 1 or (array.size and array.dtype.kind not in ("iu" if default == () else "iuf")):
-                raise self._error(f"{option} must be a list of numbers, got {value!r}")
-            return tuple(array.tolist())
-        if value == default == -math.inf:
-            return default
-        return finite_number(name, value)
 
     def _error(self, message: str) -> DistrijaxError:
         return DistrijaxError(f"{self.class_name}: {message}")

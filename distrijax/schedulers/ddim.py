@@ -14,7 +14,7 @@ from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 @dataclass(frozen=True, kw_only=True)
 class DDIMScheduler(Scheduler):
-    """Steps as diffusers' `DDIMScheduler` does. `eta` above 0 adds noise at every step, the last one included."""
+    """Takes the steps of diffusers' `DDIMScheduler`. `eta` above 0 adds noise at every step, the last one included."""
 
     timestep_spacing: str = "leading"
     clip_sample: bool = True

@@ -18,7 +18,7 @@ from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverMultistepScheduler(Scheduler):
-    """Steps as diffusers' `DPMSolverMultistepScheduler`. The SDE form draws noise at every step, also the last.
+    """Takes the steps of diffusers' `DPMSolverMultistepScheduler`. The SDE form draws noise at every step.
 
     Whatever the order of the solver, a step evaluates the U-Net once: earlier predictions are reused.
     """

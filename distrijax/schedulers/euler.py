@@ -27,7 +27,7 @@ def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class EulerDiscreteScheduler(Scheduler):
-    """Steps as diffusers' `EulerDiscreteScheduler`, which SDXL checkpoints come with. Timesteps are float32."""
+    """Takes the steps of diffusers' `EulerDiscreteScheduler`, SDXL's own; its timesteps are float32."""
 
     interpolation_type: str = "linear"
     use_karras_sigmas: bool = False

@@ -13,7 +13,7 @@ from distrijax.schedulers.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class EulerAncestralDiscreteScheduler(Scheduler):
-    """Steps as diffusers' `EulerAncestralDiscreteScheduler`. Draws noise at every step, the last one included."""
+    """Takes the steps of diffusers' `EulerAncestralDiscreteScheduler`. Draws noise at every step, also the last."""
 
     class_name = "EulerAncestralDiscreteScheduler"
     choices: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}

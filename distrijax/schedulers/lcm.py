@@ -43,7 +43,7 @@ class DistilledScheduler(Scheduler):
 
 @dataclass(frozen=True, kw_only=True)
 class LCMScheduler(DistilledScheduler):
-    """Steps as diffusers' `LCMScheduler`. Draws noise at every step but the last."""
+    """Takes the steps of diffusers' `LCMScheduler`. Draws noise at every step but the last."""
 
     clip_sample: bool = False
     clip_sample_range: float = 1.0

@@ -9,8 +9,6 @@ import math
 
 import numpy as np
 
-from distrijax.errors import DistrijaxError
-
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -87,10 +85,8 @@ def alphas_cumprod(
         betas = linspace32(start, end, count)
     elif schedule == "scaled_linear":
         betas = linspace32(start**0.5, end**0.5, count) ** 2
-    elif schedule == "squaredcos_cap_v2":
-        betas = _cosine_betas(count)
     else:
-        raise DistrijaxError(f"beta_schedule {schedule!r} is not supported; supported: {', '.join(BETA_SCHEDULES)}")
+        betas = _cosine_betas(count)
     if zero_snr:
         betas = _zero_terminal_snr(betas)
     return cumulative(np.float32(1) - betas)
@@ -130,10 +126,8 @@ def spaced_timesteps(
         rising = np.linspace(0, span - 1, points)
     elif spacing == "leading":
         rising = np.arange(points, dtype=np.float64) * (span // points)
-    elif spacing == "trailing":
-        return np.arange(span, 0, -train / steps).round()[:steps] - 1
     else:
-        raise DistrijaxError(f"timestep_spacing {spacing!r} is not supported; supported: linspace, leading, trailing")
+        return np.arange(span, 0, -train / steps).round()[:steps] - 1
     falling = rising[::-1][:-1] if drop_last else rising[::-1]
     return falling + offset if spacing == "leading" else falling.copy()
 

@@ -12,7 +12,7 @@ from distrijax.schedulers.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TCDScheduler(DistilledScheduler):
-    """Steps as diffusers' `TCDScheduler`. With `eta` above 0 it draws noise at every step but the last.
+    """Takes the steps of diffusers' `TCDScheduler`. With `eta` above 0 it draws noise at every step but the last.
 
     diffusers' class has clip_sample, set_alpha_to_one and timestep_scaling too, but its step does not use them.
     """

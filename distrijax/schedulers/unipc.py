@@ -18,7 +18,7 @@ from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 @dataclass(frozen=True, kw_only=True)
 class UniPCMultistepScheduler(Scheduler):
-    """Steps as diffusers' `UniPCMultistepScheduler`. With `predict_x0` off it extrapolates the noise.
+    """Takes the steps of diffusers' `UniPCMultistepScheduler`. With `predict_x0` off it extrapolates the noise.
 
     With solver_type bh1 and a final sigma of zero diffusers multiplies zero by infinity in the last step and returns
     NaN; the term is absent there, and is left out here.
@@ -91,17 +91,17 @@ class UniPCMultistepScheduler(Scheduler):
         return visited.astype(np.int64), np.append(noise, final).astype(np.float32)
 
     def _update(
-        self, levels: np.ndarray, start: int, order: int
+        self, levels: np.ndarray, index: int, order: int
     ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the parts of B(h) updates from level `start` to the next (arXiv 2302.04867, equations 7 to 11).
+        """Return the parts of B(h) updates from level `index` to the next (arXiv 2302.04867, equations 7 to 11).
 
         Returns:
-            factors of (sample, prediction at `start`) of the first-order step, float64 [2]; the factor of the
+            factors of (sample, prediction at `index`) of the first-order step, float64 [2]; the factor of the
             differences; ratios r of past steps and 1, float64 [order]; and the system R rho = b of their weights.
         """
         alpha, sigma, lambdas = tables.lambdas_of(levels)
-        h = lambdas[start + 1] - lambdas[start]
-        ratios = [(lambdas[start - age] - lambdas[start]) / h for age in range(1, order)]
+        h = lambdas[index + 1] - lambdas[index]
+        ratios = [(lambdas[index - age] - lambdas[index]) / h for age in range(1, order)]
         r = np.asarray([*ratios, 1], np.float32)
         to, other = (alpha, sigma) if self.predict_x0 else (sigma, alpha)
         hh = -h if self.predict_x0 else h
@@ -115,8 +115,8 @@ class UniPCMultistepScheduler(Scheduler):
             factorial *= k + 1
             phi = phi / hh - np.float32(1 / factorial)
         matrix = np.stack([r**k for k in range(order)])
-        first = np.asarray([other[start + 1] / other[start], -to[start + 1] * phi_1], np.float64)
-        return first, -float(to[start + 1] * scale), r.astype(np.float64), matrix.astype(np.float64), np.asarray(b)
+        first = np.asarray([other[index + 1] / other[index], -to[index + 1] * phi_1], np.float64)
+        return first, -float(to[index + 1] * scale), r.astype(np.float64), matrix.astype(np.float64), np.asarray(b)
 
     def _predictor(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
         """Return the factors of (sample, this prediction, the one before, ...), float64 [1 + solver_order]."""
