@@ -21,6 +21,7 @@ import pytest
 from distrijax.checkpoint import convert
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
+from distrijax.runtime import processes
 
 WORKER = Path(__file__).parent / "process_worker.py"
 HARD_LIMIT = 500  # seconds for a launch, on a machine that has much else to do
