@@ -57,7 +57,8 @@ class Program(Generic[Arguments, Result]):
     Args:
         function: a pure function of pytrees of arrays. Weights are arguments, never constants. Pass them as a flat
             tuple: JAX walks the arguments at each call, and walking a module takes longer than a step on eight GPUs.
-        static: names of the arguments that are hashable choices, not arrays; calls pass them by name.
+        static: names of the arguments that are hashable choices, not arrays; calls pass them by name. They are hashed
+            at each call: of a full-size U-Net, `jax.tree.structure` hashes in 0.04 ms, `nnx.GraphDef` in 17.
         donated: names of the arguments whose memory the results take over.
         report: receives the announcements.
     """
@@ -92,7 +93,7 @@ class Program(Generic[Arguments, Result]):
         return self._compile_once(_key(args, static), args, static)
 
     def __call__(self, *args: Arguments.args, **static: Arguments.kwargs) -> Result:
-        # The key costs 0.1 ms with 1,680 arrays, the call itself 0.4 ms.
+        # Runs before every dispatch: with 1,680 arrays, 0.2 ms to find the program and 0.35 ms for JAX to call it.
         key = _key(args, static)
         program = self._called.get(key)
         if program is None:
@@ -131,11 +132,11 @@ class Program(Generic[Arguments, Result]):
 def _key(args: Sequence[object], static: Mapping[str, Hashable]) -> Hashable:
     """Return what identifies a compiled program: the structure, shapes and dtypes of the arguments, and the choices.
 
-    Shardings are left out: reading 1,680 of them takes 0.4 ms a call, and the choices (`parallel`) decide them.
-    JAX refuses arguments that lie differently from those that a program was compiled for.
+    Shardings are left out, since the choices (`parallel`) decide them and reading 1,680 of them would double the time.
+    JAX refuses arguments whose shardings differ from those that a program was compiled for.
     """
     leaves, structure = jax.tree.flatten(args)
-    # `jax.typeof` returns the same object as `.aval`, at twenty times the cost.
+    # `jax.typeof` returns the same as `.aval`, but takes twenty times as long.
     types = [getattr(x, "aval", None) or jax.typeof(x) for x in leaves]
     return structure, tuple(types), tuple(sorted(static.items()))
 

@@ -8,8 +8,8 @@ Options = dict[str, bool | int | str | bytes]
 
 MESSAGES = 24
 """Roughly the number of messages that carry a step's keys and values. SDXL has 140 all-gathers, each of which costs 10
-to 20 µs to launch, so XLA combines them. With fewer, larger messages the first layer would wait for keys and values that
-it does not need yet."""
+to 20 µs to launch, so XLA combines them. With fewer, larger messages the first layer would wait for keys and values
+that it does not need yet."""
 
 HEAD_START = 11, 20
 """Least and most heavy operations (matmuls and convolutions) that XLA puts between the start of a transfer and its use.
