@@ -1,4 +1,4 @@
-"""Prompts and micro-conditioning against diffusers on torch."""
+"""Text conditioning against diffusers on torch."""
 
 import diffusers
 import jax
@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from distrijax.pipelines.prompt import (
-    PromptEmbeds,
-    added_time_ids,
-    check_time_ids,
-    encode_ids,
-    encode_prompt,
-    refiner_time_ids,
-)
-from distrijax.pipelines.tokenizer import Tokenizer
 from test_text_encoder import our_encoder, torch_encoder
 from test_tokenizer import write_clip_tokenizer
 
 from distrijax.errors import DistrijaxError
+from distrijax.text.prompt import PromptInputs, encode_ids, encode_prompt
+from distrijax.text.tokenizer import Tokenizer
+
+ENCODE = jax.jit(encode_ids, static_argnames="clip_skip")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def folders(tmp_path_factory):
 class Pair:
     """diffusers' pipeline and, of the same weights, what `encode_prompt` takes here."""
 
-    def __init__(self, folders, *, base: bool = True, both_project: bool = False, **config):
+    def __init__(self, folders, *, base: bool = True, both_project: bool = False, time_ids: int = 6, **config):
         names = ["tokenizer", "tokenizer_2"] if base else ["tokenizer_2"]
         self.tokenizers = [Tokenizer(folders / name) for name in names]
         size = self.tokenizers[0].vocab_size
@@ -56,7 +51,7 @@ class Pair:
             cross_attention_dim=80 if base else 48,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 40,
+            projection_class_embeddings_input_dim=time_ids * 8 + 40,
         )
         self.theirs = diffusers.StableDiffusionXLPipeline(
             vae=diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
@@ -71,25 +66,29 @@ class Pair:
         )
         self.zeros = config.get("force_zeros_for_empty_prompt", True)
 
-    def encode(self, *, guided: bool = True, **arguments):
+    def encode(self, *, guided: bool = True, encode=ENCODE, **arguments):
         return encode_prompt(
-            self.tokenizers, self.encoders, guided=guided, force_zeros_for_empty_prompt=self.zeros, **arguments
+            PromptInputs(**arguments),
+            self.tokenizers,
+            self.encoders,
+            guided=guided,
+            force_zeros_for_empty_prompt=self.zeros,
+            encode=encode,
         )
 
     def assert_equal(self, *, guided: bool = True, **arguments) -> None:
         ours = self.encode(guided=guided, **arguments)
+        assert {type(array) for array in ours} == {np.ndarray}
+        assert ours.context.shape[1] == PromptInputs(**arguments).batch
         tensors = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
         with torch.no_grad():
             context, n_context, pooled, n_pooled = self.theirs.encode_prompt(
                 **{"prompt": None} | tensors, do_classifier_free_guidance=guided
             )
-        theirs = [PromptEmbeds(context, pooled), PromptEmbeds(n_context, n_pooled) if guided else None]
-        for mine, reference in zip(ours, theirs, strict=True):
-            assert (mine is None) == (reference is None)
-            if mine is None:
-                continue
-            for a, b in zip(mine, reference, strict=True):
-                assert a.shape == tuple(b.shape)
+        theirs = [(n_context, context), (n_pooled, pooled)] if guided else [(context,), (pooled,)]
+        for mine, branches in zip(ours, theirs, strict=True):
+            assert mine.shape == (len(branches), *branches[0].shape)
+            for a, b in zip(mine, branches, strict=True):
                 # fp32, sums in another order; the measured difference is 3e-6 of a standard deviation.
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(b.std()))
 
@@ -181,39 +180,83 @@ def test_the_first_projection_counts(folders):
     Pair(folders, both_project=True).assert_equal(**CASES["both negative"])
 
 
-def test_prompts_never_recompile(base):
-    base.encode(prompt=["the cat", "the dog"], negative_prompt="x")
-    before = encode_ids._cache_size()
+def test_prompts_and_weights_are_arguments(base):
+    """Neither other texts nor other weights compile `encode_ids` again."""
+    # A function of its own, because programs of one function share a cache.
+    encode = jax.jit(lambda encoders, ids, clip_skip: encode_ids(encoders, ids, clip_skip), static_argnames="clip_skip")
+    base.encode(prompt=["the cat", "the dog"], negative_prompt="x", encode=encode)
     other = Pair.__new__(Pair)
     other.__dict__ = base.__dict__ | {"encoders": [our_encoder(base.theirs.text_encoder), base.encoders[1]]}
     for pair, prompt in (base, ["", "blue " * 90]), (other, ["red", "a square"]):
-        pair.encode(prompt=prompt, negative_prompt="other", prompt_2=["x", "y"])
-    assert encode_ids._cache_size() == before
+        pair.encode(prompt=prompt, negative_prompt="other", prompt_2=["x", "y"], encode=encode)
+    assert encode._cache_size() == 1
 
 
-def test_a_program_of_ones_own(base):
+def test_encoders_run_once_for_each_text(base):
     calls = []
 
-    def program(encoders, ids, clip_skip):
+    def encode(encoders, ids, clip_skip):
         calls.append(([i.shape for i in ids], clip_skip))
         return encode_ids(encoders, ids, clip_skip)
 
-    arguments = {"prompt": "the cat", "negative_prompt": "x", "clip_skip": 1}
-    ours, own = base.encode(**arguments), base.encode(**arguments, encode=program)
-    jax.tree.map(np.testing.assert_array_equal, ours, own)
     shapes = [(1, 77), (1, 77)]
-    assert calls == [(shapes, 1), (shapes, 0)]  # clip_skip does not apply to the negative prompt
+    for arguments, expected in [
+        # clip_skip does not apply to the negative prompt
+        (
+            {"prompt": "a", "negative_prompt": "x", "clip_skip": 1, "num_images_per_prompt": 3},
+            [(shapes, 1), (shapes, 0)],
+        ),
+        ({"prompt": "a"}, [(shapes, 0)]),
+        ({"prompt": "a", "negative_prompt": "x", "guided": False}, [(shapes, 0)]),
+        (GIVEN, []),
+    ]:
+        base.encode(**arguments, encode=encode)
+        assert calls == expected
+        calls.clear()
+
+
+def test_batch_is_known_before_encoding():
+    assert PromptInputs("a").batch == 1
+    assert PromptInputs(["a", "b"], num_images_per_prompt=np.int64(3)).batch == 6
+    assert PromptInputs(**GIVEN, num_images_per_prompt=2).batch == 4
 
 
 def test_dtype_follows_the_encoders(base):
+    other = Pair.__new__(Pair)
     encoders = [our_encoder(e, jnp.bfloat16) for e in (base.theirs.text_encoder, base.theirs.text_encoder_2)]
+    other.__dict__ = base.__dict__ | {"encoders": encoders}
+    images = {"num_images_per_prompt": 2}
     for arguments in {"prompt": "the cat"}, {"prompt": "the cat", "negative_prompt": "x"}, GIVEN, GIVEN | NEGATIVE:
-        out = encode_prompt(base.tokenizers, encoders, **arguments)
-        assert {x.dtype for x in jax.tree.leaves(out)} == {jnp.dtype(jnp.bfloat16)}
-    # Embeddings alone need no encoder.
-    plain, _ = encode_prompt([], [], **{name: value.astype(np.float64) for name, value in GIVEN.items()})
-    assert plain.context.dtype == jnp.float32
-    np.testing.assert_array_equal(plain.context, GIVEN["prompt_embeds"])
+        assert {array.dtype for array in other.encode(**arguments | images)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, torch.tensor, lambda x: jnp.asarray(x, jnp.bfloat16)])
+def test_embeds_of_any_library_need_no_encoder(kind):
+    arguments = {name: kind(value) for name, value in (GIVEN | NEGATIVE).items()}
+    ours = encode_prompt(PromptInputs(**arguments), [], [], guided=True, force_zeros_for_empty_prompt=True)
+    assert {type(array) for array in ours} == {np.ndarray}
+    for prefix, branch in ("negative_", 0), ("", 1):
+        for name, array in zip(("prompt_embeds", "pooled_prompt_embeds"), ours, strict=True):
+            expected = np.asarray(arguments[prefix + name])
+            assert array.dtype == expected.dtype
+            np.testing.assert_array_equal(array[branch], expected)
+
+
+def test_float64_embeds_become_float32():
+    doubles = {name: value.astype(np.float64) for name, value in GIVEN.items()}
+    ours = encode_prompt(PromptInputs(**doubles), [], [], guided=True, force_zeros_for_empty_prompt=True)
+    assert {array.dtype for array in ours} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_string_stands_for_all_prompts(base):
+    short = base.encode(prompt=["the cat", "dog"], prompt_2="red", negative_prompt=["x", "y"], negative_prompt_2="blue")
+    long = base.encode(
+        prompt=["the cat", "dog"],
+        prompt_2=["red", "red"],
+        negative_prompt=["x", "y"],
+        negative_prompt_2=["blue", "blue"],
+    )
+    jax.tree.map(np.testing.assert_array_equal, short, long)
 
 
 @pytest.mark.parametrize(
@@ -245,10 +288,19 @@ def test_dtype_follows_the_encoders(base):
         ),
         ({"prompt": ["a", "b"], "negative_prompt": ["x"]}, "negative_prompt has 1 entries for 2 prompts"),
         ({"prompt": ["a", "b"], "negative_prompt": "x", "negative_prompt_2": ["x"] * 3}, "negative_prompt_2 has 3"),
-        ({"prompt": ["a", "b"], "prompt_2": "c"}, "prompt has 2 entries, but prompt_2 1"),
+        ({"prompt": ["a", "b"], "prompt_2": ["c"]}, "prompt_2 has 1 entries for 2 prompts"),
+        (GIVEN | {"negative_prompt": ["x"]}, "negative_prompt has 1 entries for 2 prompts"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        ({"prompt": "a", "clip_skip": 3}, "clip_skip is 3; for these text encoders it can be -1 to 2"),
+        ({"prompt": "a", "num_images_per_prompt": True}, "num_images_per_prompt is True"),
+        ({"prompt": "a", "clip_skip": 3}, "clip_skip is 3; it must be a whole number, from -1 to 2"),
+        ({"prompt": "a", "clip_skip": -2}, "clip_skip is -2"),
         ({"prompt": "a", "clip_skip": "1"}, "clip_skip is '1'"),
+        ({"prompt": "a", "clip_skip": False}, "clip_skip is False"),
+        (GIVEN | {"prompt_embeds": np.float32(3)}, r"prompt_embeds has the shape \(\)"),
+        (
+            GIVEN | {"prompt_embeds": torch.zeros(2, 77, 80, dtype=torch.bfloat16)},
+            "prompt_embeds cannot be read by numpy .*BFloat16.*; give it as float32",
+        ),
     ],
 )
 def test_refuses(base, arguments, message):
@@ -257,96 +309,18 @@ def test_refuses(base, arguments, message):
 
 
 def test_refuses_parts_that_do_not_belong_together(base, tmp_path):
+    def encode(tokenizers, encoders):
+        encode_prompt(PromptInputs("the cat"), tokenizers, encoders, guided=True, force_zeros_for_empty_prompt=True)
+
     small = our_encoder(torch_encoder())
     with pytest.raises(DistrijaxError, match="the two do not belong together"):
-        encode_prompt(base.tokenizers[:1], [small], "the cat")
+        encode(base.tokenizers[:1], [small])
     with pytest.raises(DistrijaxError, match="no text encoder has a projection"):
-        encode_prompt(base.tokenizers[:1], base.encoders[:1], "the cat")
+        encode(base.tokenizers[:1], base.encoders[:1])
     with pytest.raises(DistrijaxError, match="2 tokenizers for 1 text encoders"):
-        encode_prompt(base.tokenizers, [small], "the cat")
+        encode(base.tokenizers, [small])
     with pytest.raises(DistrijaxError, match="there is no text encoder"):
-        encode_prompt([], [], "the cat")
+        encode([], [])
     write_clip_tokenizer(tmp_path / "short", length=50)
     with pytest.raises(DistrijaxError, match=r"differ in model_max_length: \[77, 50\]"):
-        encode_prompt([base.tokenizers[0], Tokenizer(tmp_path / "short")], base.encoders, "the cat")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize(
-    "negative",
-    [
-        {},
-        {"negative_original_size": (64, 32)},
-        {"negative_original_size": (64, 32), "negative_target_size": (8, 24)},
-        {
-            "negative_original_size": (64, 32),
-            "negative_crops_coords_top_left": (5, 6),
-            "negative_target_size": (8, 24),
-        },
-    ],
-)
-def test_time_ids_reach_the_unet_as_in_diffusers(base, batch, negative):
-    """What diffusers' U-Net is given in a run of one step, negative rows first."""
-    seen = []
-
-    def watch(module, args, kwargs):
-        seen.append(kwargs["added_cond_kwargs"]["time_ids"].numpy())
-
-    sizes = {"original_size": (100, 200), "crops_coords_top_left": (3, 4), "target_size": (16, 8)}
-    handle = base.theirs.unet.register_forward_pre_hook(watch, with_kwargs=True)
-    base.theirs.set_progress_bar_config(disable=True)
-    base.theirs(
-        "a", height=8, width=8, num_inference_steps=1, num_images_per_prompt=batch, output_type="latent",
-        **sizes, **negative,
-    )  # fmt: skip
-    handle.remove()
-    ids, negative_ids = added_time_ids(**sizes, **negative, batch=batch)
-    assert ids.dtype == np.float32
-    np.testing.assert_array_equal(np.concatenate([negative_ids, ids]), seen[0])
-
-
-def test_refiner_time_ids():
-    pipe = diffusers.StableDiffusionXLImg2ImgPipeline.__new__(diffusers.StableDiffusionXLImg2ImgPipeline)
-    unet = diffusers.UNet2DConditionModel.__new__(diffusers.UNet2DConditionModel)
-    torch.nn.Module.__init__(unet)
-    unet.register_to_config(addition_time_embed_dim=8)
-    unet.add_embedding = torch.nn.ModuleDict()
-    unet.add_embedding.linear_1 = torch.nn.Linear(5 * 8 + 40, 4)
-    object.__setattr__(pipe, "unet", unet)
-    pipe.register_to_config(requires_aesthetics_score=True)
-    theirs = pipe._get_add_time_ids(
-        (100, 200), (3, 4), (16, 8), 6.5, 2.0, (64, 32), (5, 6), (9, 9), torch.float32, text_encoder_projection_dim=40
-    )
-    ours = refiner_time_ids(
-        (100, 200),
-        (3, 4),
-        batch=2,
-        aesthetic_score=6.5,
-        negative_aesthetic_score=2.0,
-        negative_original_size=(64, 32),
-        negative_crops_coords_top_left=(5, 6),
-    )
-    for mine, reference in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(mine, np.repeat(reference.numpy(), 2, 0))
-    _, negative = refiner_time_ids((100, 200), (3, 4), batch=1)
-    np.testing.assert_array_equal(negative, [[100, 200, 0, 0, 2.5]])
-
-
-def test_time_ids_must_fit_the_unet():
-    check_time_ids(6, 1280, 256, 2816)
-    check_time_ids(5, 1280, 256, 2560)
-    with pytest.raises(DistrijaxError, match="set requires_aesthetics_score"):
-        check_time_ids(6, 1280, 256, 2560)
-    with pytest.raises(DistrijaxError, match="must be off"):
-        check_time_ids(5, 1280, 256, 2816)
-    with pytest.raises(DistrijaxError, match="takes 2816 values, but 6 time ids of 256 and a pooled vector of 768"):
-        check_time_ids(6, 768, 256, 2816)
-
-
-@pytest.mark.parametrize("wrong", [7, (1, 2, 3), "ab", (1, None)])
-def test_sizes_are_pairs(wrong):
-    with pytest.raises(DistrijaxError, match=r"target_size is .* must be a pair of numbers"):
-        added_time_ids((1, 2), (0, 0), wrong, batch=1)
+        encode([base.tokenizers[0], Tokenizer(tmp_path / "short")], base.encoders)

@@ -129,6 +129,41 @@ def test_lost_text_is_reported(tmp_path, caplog):
     assert record.getMessage().endswith("lost: ['the red square', 'the cat']")
 
 
+def test_lost_text_is_the_end_of_the_uncut_prompt(tmp_path, caplog):
+    """Also if the lost part is longer than what is kept, or has "!", with which the second tokenizer pads."""
+    write_clip_tokenizer(tmp_path / "tokenizer", pad="!", length=4)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    prompt = "the cat red ! blue dog !"
+    assert Tokenizer(tmp_path / "tokenizer")([prompt, "the cat"]).shape == (2, 4)
+    expected = theirs.decode(theirs(prompt)["input_ids"][3:-1])
+    assert expected.count("!") == 2
+    assert caplog.records[0].getMessage().endswith(f"lost: {[expected]}")
+
+
+def test_prompts_are_tokenized_once(tmp_path, monkeypatch):
+    write_clip_tokenizer(tmp_path / "tokenizer", length=8)
+    tokenizer = Tokenizer(tmp_path / "tokenizer")
+    calls = []
+    clip = tokenizer._clip
+    monkeypatch.setattr(type(clip), "_encode_plus", _counted(type(clip)._encode_plus, calls))
+    tokenizer(["the cat and the dog above the red square", "the"])
+    assert len(calls) == 1
+
+
+def _counted(function, calls: list):
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def test_length_leaves_room_for_start_and_end(tmp_path):
+    write_clip_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(DistrijaxError, match="max_length is 1; it must be a whole number, 2 or more"):
+        Tokenizer(tmp_path / "tokenizer")(["the cat"], max_length=1)
+
+
 def test_no_torch_and_no_chatter(tmp_path):
     """A process in which torch cannot be imported reads prompts, and transformers keeps quiet about it."""
     write_clip_tokenizer(tmp_path / "tokenizer")
@@ -169,7 +204,12 @@ def damage(folder, name: str, change) -> None:
         ("old", "special_tokens_map.json", {"pad_token": "<pad>"}, "lacks the pad_token '<pad>'"),
         ("json", "tokenizer.json", None, "vocab.json and merges.txt, or tokenizer.json"),
         ("json", "tokenizer.json", lambda b: b[:-200], "tokenizer.json: is damaged"),
-        ("json", "tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "its model is 'Unigram'"),
+        (
+            "json",
+            "tokenizer.json",
+            {"model": {"type": "Unigram", "vocab": []}},
+            "its model must be 'BPE', not 'Unigram'",
+        ),
         ("json", "tokenizer.json", {"added_tokens": None}, "`added_tokens` is missing"),
         ("json", "tokenizer_config.json", {"eos_token": "</s>"}, "lacks the eos_token '</s>'"),
     ],

@@ -68,7 +68,7 @@ class PromptInputs:
     def count(self) -> int:
         """Number of prompts."""
         if self.prompt is None:
-            return (*np.shape(self.prompt_embeds), 0)[0]
+            return (*np.shape(self.prompt_embeds), 0)[0]  # type: ignore[arg-type]
         return 1 if isinstance(self.prompt, str) else len(self.prompt)
 
     @property
