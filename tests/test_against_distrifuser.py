@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
 from distrijax import Parallel, scheduler_from_config
-from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint import Component
 from distrijax.denoise import Carry, Guidance, Steps, denoise
 from distrijax.parallel.pieces import Carried, Pieces, Received, deliver
 from distrijax.parallel.slabs import DISPLACED, Displaced, exchange
@@ -53,7 +53,7 @@ CLASSES = {
 
 @cache
 def unet(model: str) -> Any:
-    plan = blueprint("unet", json.loads((FOLDER / f"unet_{model}.config.json").read_text()), model)
+    plan = Component.from_json("unet", json.loads((FOLDER / f"unet_{model}.config.json").read_text()), model)
     table, arrays = plan.table(), {}
     for name, tensor in load_file(FOLDER / f"unet_{model}.safetensors").items():
         entry = table.to_ours(name)

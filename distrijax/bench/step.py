@@ -12,7 +12,7 @@ import numpy as np
 from distrijax import compiler_options
 from distrijax.bench import weights
 from distrijax.bench.timing import Work
-from distrijax.checkpoint.model import Model
+from distrijax.checkpoint.component import Checkpoint as Model
 from distrijax.compile import compile_with
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.errors import DistrijaxError

@@ -45,7 +45,7 @@ from distrijax.pipelines.prompt import (
     refiner_time_ids,
 )
 from distrijax.pipelines.tokenizer import Tokenizer
-from distrijax.schedulers import Scheduler, scheduler_from_config
+from distrijax.schedulers import Scheduler
 
 StepCallback = Callable[["StableDiffusionXLPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 
@@ -146,7 +146,7 @@ class StableDiffusionXLPipeline:
             text_encoder_2=parts.text_encoder_2,
             tokenizer=None if parts.tokenizer is None else Tokenizer(parts.tokenizer, "tokenizer"),
             tokenizer_2=Tokenizer(parts.tokenizer_2, "tokenizer_2"),
-            scheduler=scheduler_from_config(parts.scheduler),
+            scheduler=parts.scheduler,
             force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
             requires_aesthetics_score=parts.index.get("requires_aesthetics_score", False),
             parallel=parallel,
