@@ -60,7 +60,7 @@ def run_jax(folder: Path) -> dict[str, float]:
     jax.config.update("jax_default_matmul_precision", "highest")
     start = time.perf_counter()
     component = open_component(folder / "unet", "unet", None)
-    unet = component.blueprint.build(dict(component.stream(jnp.float32, jax.devices()[0])), jnp.float32)
+    unet = component.build(dict(component.stream(jnp.float32, jax.devices()[0])), jnp.float32)
     loaded = time.perf_counter() - start
     x = {name: jnp.asarray(value) for name, value in inputs().items()}
     cond = jax.jit(type(unet).condition)(unet, x["context"], x["pooled"], x["time_ids"])

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint import Component
 
 
 def load_from_torch(
     component: str, config: Mapping[str, Any], reference: torch.nn.Module, dtype: Any = jnp.float32
 ) -> Any:
     """Our module with the weights of `reference`. component: `unet`, `vae`, `text_encoder` or `text_encoder_2`."""
-    plan = blueprint(component, dict(config), "test")
+    plan = Component.from_json(component, dict(config), "test")
     table, arrays = plan.table(), {}
     for name, tensor in reference.state_dict().items():
         entry = table.to_ours(name)

@@ -33,7 +33,7 @@ from helpers_checkpoint import (
 from safetensors.torch import load_file, save_file
 
 from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder
-from distrijax.checkpoint import source as source_module
+from distrijax.checkpoint import component as component_module
 from distrijax.checkpoint import store as store_module
 from distrijax.checkpoint.tables import text_encoder_table
 from distrijax.demo import MODEL
@@ -108,7 +108,7 @@ def test_every_form_loads_the_same(base: Path, converted: Path, tmp_path: Path) 
     assert same_parameters(one, two)
     assert same_parameters(one, load(export(converted, tmp_path / "back", progress=False), progress=False))
     assert one.unet.config == two.unet.config
-    assert one.scheduler == two.scheduler
+    assert one.scheduler.to_config() == two.scheduler.to_config()
     assert one.index == two.index
     assert one.index["force_zeros_for_empty_prompt"] is True
     assert one.tokenizer == two.tokenizer
@@ -362,9 +362,9 @@ def test_batches_bound_the_memory(base: Path, tmp_path: Path, monkeypatch: pytes
     counts: list[int] = []
     batches = store_module.batches
 
-    def small(tensors: Any) -> Any:
-        for group in batches(tensors, 50_000):
-            size = sum(tensors[name].nbytes for name in group)
+    def small(named: Any) -> Any:
+        for group in batches(named, 50_000):
+            size = sum(value.nbytes for _, value in group)
             assert size <= 50_000 or len(group) == 1
             counts.append(len(group))
             yield group
@@ -408,7 +408,7 @@ def test_a_failure_leaves_nothing(write: Any, base: Path, tmp_path: Path, monkey
             raise OSError(28, "No space left on device")
         return np.ascontiguousarray(arguments[0])
 
-    monkeypatch.setattr(source_module, "cast", failing)
+    monkeypatch.setattr(component_module, "cast", failing)
     with pytest.raises(DistrijaxError, match="No space left on device"):
         write(base, tmp_path / "target", progress=False)
     assert count == 300
@@ -421,7 +421,7 @@ def test_a_failed_replacement_keeps_the_old(base: Path, converted: Path, tmp_pat
     def failing(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(source_module, "cast", failing)
+    monkeypatch.setattr(component_module, "cast", failing)
     with pytest.raises(KeyboardInterrupt):
         convert(base, target, overwrite=True, progress=False)
     monkeypatch.undo()
@@ -433,9 +433,9 @@ SLOWLY = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins with Ctrl-C ignored
 import sys, time
-from distrijax.checkpoint import convert, source, store
+from distrijax.checkpoint import component, convert, store
 store.batches.__defaults__ = (100_000,)  # Ctrl-C is heard between batches
-cast, count = source.cast, 0
+cast, count = component.cast, 0
 def slow(*arguments):
     global count
     count += 1
@@ -444,34 +444,35 @@ def slow(*arguments):
     if count >= 250:
         time.sleep(0.2)
     return cast(*arguments)
-source.cast = slow
+component.cast = slow
 convert(sys.argv[1], sys.argv[2], progress=False)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_conversion_leaves_no_checkpoint(number: int, base: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
+    target, partial = tmp_path / "target", tmp_path / ".target.partial"
     command = [sys.executable, "-c", SLOWLY, base, target]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"midway\n"
-    if number == signal.SIGKILL:  # a second conversion leaves a running one alone
-        assert not list(tmp_path.rglob("distrijax.json"))
-        convert(base, tmp_path / "another", progress=False)
-        assert len(list(tmp_path.glob(".target.partial-*"))) == 1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"midway\n"
+        assert list(tmp_path.iterdir()) == [partial]
         with pytest.raises(DistrijaxError, match="neither"):
-            load(next(tmp_path.glob(".target.partial-*")), progress=False)
-        shutil.rmtree(tmp_path / "another")
-    process.send_signal(number)
-    process.communicate(timeout=30)
+            load(partial, progress=False)
+        with pytest.raises(DistrijaxError, match="is being written by another process"):
+            convert(base, target, progress=False)
+        process.send_signal(number)
+        process.communicate(timeout=30)
     assert process.returncode != 0
     assert not target.exists()
-    if number == signal.SIGKILL:
-        convert(base, target, progress=False)
+    if number == signal.SIGINT:
+        assert not partial.exists(), "an interrupted conversion cleans up itself"
+    else:
+        with pytest.raises(DistrijaxError, match="left by one that was killed"):
+            convert(base, target, progress=False)
+        convert(base, target, overwrite=True, progress=False)
         load(target, progress=False)
-        shutil.rmtree(target)
-    assert list(tmp_path.iterdir()) == [], "the next conversion sweeps, the others cleaned up themselves"
+        assert list(tmp_path.iterdir()) == [target]
 
 
 def test_scripts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distrijax.checkpoint import Component
 from helpers_checkpoint import write_tokenizer
 
-from distrijax.checkpoint.build import blueprint
 from distrijax.checkpoint.hub import weight_names
 from distrijax.checkpoint.tensors import read_safetensors, write_safetensors
 
@@ -53,11 +53,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, config in CONFIGS.items():
         (folder / "base" / name).mkdir()
         (folder / "base" / name / "config.json").write_text(json.dumps(packaged(config)))
-        blue = blueprint(name, packaged(config), name)
-        table, layout = blue.table(), {}
-        for path, shape in blue.shapes.items():
+        component = Component.from_json(name, packaged(config), name)
+        table, layout = component.table(), {}
+        for path, shape in component.shapes.items():
             entry = table.to_torch(path)
-            assert entry is not None
             layout[entry.name] = tuple(shape[axis] for axis in entry.axes), np.dtype(np.float16)
 
         def arrays(layout: dict[str, Any] = layout) -> Iterator[tuple[str, np.ndarray]]:

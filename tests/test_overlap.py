@@ -26,7 +26,7 @@ from distrijax.plan import compiling
 compiling.prepare()
 from distrijax.plan import estimate
 from distrijax.plan.cards import CARDS, Rates
-from distrijax.checkpoint.model import find
+from distrijax.checkpoint import find
 choices = json.loads(sys.argv[1])
 model = find("sdxl-mid" if choices.pop("mid", False) else "sdxl-base")
 size, layout = choices.pop("size"), choices.pop("layout")

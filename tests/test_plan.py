@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from distrijax import DistrijaxError, cli
-from distrijax.checkpoint.model import find
+from distrijax.checkpoint import find
 from distrijax.plan import estimate, figure, hlo, report, schedule
 from distrijax.plan.cards import CARDS, Rates
 

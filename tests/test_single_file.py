@@ -22,8 +22,7 @@ from helpers_checkpoint import (
 )
 from safetensors.torch import load_file, save_file
 
-from distrijax.checkpoint import convert, export, ldm, load, open_source
-from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint import Component, convert, export, ldm, load, open_source
 from distrijax.checkpoint.known import packaged
 from distrijax.checkpoint.single_file import IGNORED
 from distrijax.errors import DistrijaxError
@@ -146,7 +145,7 @@ def as_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.loads(json.dumps(small[name])) if name in small else packaged(name)
 
     monkeypatch.setattr(known, "packaged", smaller)
-    monkeypatch.setattr(single_file, "_kind", lambda state, path: "base")
+    monkeypatch.setattr(single_file, "_kind", lambda unet: "base")
 
 
 def leaves(components: Any) -> list[bytes]:
@@ -166,7 +165,7 @@ def test_base(base: dict[str, Any], tmp_path: Path) -> None:
     direct = load(base["file"], config=base["config"], progress=False)
     assert leaves(direct) == leaves(expected)
     assert direct.tokenizer == expected.tokenizer
-    assert direct.scheduler == expected.scheduler
+    assert direct.scheduler.to_config() == expected.scheduler.to_config()
     converted = convert(base["file"], tmp_path / "converted", config=base["config"], progress=False)
     assert leaves(load(converted, progress=False)) == leaves(expected)
     export(converted, tmp_path / "back", progress=False)
@@ -191,8 +190,8 @@ def test_known_without_a_configuration(base: dict[str, Any], as_sdxl: None, tmp_
     write_tokenizer(tmp_path / "clip", "<|endoftext|>")
     ours = load(base["file"], tokenizer=tmp_path / "clip", progress=False)
     assert leaves(ours) == leaves(load(base["folder"], progress=False))
-    assert ours.scheduler["_class_name"] == "EulerDiscreteScheduler"
-    assert ours.scheduler["prediction_type"] == "epsilon"
+    assert ours.scheduler.class_name == "EulerDiscreteScheduler"
+    assert ours.scheduler.prediction_type == "epsilon"
     assert ours.index["force_zeros_for_empty_prompt"] is True
     pads = [json.loads(files["tokenizer_config.json"])["pad_token"] for files in (ours.tokenizer, ours.tokenizer_2)]
     assert pads == ["<|endoftext|>", "!"]
@@ -230,7 +229,7 @@ def test_another_vae(base: dict[str, Any], tmp_path: Path) -> None:
     shutil.copy(base["folder"] / "vae" / "config.json", tmp_path / "config.json")
     load(base["folder"], vae=tmp_path / "original.safetensors", progress=False)
     unet = base["folder"] / "unet" / "diffusion_pytorch_model.safetensors"
-    refused(base["file"], "holds no VAE", config=base["config"], vae=unet)
+    refused(base["file"], "holds no vae", config=base["config"], vae=unet)
 
 
 def test_misfits_are_listed_with_their_own_names(base: dict[str, Any], tmp_path: Path) -> None:
@@ -272,7 +271,7 @@ def test_misfits_are_listed_with_their_own_names(base: dict[str, Any], tmp_path:
         ("lora_unet_down_blocks_0.lora_up.weight", "a LoRA"),
         ("unet.down_blocks.1.attentions.0.to_q.lora_A.weight", "a LoRA"),
         ("control_model.input_blocks.0.0.weight", "a ControlNet"),
-        ("down_blocks.0.resnets.0.conv1.weight", "a single U-Net of a diffusers folder"),
+        ("down_blocks.0.resnets.0.conv1.weight", "a single U-Net: give a model, and this file as its unet"),
         ("first_stage_model.encoder.conv_in.weight", "a single VAE"),
         ("model.diffusion_model.input_blocks.0.0.weight", "it has no model.diffusion_model.label_emb.0.0.weight"),
         ("something", "is not an SDXL checkpoint"),
@@ -305,11 +304,11 @@ def test_names_are_those_of_diffusers_converters(base: dict[str, Any]) -> None:
 def test_names_at_full_size(kind: str) -> None:
     """Every tensor of the real U-Nets: our names from the original ones are those of diffusers' converter."""
     config = packaged(f"{kind}_unet")
-    blue = blueprint("unet", config, kind)
-    torch_names = [blue.table().to_torch(path).name for path in blue.shapes]
+    component = Component.from_json("unet", config, kind)
+    torch_names = [component.table().to_torch(path).name for path in component.shapes]
     original = ldm_unet({name: name for name in torch_names}, config["down_block_types"], config["up_block_types"], 2)
     assert len(original) == len(torch_names)
-    rename = ldm.unet_names(blue.config)
+    rename = ldm.unet_names(component.config)
     assert {rename(key): value for key, value in original.items()} == {name: name for name in torch_names}
     prefixed = {f"model.diffusion_model.{key}": value for key, value in original.items()}
     converted = theirs.convert_ldm_unet_checkpoint(prefixed, config)
@@ -317,9 +316,9 @@ def test_names_at_full_size(kind: str) -> None:
 
 
 def test_the_vae_at_full_size() -> None:
-    blue = blueprint("vae", packaged("vae"), "vae")
-    names = {blue.table().to_torch(path).name: torch.zeros(1, 1) for path in blue.shapes}
-    rename = ldm.vae_names(blue.config)
+    component = Component.from_json("vae", packaged("vae"), "vae")
+    names = {component.table().to_torch(path).name: torch.zeros(1, 1) for path in component.shapes}
+    rename = ldm.vae_names(component.config)
     original = ldm_vae(names, 4)
     assert [rename(key) for key in original] == list(names)
     assert "decoder.up.3.upsample.conv.weight" in original

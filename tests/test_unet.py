@@ -15,8 +15,7 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from flax import nnx
 from reference import error, load_from_torch, random_weights, to_numpy, to_torch
 
-from distrijax.checkpoint import tables
-from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint import Component, tables
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
@@ -254,7 +253,7 @@ PARAMETERS = {"base_unet": 2_567_463_684, "refiner_unet": 2_259_526_660}
 def test_full_size_shapes(name: str) -> None:
     """Every tensor of the real checkpoints has a place of its shape in our model, and no place is left over."""
     config = json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())
-    plan = blueprint("unet", config, name)
+    plan = Component.from_json("unet", config, name)
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel.from_config(config).state_dict()
     assert len(reference) == len(plan.shapes)

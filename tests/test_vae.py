@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import error, load_from_torch, random_weights, to_numpy, to_torch
 
-from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint import Component
 from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
 from distrijax.nn.exchange import WHOLE
@@ -51,10 +51,8 @@ def test_encode_and_decode(name: str, size: tuple[int, int]) -> None:
     vae = load_from_torch("vae", CONFIGS[name], reference)
     rng = np.random.RandomState(0)
     image = rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-    latents = rng.randn(
-        2, size[0] // vae.config.scale_factor, size[1] // vae.config.scale_factor, vae.config.latent_channels
-    )
-    latents = latents.astype(np.float32)
+    rows, columns = (side // vae.config.scale_factor for side in size)
+    latents = rng.randn(2, rows, columns, vae.config.latent_channels).astype(np.float32)
     with torch.no_grad():
         distribution = reference.encode(to_torch(image)).latent_dist
         decoded = to_numpy(reference.decode(to_torch(latents)).sample)
@@ -81,7 +79,7 @@ def test_bfloat16() -> None:
 
 def test_full_size_shapes() -> None:
     config = json.loads((resources.files("distrijax.checkpoint") / "configs" / "vae.json").read_text())
-    plan = blueprint("vae", config, "vae.json")
+    plan = Component.from_json("vae", config, "vae.json")
     with torch.device("meta"):
         reference = diffusers.AutoencoderKL.from_config(config).state_dict()
     table = plan.table()

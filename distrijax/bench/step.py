@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distrijax import compiler_options
 from distrijax.bench import weights
 from distrijax.bench.timing import Work
-from distrijax.checkpoint.model import Model
+from distrijax.checkpoint.component import Checkpoint as Model
+from distrijax.compile import compile_with
 from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
@@ -19,8 +21,6 @@ from distrijax.parallel.mesh import Parallel
 from distrijax.parallel.rows import Rows
 from distrijax.pipelines import programs
 from distrijax.pipelines.arguments import TOKENS
-from distrijax.runtime import xla_options
-from distrijax.runtime.compile import compile_with
 from distrijax.schedulers import EulerDiscreteScheduler
 
 SCHEDULER = EulerDiscreteScheduler()  # all cost next to nothing beside the U-Net
@@ -144,7 +144,7 @@ def compiled(
         start, name = time.perf_counter(), "displaced" if displaced else "synchronous"
         lowered = jax.jit(partial(function, displaced=displaced), donate_argnums=1).lower(unet, carry, *rest)
         platform = next(iter(jax.tree.leaves(unet)[0].devices())).platform
-        program = compile_with(lowered, xla_options.denoising(platform, **programs.transfers(carry.pieces, groups)))
+        program = compile_with(lowered, compiler_options.denoising(platform, carry.pieces, groups))
         seconds[name] = time.perf_counter() - start
         made[name] = _work(program, unet, carry, rest, steps)
         if displaces and not displaced:  # what a displaced step begins with is what a synchronous one leaves

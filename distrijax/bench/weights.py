@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from distrijax.checkpoint.component import Checkpoint as Model
+from distrijax.checkpoint.component import Placement, put
 from distrijax.checkpoint.load import open_source
-from distrijax.checkpoint.model import Model
-from distrijax.checkpoint.source import Placement, put
 from distrijax.demo import MODEL as DEMO
 from distrijax.parallel.mesh import Parallel
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline

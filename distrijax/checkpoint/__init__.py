@@ -1,6 +1,23 @@
 """Checkpoints: read, converted, written."""
 
-from distrijax.checkpoint.load import Components, convert, export, load, open_source
+from distrijax.checkpoint.component import Checkpoint, Component, Parts
+from distrijax.checkpoint.export import save_diffusers
+from distrijax.checkpoint.known import KNOWN
+from distrijax.checkpoint.load import SourceOptions, convert, export, find, load, load_single_file, open_source
 from distrijax.checkpoint.tokenizers import tokenizer_folder
 
-__all__ = ["Components", "convert", "export", "load", "open_source", "tokenizer_folder"]
+__all__ = [
+    "KNOWN",
+    "Checkpoint",
+    "Component",
+    "Parts",
+    "SourceOptions",
+    "convert",
+    "export",
+    "find",
+    "load",
+    "load_single_file",
+    "open_source",
+    "save_diffusers",
+    "tokenizer_folder",
+]

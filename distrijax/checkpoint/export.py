@@ -2,63 +2,123 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from distrijax.checkpoint.files import MODEL_INDEX, write_json
-from distrijax.checkpoint.hub import weight_names
-from distrijax.checkpoint.source import Component, Source, cast
-from distrijax.checkpoint.tensors import Shape, write_safetensors
+from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Parts, cast
+from distrijax.checkpoint.files import MODEL_INDEX, appearing, read_json, write_json
+from distrijax.checkpoint.hub import locate, weight_names
+from distrijax.checkpoint.known import packaged
+from distrijax.checkpoint.tensors import write_safetensors
 from distrijax.checkpoint.tokenizers import write_tokenizer
+from distrijax.config.checks import Json
+from distrijax.errors import DistrijaxError
+from distrijax.schedulers import Scheduler
 
+_SCHEDULER = "scheduler_config.json"
 _NOT_EXPORTED = ("image_encoder", "feature_extractor")  # of IP-Adapters: no part of SDXL, and not kept
 
 
+def save_diffusers(
+    folder: str | Path,
+    parts: Parts,
+    *,
+    variant: str | None = None,
+    dtype: DTypeLike | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write models in memory as a diffusers folder. The folder appears when it is complete, and not before.
+
+    Of several processes, which must all hold the weights, the first writes.
+
+    Args:
+        folder: does not exist, or is a checkpoint if `overwrite`.
+        parts: of a pipeline. Of its `index` only flags and the class are needed, and these default to SDXL's.
+        variant: the ending of the weights' names, such as "fp16".
+        dtype: cast to it; None keeps every tensor as it is.
+        overwrite: replace a checkpoint.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if jax.process_index() == 0:
+        modules = {name: getattr(parts, name) for name in COMPONENTS}
+        components = {
+            name: Component.from_module(name, module) for name, module in modules.items() if module is not None
+        }
+        tokenizers = {} if parts.tokenizer is None else {"tokenizer": parts.tokenizer}
+        tokenizers["tokenizer_2"] = parts.tokenizer_2
+        index = packaged("refiner_model_index" if parts.text_encoder is None else "base_model_index") | dict(
+            parts.index
+        )
+        checkpoint = Checkpoint(str(folder), components, index, parts.scheduler.to_config(), tokenizers)
+        with appearing(folder, overwrite=overwrite) as partial:
+            write_folder(checkpoint.with_classes(), partial, variant=variant, dtype=dtype)
+    return folder
+
+
+def scheduler_json(scheduler: Scheduler | str | Path | None) -> Json | None:
+    """Return the scheduler_config.json of a scheduler, of that file, or of a folder that has one."""
+    if scheduler is None or isinstance(scheduler, Scheduler):
+        return None if scheduler is None else scheduler.to_config()
+    if not isinstance(scheduler, str | Path):
+        kind = type(scheduler).__name__
+        raise DistrijaxError(f"scheduler is a {kind}; it must be a Scheduler of distrijax, or a path or hub id of one")
+    path = locate(scheduler, [_SCHEDULER, f"scheduler/{_SCHEDULER}"])
+    if path.is_dir():
+        path = (path / "scheduler" if (path / "scheduler").is_dir() else path) / _SCHEDULER
+    return read_json(path)
+
+
 def write_folder(
-    source: Source,
+    checkpoint: Checkpoint,
     folder: Path,
     *,
     variant: str | None = None,
     dtype: DTypeLike | None = None,
-    progress: Callable[[int], Any] = int,
+    progress: Callable[[int], object] = int,
 ) -> None:
     """Write a checkpoint as diffusers does, into an empty folder, a tensor in memory at a time.
 
-    variant: goes into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
-    dtype: cast to it; None keeps every tensor as it is.
-    progress: called with the number of source bytes done.
+    Args:
+        checkpoint: to read.
+        folder: to write into.
+        variant: goes into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
+        dtype: cast to it; None keeps every tensor as it is.
+        progress: called with the number of source bytes done.
     """
-    index = {name: [None, None] if name in _NOT_EXPORTED else value for name, value in source.index.items()}
+    index = {name: [None, None] if name in _NOT_EXPORTED else value for name, value in checkpoint.index.items()}
     write_json(folder / MODEL_INDEX, index)
-    for name, component in source.components.items():
+    for name, component in checkpoint.components.items():
         (folder / name).mkdir()
-        config = dict(component.config)
+        config = dict(component.json)
         for key in {"dtype", "torch_dtype"} & set(config) if dtype is not None else ():
             config[key] = np.dtype(dtype).name
         write_json(folder / name / "config.json", config)
         _write_weights(component, folder / name / weight_names(name, variant)[0], dtype, progress)
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", dict(source.scheduler))
-    for name, files in source.tokenizers.items():
+    write_json(folder / "scheduler" / _SCHEDULER, checkpoint.scheduler)
+    for name, files in checkpoint.tokenizers.items():
         write_tokenizer(files, folder / name)
 
 
-def _write_weights(component: Component, file: Path, dtype: DTypeLike | None, progress: Callable[[int], Any]) -> None:
-    table = component.blueprint.table(component.prefix)
-    entries, layout = {}, {}
-    for path, tensor in component.tensors.items():
-        entry = entries[path] = table.to_torch(path)
-        assert entry is not None, f"the table has no rule for {path}"
-        shape: Shape = tuple(tensor.shape[axis] for axis in entry.axes)
-        layout[entry.name] = shape, tensor.dtype if dtype is None else np.dtype(dtype)
+def _write_weights(
+    component: Component, file: Path, dtype: DTypeLike | None, progress: Callable[[int], object]
+) -> None:
+    table = component.table(component.prefix)
+    entries = {path: table.to_torch(path) for path in component.tensors}
+    layout = {
+        entries[path].name: (
+            tuple(tensor.shape[axis] for axis in entries[path].axes),
+            tensor.dtype if dtype is None else np.dtype(dtype),
+        )
+        for path, tensor in component.tensors.items()
+    }
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for path, array in component.stream(dtype):
-            entry = entries[path]
-            assert entry is not None
-            yield entry.name, cast(np.asarray(array).transpose(entry.axes), None, path)
+            name, axes = entries[path]
+            yield name, cast(np.asarray(array).transpose(axes), None, path)
             progress(component.tensors[path].nbytes)
 
     write_safetensors(file, layout, arrays())

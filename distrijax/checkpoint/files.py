@@ -1,14 +1,10 @@
-"""Files and folders: read with clear errors, and made so that they appear only when they are complete."""
+"""Files and folders: read with clear errors, and written so that they appear only when they are complete."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import signal
-import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ MODEL_INDEX = "model_index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises DistrijaxError if it is not there, not JSON or not an object."""
+    """Read a JSON object. Raises DistrijaxError if the file is absent, not JSON or not an object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -33,48 +29,49 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object as diffusers formats it."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def appearing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` when the block ends well, and vanishes when it does not.
+    """Yield a hidden folder beside `target` that becomes `target` when the block succeeds, and is removed otherwise.
 
-    It stands beside the target, hidden and locked; what a killed process left there is removed by the next one. Files
-    are flushed to the disk before the rename, so that not even a power cut leaves half a checkpoint under the name.
+    Files are flushed to the disk before the rename, so that a power cut cannot leave half a checkpoint under the name.
+    A process that is killed leaves the hidden folder behind; the next one refuses to start until it is removed, since
+    another process may be writing it, or replaces it if `overwrite`.
     """
-    _check_target(target, overwrite)
+    target = target.resolve()
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "replaced"))
+    _check_target(target, partial, overwrite)
     try:
+        if overwrite:
+            shutil.rmtree(partial, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        partial = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-    except OSError as error:
-        raise DistrijaxError(f"{target}: cannot be written: {error.strerror or error}") from error
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        with _ending_cleanly():
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.chmod(partial, 0o777 & ~_umask())  # mkdtemp's folders are their owner's alone
+        partial.mkdir()
+        try:
             yield partial
             _flush(partial)
-            _replace(partial, target, overwrite)
+            if target.is_dir() and any(target.iterdir()):
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+            partial.rename(target)
+            _fsync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DistrijaxError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
 
 
-def _prefix(target: Path) -> str:
-    return f".{target.name}.partial-"
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists() and not target.is_symlink():
-        return
-    if target.is_dir() and not any(target.iterdir()):
+def _check_target(target: Path, partial: Path, overwrite: bool) -> None:
+    if partial.exists() and not overwrite:
+        raise DistrijaxError(
+            f"{partial}: is being written by another process, or was left by one that was killed; "
+            "if none is running, remove it or say overwrite"
+        )
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
         raise DistrijaxError(f"{target}: exists already; choose another name, or say overwrite")
@@ -82,68 +79,15 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise DistrijaxError(f"{target}: is not a checkpoint, and is not overwritten; remove it or choose another name")
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed processes left: the partial folders that nobody has locked."""
-    for orphan in target.parent.glob(f"{_prefix(target).replace('[', '[[]')}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(orphan, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(orphan)
-            finally:
-                os.close(lock)
-
-
-@contextlib.contextmanager
-def _ending_cleanly() -> Iterator[None]:
-    """While this lasts, SIGTERM (which batch systems send) unwinds the stack instead of ending the process at once."""
-
-    def unwind(signum: int, frame: Any) -> None:
-        raise SystemExit(128 + signum)
-
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, unwind)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _flush(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in (*names, ""):
-            handle = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            _fsync(Path(root, name))
 
 
-def _replace(partial: Path, target: Path, overwrite: bool) -> None:
-    old = None
-    if overwrite and target.is_dir() and any(target.iterdir()):
-        # Not a partial folder's name: should the process die between the two renames, the old one must not be swept.
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent)) / target.name
-        target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        if old is not None:
-            old.rename(target)
-        raise
-    finally:
-        if old is not None:
-            shutil.rmtree(old.parent, ignore_errors=True)
-    handle = os.open(target.parent, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

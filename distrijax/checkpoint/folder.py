@@ -2,66 +2,69 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component
 from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, read_json
 from distrijax.checkpoint.hub import STEMS, weight_names
-from distrijax.checkpoint.source import COMPONENTS, Component, Source
-from distrijax.checkpoint.tables import convert
 from distrijax.checkpoint.tensors import Tensor, read_safetensors
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer
+from distrijax.config.checks import Json
+from distrijax.config.text_encoder import WITH_PROJECTION
 from distrijax.errors import DistrijaxError
 
 PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder": tuple(WITH_PROJECTION),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
-PROJECTS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
-def open_folder(folder: Path, variant: str | None = None) -> Source:
-    """A folder written by diffusers' `save_pretrained`. Headers and configurations are read and checked, no weights."""
+def open_folder(
+    folder: Path, variant: str | None, replaced: Mapping[str, Component], scheduler: Json | None
+) -> Checkpoint:
+    """Open a folder written by diffusers' `save_pretrained`. Headers and configurations are read, no weights.
+
+    Args:
+        folder: the folder.
+        variant: the ending of the weights' names, such as "fp16".
+        replaced: components to take in place of the folder's own, which are not looked at.
+        scheduler: the same, for scheduler_config.json.
+    """
     if not (folder / MODEL_INDEX).is_file():
         raise DistrijaxError(_not_a_pipeline(folder))
     index = read_json(folder / MODEL_INDEX)
-    check_pipeline(index, str(folder / MODEL_INDEX))
-    components = {}
-    for name in COMPONENTS:
-        if present(index, name):
-            kind = index[name][1]
-            components[name] = open_component(folder / name, name, variant, PROJECTS.get(kind))
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    return Source(str(folder), components, scheduler, index, read_tokenizers(folder, components))
+    check_pipeline(index, str(folder / MODEL_INDEX), replaced)
+    components = {
+        name: replaced.get(name) or open_component(folder / name, name, variant, index[name][1])
+        for name in present_in(index)
+    }
+    scheduler = scheduler or read_json(folder / "scheduler" / "scheduler_config.json")
+    return Checkpoint(str(folder), components, index, scheduler, read_tokenizers(folder, components))
 
 
 def read_tokenizers(folder: Path, components: Iterable[str]) -> dict[str, Files]:
-    """The tokenizers of those text encoders that there are."""
+    """Read the tokenizers of the text encoders among `components`."""
     return {TOKENIZERS[name]: read_tokenizer(folder / TOKENIZERS[name]) for name in components if name in TOKENIZERS}
 
 
-def open_component(
-    folder: Path, name: str, variant: str | None = None, with_projection: bool | None = None
-) -> Component:
-    """One model's folder: config.json and its weights."""
+def open_component(folder: Path, name: str, variant: str | None, class_name: str | None = None) -> Component:
+    """Open one model's folder: config.json and its weights."""
     if not folder.is_dir():
         raise DistrijaxError(f"{folder}: there is no such folder, but the checkpoint needs it for its {name}")
-    config = read_json(folder / "config.json")
-    blue = blueprint(name, config, str(folder / "config.json"), with_projection=with_projection)
+    where = folder / "config.json"
+    component = Component.from_json(name, read_json(where), str(where), class_name)
     state = read_weights(folder, name, variant)
     prefix = "text_model." if any(key.startswith("text_model.") for key in state) else ""
-    tensors = convert(blue.table(prefix), state.items(), blue.shapes, str(folder))
-    return Component(name, config, blue, tensors, str(folder), prefix)
+    return component.with_torch_tensors(state.items(), str(folder), prefix)
 
 
 def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tensor]:
-    """A component's tensors by torch name, from one file or from the parts that an index names."""
+    """Return a component's tensors by torch name, from one file or from the parts that an index names."""
     file, index = weight_names(name, variant)
     whole, split = (folder / file).is_file(), (folder / index).is_file()
     if whole and split:
@@ -92,23 +95,25 @@ def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tens
     return tensors
 
 
-def present(index: Mapping[str, Any], name: str) -> bool:
-    entry = index.get(name)
-    return isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] is not None
+def present_in(index: Json) -> list[str]:
+    """Return the components that model_index.json names."""
+    entries = {name: index.get(name) for name in COMPONENTS}
+    return [name for name, value in entries.items() if isinstance(value, list) and len(value) == 2 and value[1]]
 
 
-def check_pipeline(index: Mapping[str, Any], where: str) -> None:
-    """Whether model_index.json tells of an SDXL pipeline made of the classes that are supported."""
+def check_pipeline(index: Json, where: str, replaced: Iterable[str] = ()) -> None:
+    """Refuse a model_index.json of another pipeline than SDXL, or with parts of other classes that are not replaced."""
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise DistrijaxError(
             f"{where}: is a checkpoint of {kind}, not of Stable Diffusion XL; supported: {', '.join(PIPELINES)}"
         )
+    present = present_in(index)
     for name, classes in CLASSES.items():
-        if not present(index, name):
+        if name not in present:
             if name != "text_encoder":  # refiners have only the second
                 raise DistrijaxError(f"{where}: has no {name}")
-        elif index[name][1] not in classes:
+        elif name not in replaced and index[name][1] not in classes:
             raise DistrijaxError(f"{where}: {name} is a {index[name][1]}; supported: {', '.join(classes)}")
 
 
@@ -127,7 +132,7 @@ def _no_weights(folder: Path, name: str, variant: str | None) -> str:
     stem = STEMS[name]
     middles = {weight.removeprefix(stem).removesuffix(".safetensors") for weight in weights if weight.startswith(stem)}
     variants = sorted({middle.strip(".").split("-0")[0] for middle in middles if middle.startswith(".")})
-    cures = [f"variant={found!r}" for found in variants] + ["no variant"] * ("" in middles and variant is not None)
+    cures = [f"variant={other!r}" for other in variants] + ["no variant"] * ("" in middles and variant is not None)
     return f"{wanted}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(cures)}" if cures else "")
 
 

@@ -1,6 +1,7 @@
 """Where a source is: a path on this machine, or a repository on the Hugging Face hub, fetched if need be."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from distrijax.errors import DistrijaxError
@@ -19,19 +20,21 @@ TOKENIZER_PATTERNS += ["tokenizer/*", "tokenizer_2/*"]
 
 
 def weight_names(name: str, variant: str | None) -> tuple[str, str]:
-    """What a component's weights are called: the file, and the index when they are split."""
+    """Return what a component's weights are called: the file, and the index where they are split."""
     stem, infix = STEMS[name], f".{variant}" if variant else ""
     return f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json"
 
 
-def pipeline_patterns(variant: str | None) -> list[str]:
-    """The files of a whole pipeline's repository that are needed, and no other weights than those."""
+def pipeline_patterns(variant: str | None, replaced: Iterable[str] = ()) -> list[str]:
+    """Return patterns of the files of a pipeline's repository that are needed, and of no other weights than those."""
     patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
     patterns += ["tokenizer_2/*.json", "tokenizer_2/*.txt"]
-    return patterns + [f"{name}/{pattern}" for name in STEMS for pattern in component_patterns(name, variant)]
+    names = [name for name in STEMS if name not in replaced]
+    return patterns + [f"{name}/{pattern}" for name in names for pattern in component_patterns(name, variant)]
 
 
 def component_patterns(name: str, variant: str | None) -> list[str]:
+    """Return patterns of the files of a component's folder that are needed."""
     file, index = weight_names(name, variant)
     stem = STEMS[name]
     # A part of a split file is called model-00001-of-00002.fp16.safetensors or model.fp16-00001-of-00002.safetensors.
@@ -40,9 +43,10 @@ def component_patterns(name: str, variant: str | None) -> list[str]:
 
 
 def locate(source: str | Path, patterns: list[str]) -> Path:
-    """The path, if there is one; otherwise the repository of that name, with the files that match `patterns`.
+    """Return the path if it exists; otherwise fetch the files that match `patterns` from the repository of that name.
 
-    Raises DistrijaxError if there is neither, saying what to do.
+    Raises:
+        DistrijaxError: there is neither; the message says what to do.
     """
     path = Path(source).expanduser()
     if path.exists():

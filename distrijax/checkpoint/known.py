@@ -1,20 +1,31 @@
-"""The configurations of SDXL's published models, which come with the package."""
+"""SDXL's published configurations, which come with the package: for models known by name, and for single files."""
 
 import json
 from importlib import resources
 from typing import Any
 
-from distrijax.checkpoint.folder import present
-from distrijax.checkpoint.source import COMPONENTS
+from distrijax.checkpoint.component import Checkpoint, Component
+from distrijax.checkpoint.folder import present_in
+from distrijax.config.checks import Json
+
+KNOWN: dict[str, tuple[str, Json]] = {  # name -> the packaged configuration, and what differs from it in the U-Net
+    "sdxl-base": ("base", {}),
+    "sdxl-refiner": ("refiner", {}),
+    # No published model: SDXL's widths with fewer transformer blocks, 0.85e9 parameters in place of 2.57e9.
+    "sdxl-mid": ("base", {"transformer_layers_per_block": [1, 1, 2]}),
+}
 
 
 def packaged(name: str) -> dict[str, Any]:
-    """One of the files in `checkpoint/configs`."""
+    """Read one of the files in `checkpoint/configs`."""
     return json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())
 
 
-def published(kind: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """model_index.json of SDXL `base` or `refiner`, and config.json of each of its components."""
-    index = packaged(f"{kind}_model_index")
-    configs = {name: packaged(name) for name in COMPONENTS if name != "unet" and present(index, name)}
-    return index, configs | {"unet": packaged(f"{kind}_unet")}
+def published(kind: str, changes: Json | None = None) -> Checkpoint:
+    """Return SDXL `base` or `refiner` without weights; `changes` are attributes of another U-Net."""
+    index, where = packaged(f"{kind}_model_index"), f"SDXL {kind}'s own configuration"
+    components = {}
+    for name in present_in(index):
+        values = packaged(f"{kind}_unet") | dict(changes or {}) if name == "unet" else packaged(name)
+        components[name] = Component.from_json(name, values, where, index[name][1])
+    return Checkpoint(where, components, index, packaged("scheduler"), {})

@@ -49,7 +49,7 @@ _OPEN_CLIP_INSIDE = {
 
 
 def unet_names(config: UNetConfig) -> Rename:
-    """From names below `model.diffusion_model.` to UNet2DConditionModel's. A name unknown here stays as it is."""
+    """Return a function from names below `model.diffusion_model.` to diffusers'; others stay as they are."""
     heads = {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
     heads["middle_block.2"] = "mid_block.resnets.1"
     last = len(config.layers_per_block) - 1
@@ -87,7 +87,7 @@ def unet_names(config: UNetConfig) -> Rename:
 
 
 def vae_names(config: VAEConfig) -> Rename:
-    """From names below `first_stage_model.` to AutoencoderKL's. A name unknown here stays as it is."""
+    """Return a function from names below `first_stage_model.` to diffusers'; others stay as they are."""
     last = len(config.block_out_channels) - 1
 
     def rename(name: str) -> str:
@@ -111,7 +111,7 @@ def vae_names(config: VAEConfig) -> Rename:
 
 
 def open_clip(tensors: Pairs) -> Iterator[tuple[str, Tensor]]:
-    """From OpenCLIP's text model to CLIPTextModelWithProjection: fused matrices cut, the projection turned."""
+    """Yield OpenCLIP's tensors under transformers' names: fused matrices are cut, the projection is transposed."""
     for name, tensor in tensors:
         match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
         if name in _OPEN_CLIP_OUTSIDE:
@@ -126,8 +126,8 @@ def open_clip(tensors: Pairs) -> Iterator[tuple[str, Tensor]]:
             if fused and tensor.shape and tensor.shape[0] % 3 == 0:
                 third = tensor.shape[0] // 3
                 for place, part in enumerate("qkv"):
-                    rows = tensor.rows(place * third, (place + 1) * third)
-                    yield f"{layer}.self_attn.{part}_proj.{fused[1]}", rows
+                    piece = tensor.slice(place * third, (place + 1) * third)
+                    yield f"{layer}.self_attn.{part}_proj.{fused[1]}", piece
             else:
                 module, _, leaf = match[2].rpartition(".")
                 yield f"{layer}.{_OPEN_CLIP_INSIDE.get(module, module)}.{leaf}", tensor

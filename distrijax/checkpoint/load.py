@@ -1,167 +1,178 @@
-"""Any checkpoint, in any of its forms, to modules; and from one form to another.
-
-A source is a converted checkpoint, a diffusers folder, the name of a repository on the hub, or an original single file.
-"""
+"""Any checkpoint, in any of its forms, to modules; and from one form to another."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
-from distrijax.checkpoint.export import write_folder
+from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Parts, Placement
+from distrijax.checkpoint.export import scheduler_json, write_folder
 from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, appearing
 from distrijax.checkpoint.folder import open_component, open_folder
 from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, component_patterns, locate, pipeline_patterns, weight_names
-from distrijax.checkpoint.single_file import open_single_file, open_vae_file
-from distrijax.checkpoint.source import Component, Placement, Source
-from distrijax.checkpoint.tokenizers import Files, sdxl_tokenizers
+from distrijax.checkpoint.known import KNOWN, published
+from distrijax.checkpoint.single_file import open_component_file, open_single_file
+from distrijax.checkpoint.tokenizers import sdxl_tokenizers
 from distrijax.config import VAEConfig
+from distrijax.demo import MODEL as DEMO
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
+from distrijax.schedulers import Scheduler, scheduler_from_config
 
-DTypes = DTypeLike | Mapping[str, DTypeLike]  # one for all, or by component's name
+DTypes: TypeAlias = DTypeLike | Mapping[str, DTypeLike]  # one for all, or by component's name
 
 
-@dataclasses.dataclass(frozen=True)
-class Components:
-    """A checkpoint in memory.
+class SourceOptions(TypedDict, total=False):
+    """How a checkpoint is read, and which parts are taken from elsewhere. All are optional.
 
-    text_encoder, tokenizer: None in a refiner, which has only the second.
-    tokenizer, tokenizer_2: the files of their folders; `tokenizer_folder` makes a folder of them.
-    scheduler: scheduler_config.json. index: model_index.json, with flags such as force_zeros_for_empty_prompt.
+    A part that is an object is used as it is, and the checkpoint's own is not read. A part that is a path or hub id is
+    read from there: a component's folder, a pipeline's folder, a converted checkpoint, or a `.safetensors` file with
+    that component alone or a whole model.
+
+    Attributes:
+        variant: the ending of the weights' names in a diffusers folder or on the hub, such as "fp16". Parts from
+            elsewhere are read without it where they do not have it.
+        config: for single files that are neither SDXL base nor refiner: a diffusers folder or hub id.
+        tokenizer: a folder or hub id with CLIP's vocabulary, or with the folders `tokenizer` and `tokenizer_2`. For
+            single files, which have none; the default is OpenAI's, from the hub.
+        unet, vae, text_encoder, text_encoder_2: parts in place of the checkpoint's own.
+        scheduler: the same: an object, a scheduler_config.json, or a folder that has one.
     """
 
-    unet: UNet
-    vae: VAE
-    text_encoder: TextEncoder | None
-    text_encoder_2: TextEncoder
-    tokenizer: Files | None
-    tokenizer_2: Files
-    scheduler: Mapping[str, Any]
-    index: Mapping[str, Any]
+    variant: str | None
+    config: str | Path | None
+    tokenizer: str | Path | None
+    unet: UNet | str | Path | None
+    vae: VAE | str | Path | None
+    text_encoder: TextEncoder | str | Path | None
+    text_encoder_2: TextEncoder | str | Path | None
+    scheduler: Scheduler | str | Path | None
 
 
-def open_source(
-    source: str | Path,
-    *,
-    variant: str | None = None,
-    vae: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    config: str | Path | None = None,
-) -> Source:
+def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpoint:
     """Find a checkpoint and check it, without reading its weights.
 
     Args:
         source: a converted checkpoint, a diffusers folder, a hub id, or an original single file (`.safetensors`).
-        variant: the ending of the weights' names in a diffusers folder or on the hub, such as "fp16".
-        vae: taken instead of the checkpoint's own: a folder or hub id of a VAE or of a whole pipeline, or a file.
-        tokenizer: taken instead of the checkpoint's own: a folder or hub id with CLIP's vocabulary, or with the folders
-            `tokenizer` and `tokenizer_2`. For single files, which have none; the default is OpenAI's, from the hub.
-        config: for single files that are neither SDXL base nor refiner: a diffusers folder or hub id.
+        options: see `SourceOptions`.
 
     Raises:
         DistrijaxError: not found, damaged, of another kind, or of tensors that are not the model's; all are listed.
     """
-    path = locate(source, pipeline_patterns(variant))
-    other = None if vae is None else open_vae(vae, variant, config)
+    if unknown := set(options) - set(SourceOptions.__annotations__):
+        known = ", ".join(SourceOptions.__annotations__)
+        raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; there are {known}")
+    variant, config, tokenizer = options.get("variant"), options.get("config"), options.get("tokenizer")
+    parts = {name: options.get(name) for name in COMPONENTS}
+    replaced = {name: _part(name, part, variant, config) for name, part in parts.items() if part is not None}
+    scheduler = scheduler_json(options.get("scheduler"))
+    path = locate(source, pipeline_patterns(variant, replaced))
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise DistrijaxError(_wrong_file(path))
-        if variant is not None:
+        _check_suffix(path)
+        if variant is not None and not replaced:
             raise DistrijaxError(f"{path}: is a single file and has no variant {variant!r}; give none")
-        return open_single_file(path, config=config, tokenizer=tokenizer, vae=other)
-    if config is not None:
-        raise DistrijaxError(f"{path}: has its own configuration; config is for single files")
-    if (path / MANIFEST).is_file():
-        from distrijax.checkpoint.store import open_store  # orbax takes a second to import
-
-        if variant is not None:
-            raise DistrijaxError(f"{path}: is a converted checkpoint and has no variant {variant!r}; give a dtype")
-        opened = open_store(path)
+        opened = open_single_file(path, config, tokenizer, replaced)
     else:
-        opened = open_folder(path, variant)
-    if other is not None:
-        opened = dataclasses.replace(opened, components={**opened.components, "vae": other})
-    if tokenizer is not None:
-        folder = locate(tokenizer, TOKENIZER_PATTERNS)
-        opened = dataclasses.replace(opened, tokenizers=sdxl_tokenizers(folder, tuple(opened.tokenizers)))
-    return opened
+        if config is not None and not replaced:
+            raise DistrijaxError(f"{path}: has its own configuration; config is for single files")
+        if (path / MANIFEST).is_file():
+            from distrijax.checkpoint.store import open_store  # orbax takes a second to import
+
+            if variant is not None and not replaced:
+                raise DistrijaxError(f"{path}: is a converted checkpoint and has no variant {variant!r}; give a dtype")
+            opened = open_store(path, replaced)
+        else:
+            opened = open_folder(path, variant, replaced, scheduler)
+        if tokenizer is not None:
+            files = sdxl_tokenizers(locate(tokenizer, TOKENIZER_PATTERNS), tuple(opened.tokenizers))
+            opened = dataclasses.replace(opened, tokenizers=files)
+    if strange := set(replaced) - set(opened.components):
+        raise DistrijaxError(f"{path}: is a model without {min(strange)}, as refiners are; give none")
+    if scheduler is not None:
+        opened = dataclasses.replace(opened, scheduler=scheduler)
+    return opened.with_classes() if replaced or scheduler else opened
 
 
-def open_vae(source: str | Path, variant: str | None = None, config: str | Path | None = None) -> Component:
-    """A VAE to take instead of a checkpoint's own; `variant` if it has that, else without."""
-    patterns = [p for v in {variant, None} for name in component_patterns("vae", v) for p in (name, f"vae/{name}")]
-    path = locate(source, [*patterns, MODEL_INDEX])
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise DistrijaxError(_wrong_file(path))
-        return open_vae_file(path, config)
-    if (path / MANIFEST).is_file():
-        from distrijax.checkpoint.store import open_store
+def find(name: str) -> Checkpoint:
+    """Return one of `KNOWN`, `demo`, or any source that `from_pretrained` takes. No weights are read.
 
-        return open_store(path).components["vae"]
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    has = any((folder / name).is_file() for name in weight_names("vae", variant))
-    return open_component(folder, "vae", variant if has else None)
+    Raises:
+        DistrijaxError: there is no such model, or it is not of the SDXL family.
+    """
+    if name in KNOWN:
+        opened = published(*KNOWN[name])
+    elif name != "demo" and "/" not in name and not Path(name).exists():
+        raise DistrijaxError(f"model is {name!r}; it must be {', '.join(KNOWN)}, demo, or a checkpoint that exists")
+    else:
+        opened = open_source(DEMO if name == "demo" else name)
+    return dataclasses.replace(opened, name=name)
 
 
 def load(
     source: str | Path,
     *,
     dtype: DTypes | None = None,
-    variant: str | None = None,
     sharding: Placement | None = None,
-    vae: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    config: str | Path | None = None,
     progress: bool = True,
-) -> Components:
+    **options: Unpack[SourceOptions],
+) -> Parts:
     """Read a checkpoint into modules, every tensor straight to its place: the host never holds a second copy.
 
     Args:
-        source, variant, vae, tokenizer, config: see `open_source`.
+        source: see `open_source`.
         dtype: of the weights and the arithmetic, for all components or by name, as in {"unet": jnp.bfloat16}; the
             default, also for names left out, is what the checkpoint has. An autoencoder whose config says
-            `force_upcast` is read as float32 where it would be float16.
+            `force_upcast` is read as float32 where it would be float16. Parts that are objects stay as they are.
         sharding: one that fits every parameter (such as a replicated one), or a device; JAX's default otherwise.
         progress: show a bar.
+        options: see `SourceOptions`.
     """
-    opened = open_source(source, variant=variant, vae=vae, tokenizer=tokenizer, config=config)
+    opened = open_source(source, **options)
     _check_dtypes(dtype, opened)
     placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
-    _check_sharding(placement, opened)
-    modules: dict[str, Any] = {}
-    with _bar("loading", opened.nbytes, progress) as advance:
-        for name, component in opened.components.items():
+    modules: dict[str, Any] = {name: component.module for name, component in opened.components.items()}
+    unread = {name: component for name, component in opened.components.items() if component.module is None}
+    _check_sharding(placement, unread)
+    with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
+        for name, component in unread.items():
             wanted = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            wanted = _safe(component, component.dtype if wanted is None else jnp.dtype(wanted))
+            target = _safe(component, component.dtype if wanted is None else jnp.dtype(wanted))
             arrays: dict[str, Any] = {}
-            for path, array in component.stream(wanted, placement):
+            for path, array in component.stream(target, placement):
                 arrays[path] = array
                 advance(component.tensors[path].nbytes)
-            modules[name] = component.blueprint.build(arrays, wanted)
-    return Components(
+            modules[name] = component.build(arrays, target)
+    scheduler = options.get("scheduler")
+    return Parts(
         **{"text_encoder": None, **modules},
         tokenizer=opened.tokenizers.get("tokenizer"),
         tokenizer_2=opened.tokenizers["tokenizer_2"],
-        scheduler=opened.scheduler,
+        scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(opened.scheduler),
         index=opened.index,
     )
 
 
-def _safe(component: Component, dtype: jnp.dtype) -> jnp.dtype:
-    """fp32 for an autoencoder that overflows in fp16, as its configuration says: SDXL's own decodes to black there."""
-    config = component.blueprint.config
-    overflows = isinstance(config, VAEConfig) and config.force_upcast and dtype == jnp.float16
-    return jnp.dtype(jnp.float32) if overflows else dtype
+def load_single_file(
+    file: str | Path,
+    *,
+    dtype: DTypes | None = None,
+    sharding: Placement | None = None,
+    progress: bool = True,
+    **options: Unpack[SourceOptions],
+) -> Parts:
+    """Read an original `.safetensors` file into modules; see `load`, which also takes folders and hub ids."""
+    if not Path(file).expanduser().is_file():
+        raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
+    return load(file, dtype=dtype, sharding=sharding, progress=progress, **options)
 
 
 def convert(
@@ -169,26 +180,25 @@ def convert(
     target: str | Path,
     *,
     dtype: DTypeLike | None = None,
-    variant: str | None = None,
     overwrite: bool = False,
-    vae: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    config: str | Path | None = None,
     progress: bool = True,
+    **options: Unpack[SourceOptions],
 ) -> Path:
     """Write a checkpoint in the converted form. The target appears when it is complete, and not before.
 
     Args:
-        source, variant, vae, tokenizer, config: see `open_source`.
+        source: see `open_source`.
         target: a folder that does not exist, or a checkpoint if `overwrite`.
         dtype: cast every tensor to it; None keeps each bit as it is.
+        overwrite: replace a checkpoint, and what a killed conversion left beside it.
         progress: show a bar.
+        options: see `SourceOptions`.
     """
     from distrijax.checkpoint.store import write_store
 
-    return _write(source, target, write_store, "converting", overwrite, progress, dtype=dtype, opening={
-        "variant": variant, "vae": vae, "tokenizer": tokenizer, "config": config
-    })  # fmt: skip
+    with _writing("converting", source, target, dtype, overwrite, progress, options) as (opened, folder, advance):
+        write_store(opened, folder, dtype=dtype, progress=advance)
+    return Path(target).expanduser().absolute()
 
 
 def export(
@@ -196,53 +206,71 @@ def export(
     target: str | Path,
     *,
     dtype: DTypeLike | None = None,
-    variant: str | None = None,
     overwrite: bool = False,
-    vae: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    config: str | Path | None = None,
     target_variant: str | None = None,
     progress: bool = True,
+    **options: Unpack[SourceOptions],
 ) -> Path:
     """Write a checkpoint as a diffusers folder. The target appears when it is complete, and not before.
 
     Args:
-        source, variant, vae, tokenizer, config: see `open_source`.
-        target, overwrite, dtype, progress: see `convert`.
+        source, target, dtype, overwrite, progress, options: see `convert`.
         target_variant: the ending of the written weights' names, such as "fp16".
     """
-
-    def write(opened: Source, folder: Path, **options: Any) -> None:
-        write_folder(opened, folder, variant=target_variant, **options)
-
-    return _write(source, target, write, "exporting", overwrite, progress, dtype=dtype, opening={
-        "variant": variant, "vae": vae, "tokenizer": tokenizer, "config": config
-    })  # fmt: skip
+    with _writing("exporting", source, target, dtype, overwrite, progress, options) as (opened, folder, advance):
+        write_folder(opened, folder, variant=target_variant, dtype=dtype, progress=advance)
+    return Path(target).expanduser().absolute()
 
 
-def _write(
+@contextmanager
+def _writing(
+    verb: str,
     source: str | Path,
     target: str | Path,
-    write: Callable[..., None],
-    verb: str,
+    dtype: DTypeLike | None,
     overwrite: bool,
     progress: bool,
-    *,
-    dtype: DTypeLike | None,
-    opening: dict[str, Any],
-) -> Path:
+    options: SourceOptions,
+) -> Iterator[tuple[Checkpoint, Path, Callable[[int], object]]]:
     target = Path(target).expanduser().absolute()
     with appearing(target, overwrite=overwrite) as partial:
-        opened = open_source(source, **opening)
+        opened = open_source(source, **options)
         _check_dtypes(dtype, opened)
-        _check_apart(target, [source, *filter(None, opening.values())])
+        _check_apart(target, [source, *(value for value in options.values() if isinstance(value, str | Path))])
         with _bar(verb, opened.nbytes, progress) as advance:
-            write(opened, partial, dtype=dtype, progress=advance)
-    return target
+            yield opened, partial, advance
 
 
-def _check_sharding(placement: Placement, opened: Source) -> None:
-    for name, component in opened.components.items() if isinstance(placement, Sharding) else ():
+def _part(name: str, part: object, variant: str | None, config: str | Path | None) -> Component:
+    """Open a component to take in place of a checkpoint's own; with `variant` if it has that, otherwise without."""
+    if not isinstance(part, str | Path):
+        return Component.from_module(name, part)
+    patterns = [p for v in {variant, None} for file in component_patterns(name, v) for p in (file, f"{name}/{file}")]
+    path = locate(part, [*patterns, MODEL_INDEX])
+    if path.is_file():
+        _check_suffix(path)
+        return open_component_file(path, name, config)
+    if (path / MANIFEST).is_file():
+        from distrijax.checkpoint.store import open_store
+
+        components = open_store(path, {}).components
+        if name not in components:
+            raise DistrijaxError(f"{path}: has no {name}")
+        return components[name]
+    folder = path / name if (path / name).is_dir() else path
+    has = any((folder / file).is_file() for file in weight_names(name, variant))
+    return open_component(folder, name, variant if has else None)
+
+
+def _safe(component: Component, dtype: np.dtype) -> np.dtype:
+    """Return float32 for an autoencoder whose config says that it overflows in float16: SDXL's decodes to black."""
+    config = component.config
+    overflows = isinstance(config, VAEConfig) and config.force_upcast and dtype == jnp.float16
+    return np.dtype(np.float32) if overflows else dtype
+
+
+def _check_sharding(placement: Placement, components: Mapping[str, Component]) -> None:
+    for name, component in components.items() if isinstance(placement, Sharding) else ():
         for path, tensor in component.tensors.items():
             try:
                 placement.shard_shape(tensor.shape)
@@ -258,10 +286,10 @@ def _check_apart(target: Path, sources: list[str | Path]) -> None:
             raise DistrijaxError(f"{target}: overlaps with {source}, which is being read; choose another target")
 
 
-def _check_dtypes(dtype: DTypes | None, opened: Source) -> None:
+def _check_dtypes(dtype: DTypes | None, opened: Checkpoint) -> None:
     by_name = dtype if isinstance(dtype, Mapping) else {"unet": dtype}
     for name, value in by_name.items():
-        if name not in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if name not in COMPONENTS:
             raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(opened.components)}")
         try:
             known = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -271,13 +299,16 @@ def _check_dtypes(dtype: DTypes | None, opened: Source) -> None:
             raise DistrijaxError(f"dtype: {value!r} is not supported; choose float32, bfloat16 or float16")
 
 
-def _wrong_file(path: Path) -> str:
+def _check_suffix(path: Path) -> None:
     if path.suffix in (".ckpt", ".bin", ".pt", ".pth", ".pkl"):
-        return f"{path}: is a pickle, which can run code and is never read; look for the model's .safetensors file"
-    return f"{path}: is not a .safetensors file; a source is such a file, a folder or a hub id"
+        raise DistrijaxError(
+            f"{path}: is a pickle, which can run code and is never read; look for the model's .safetensors file"
+        )
+    if path.suffix != ".safetensors":
+        raise DistrijaxError(f"{path}: is not a .safetensors file; a source is such a file, a folder or a hub id")
 
 
 @contextmanager
-def _bar(verb: str, total: int, show: bool) -> Iterator[Callable[[int], Any]]:
+def _bar(verb: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
     with tqdm(total=total, unit="B", unit_scale=True, desc=verb, disable=not show) as bar:
         yield bar.update

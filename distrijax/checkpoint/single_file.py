@@ -6,31 +6,41 @@ tensors' shapes or taken from a diffusers folder, the tokenizers' vocabulary com
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from distrijax.checkpoint import ldm
-from distrijax.checkpoint.build import Blueprint, blueprint
+from distrijax.checkpoint.component import Checkpoint, Component
 from distrijax.checkpoint.files import MODEL_INDEX, read_json
-from distrijax.checkpoint.folder import PROJECTS, TOKENIZERS, check_pipeline, present
+from distrijax.checkpoint.folder import CLASSES, TOKENIZERS, check_pipeline, present_in
 from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, locate
 from distrijax.checkpoint.known import packaged, published
-from distrijax.checkpoint.source import COMPONENTS, Component, Source
-from distrijax.checkpoint.tables import convert
 from distrijax.checkpoint.tensors import Tensor, read_safetensors
 from distrijax.checkpoint.tokenizers import Files, sdxl_tokenizers
 from distrijax.config import UNetConfig, VAEConfig
+from distrijax.config.checks import Json
 from distrijax.errors import DistrijaxError
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP_L = "conditioner.embedders.0.transformer."
-BIG_G, REFINER_BIG_G = "conditioner.embedders.1.model.", "conditioner.embedders.0.model."
+# What a component's tensors begin with; the first that a file has.
+PREFIXES = {
+    "unet": ("model.diffusion_model.", "unet."),
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("conditioner.embedders.0.transformer.", "text_encoder."),
+    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoder_2."),
+}
+# What tells a component's tensors from others, without the prefix.
+_SIGNS = {
+    "unet": r"input_blocks\.|down_blocks\.",
+    "vae": r"(encoder|decoder)\.(down|up|mid)",
+    "text_encoder": r"(text_model\.)?embeddings\.token_embedding\.",
+    "text_encoder_2": r"(text_model\.embeddings\.)?token_embedding\.",
+}
+_FIRST = ("input_blocks.0.0.weight", "conv_in.weight"), ("label_emb.0.0.weight", "add_embedding.linear_1.weight")
 
 VOCABULARY = "openai/clip-vit-large-patch14"
 
 # Found in such files and needed by no model: the training's noise schedule, the copy of the weights that an optimiser
-# averages (diffusers leaves it out too), CLIP's contrastive temperature, constants, and what `_settings` reads.
+# averages (diffusers leaves it out too), CLIP's contrastive temperature, constants, and what `_model` reads.
 IGNORED = re.compile(
     r"denoiser\.(sigmas|log_sigmas)|model_ema\..*|first_stage_model\.loss\..*"
     r"|(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|scale_factor|logvar)"
@@ -46,44 +56,33 @@ _OTHERS = (
     (r"control_model\.|controlnet_|add_embedding\.linear_1|input_hint_block", "a ControlNet, or a part of one"),
     (r"cond_stage_model\.", "a Stable Diffusion 1 or 2 model"),
     (r"edm_(mean|std)", "a Playground v2.5 model, whose latents are scaled otherwise"),
-    (r"(down_blocks|up_blocks|mid_block)\.", "a single U-Net of a diffusers folder: give the pipeline's folder"),
+    (r"(down_blocks|up_blocks|mid_block)\.", "a single U-Net: give a model, and this file as its unet"),
     (r"(encoder|decoder|first_stage_model)\.", "a single VAE: give a model, and this file as its vae"),
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the file itself does not say: model_index.json, scheduler_config.json and the components' config.json."""
-
-    index: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
-    configs: Mapping[str, Mapping[str, Any]]
-    where: str
-
-
 def open_single_file(
-    path: Path,
-    *,
-    config: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    vae: Component | None = None,
-) -> Source:
-    """A single file in the original layout. Its header is read and checked, no weights.
+    path: Path, config: str | Path | None, tokenizer: str | Path | None, replaced: Mapping[str, Component]
+) -> Checkpoint:
+    """Open a single file in the original layout. Its header is read and checked, no weights.
 
-    config: a diffusers folder or hub id whose configurations are the file's; needed unless it is SDXL base or refiner.
-    tokenizer: a folder or hub id with CLIP's vocabulary, or with `tokenizer` and `tokenizer_2`; the default is that of
-        `config`, or else OpenAI's on the hub.
-    vae: taken instead of the file's own.
+    Args:
+        path: the file.
+        config: a diffusers folder or hub id whose configurations are the file's; needed unless it is SDXL base or
+            refiner.
+        tokenizer: a folder or hub id with CLIP's vocabulary, or with `tokenizer` and `tokenizer_2`; the default is that
+            of `config`, or OpenAI's on the hub.
+        replaced: components to take in place of the file's own.
     """
     state = read_safetensors(path)
-    settings = _settings(state, path, config)
-    wanted = [name for name in COMPONENTS if present(settings.index, name)]
-    groups: dict[str, dict[str, Tensor]] = {name: {} for name in wanted}
-    prefixes = {"unet": UNET, "vae": VAE, "text_encoder": CLIP_L}
-    prefixes["text_encoder_2"] = BIG_G if "text_encoder" in wanted else REFINER_BIG_G
+    model = _model(state, path, config)
+    prefixes = {name: PREFIXES[name][0] for name in model.components}
+    if "text_encoder" not in prefixes:
+        prefixes["text_encoder_2"] = PREFIXES["text_encoder_2"][1]
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in prefixes}
     strangers = []
     for name, tensor in state.items():
-        home = next((part for part in wanted if name.startswith(prefixes[part])), None)
+        home = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
         if IGNORED.fullmatch(name):
             continue
         if home is None:
@@ -95,109 +94,110 @@ def open_single_file(
     if strangers:
         more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
         raise DistrijaxError(f"{path}: holds tensors that are no part of SDXL: {', '.join(strangers[:5])}{more}")
-
     components = {}
-    for name in wanted:
-        if name == "vae" and vae is not None:
-            components[name] = vae
-            continue
-        if not groups[name]:
-            cure = "; give one as vae" if name == "vae" else ""
-            raise DistrijaxError(f"{path}: has no {name} (tensors {prefixes[name]}*){cure}")
-        kind = settings.index[name][1]
-        blue = blueprint(name, settings.configs[name], settings.where, with_projection=PROJECTS.get(kind))
-        tensors = convert(blue.table(), _renamed(blue, name, groups[name]), blue.shapes, f"{path}, {name}")
-        prefix = "text_model." if name in TOKENIZERS else ""
-        components[name] = Component(name, settings.configs[name], blue, tensors, str(path), prefix)
-    tokenizers = _tokenizers(wanted, config, tokenizer, path)
-    return Source(str(path), components, settings.scheduler, settings.index, tokenizers)
+    for name, component in model.components.items():
+        if name not in replaced and not groups[name]:
+            raise DistrijaxError(f"{path}: has no {name} (tensors {prefixes[name]}*); give one as {name}")
+        components[name] = replaced.get(name) or _filled(component, groups[name], f"{path}, {name}")
+    tokenizers = _tokenizers([TOKENIZERS[name] for name in components if name in TOKENIZERS], config, tokenizer, path)
+    return dataclasses.replace(model, name=str(path), components=components, tokenizers=tokenizers)
 
 
-def open_vae_file(path: Path, config: str | Path | None = None) -> Component:
-    """A VAE alone in a file, under diffusers' or the original names.
+def open_component_file(path: Path, name: str, config: str | Path | None) -> Component:
+    """Open one component in a file: alone, under diffusers' or the original names, or as a part of a whole model.
 
-    config: a VAE's or a pipeline's folder with its configuration; if None, a VAE's config.json beside the file, or else
-        SDXL's.
+    Args:
+        path: the file.
+        name: of the component.
+        config: a component's or a pipeline's folder with its configuration; if None, the component's config.json beside
+            the file, or SDXL's.
     """
     state = read_safetensors(path)
-    for prefix in (VAE, "vae."):
-        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        state = inside or state
-    state = {name: value for name, value in state.items() if not name.startswith(("loss.", "model_ema."))}
-    if not any(re.match(r"(encoder|decoder)\.", name) for name in state):
-        raise DistrijaxError(f"{path}: holds no VAE")
-    values, where = _vae_config(path, config)
-    blue = blueprint("vae", values, where)
-    assert isinstance(blue.config, VAEConfig)
-    rename = ldm.vae_names(blue.config)
-    tensors = convert(blue.table(), ((rename(name), value) for name, value in state.items()), blue.shapes, str(path))
-    return Component("vae", values, blue, tensors, str(path))
-
-
-def _vae_config(path: Path, config: str | Path | None) -> tuple[Mapping[str, Any], str]:
-    if config is not None:
-        folder = locate(config, ["config.json", "vae/config.json"])
-        found = folder / "vae" if (folder / "vae").is_dir() else folder
-        return read_json(found / "config.json"), str(found / "config.json")
+    for prefix in PREFIXES[name]:
+        if inside := {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}:
+            state = inside
+            break
+    state = {key: value for key, value in state.items() if not key.startswith(("loss.", "model_ema.", "logit_scale"))}
+    if not any(re.match(_SIGNS[name], key) for key in state):
+        raise DistrijaxError(f"{path}: holds no {name}")
     beside = path.parent / "config.json"
-    if beside.is_file() and (values := read_json(beside)).get("_class_name") == "AutoencoderKL":
-        return values, str(beside)
-    return packaged("vae"), "SDXL's own VAE configuration"
-
-
-def _renamed(blue: Blueprint, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    if name == "text_encoder_2":
-        return ldm.open_clip(tensors.items())
-    if isinstance(blue.config, UNetConfig):
-        rename = ldm.unet_names(blue.config)
-    elif isinstance(blue.config, VAEConfig):
-        rename = ldm.vae_names(blue.config)
+    if config is not None:
+        folder = locate(config, ["config.json", f"{name}/config.json"])
+        where = (folder / name if (folder / name).is_dir() else folder) / "config.json"
+        values: Json = read_json(where)
+    elif beside.is_file() and _describes(values := read_json(beside), name):
+        where = beside
     else:
-        rename = str  # CLIP ViT-L has transformers' names there already
-    return ((rename(key), value) for key, value in tensors.items())
+        kind = _kind(state) if name == "unet" else ""
+        if kind is None:
+            raise DistrijaxError(
+                f"{path}: is neither SDXL base nor refiner by its shapes; put its config.json beside it"
+            )
+        where, values = path, packaged(f"{kind}_unet" if name == "unet" else name)
+    return _filled(Component.from_json(name, values, str(where)), state, str(path))
 
 
-def _settings(state: Mapping[str, Tensor], path: Path, config: str | Path | None) -> Settings:
-    kind = _kind(state, path)
+def _describes(json: Json, name: str) -> bool:
+    classes = [json.get("_class_name"), *(json.get("architectures") or [])]
+    return any(kind in CLASSES[name] for kind in classes)
+
+
+def _filled(component: Component, state: Mapping[str, Tensor], where: str) -> Component:
+    named: Iterable[tuple[str, Tensor]] = state.items()
+    if isinstance(component.config, UNetConfig):
+        rename = ldm.unet_names(component.config)
+        named = ((rename(key), value) for key, value in named)
+    elif isinstance(component.config, VAEConfig):
+        rename = ldm.vae_names(component.config)
+        named = ((rename(key), value) for key, value in named)
+    elif any(key.startswith("transformer.resblocks.") for key in state):
+        named = ldm.open_clip(named)  # CLIP ViT-L has transformers' names there already
+    return component.with_torch_tensors(named, where)
+
+
+def _model(state: Mapping[str, Tensor], path: Path, config: str | Path | None) -> Checkpoint:
+    """Return the model that a file holds, without weights: by its shapes, or that of the folder `config`."""
+    prefix = PREFIXES["unet"][0]
+    kind = _kind({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
+    sdxl = kind != ""
+    for pattern, what in _OTHERS[: 6 if sdxl else None]:
+        if match := next((name for name in state if re.match(pattern, name)), None):
+            raise DistrijaxError(f"{path}: is not an SDXL checkpoint but {what} (it holds {match})")
+    if not sdxl:
+        raise DistrijaxError(f"{path}: is not an SDXL checkpoint: it has no {prefix}label_emb.0.0.weight")
     if config is not None:
         folder = locate(config, ["*.json", "*/config.json", "scheduler/*.json", *TOKENIZER_PATTERNS])
         index = read_json(folder / MODEL_INDEX)
         check_pipeline(index, str(folder / MODEL_INDEX))
-        names = [name for name in COMPONENTS if present(index, name)]
-        configs = {name: read_json(folder / name / "config.json") for name in names}
-        return Settings(index, read_json(folder / "scheduler" / "scheduler_config.json"), configs, str(folder))
+        components = {}
+        for name in present_in(index):
+            where = folder / name / "config.json"
+            components[name] = Component.from_json(name, read_json(where), str(where), index[name][1])
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        return Checkpoint(str(folder), components, index, scheduler, {})
     if kind is None:
         raise DistrijaxError(
             f"{path}: is neither SDXL base nor refiner by its shapes; give a diffusers folder with its configuration "
             "as config"
         )
-    index, configs = published(kind)
-    scheduler = packaged("scheduler")
+    model = published(kind)
     # Community models trained on v instead of noise say so by empty tensors of these names.
-    if "v_pred" in state:
-        scheduler["prediction_type"] = "v_prediction"
-    if "ztsnr" in state:
-        scheduler["rescale_betas_zero_snr"] = True
-    return Settings(index, scheduler, configs, f"SDXL {kind}'s own configuration")
+    training: dict[str, object] = {"prediction_type": "v_prediction"} if "v_pred" in state else {}
+    training |= {"rescale_betas_zero_snr": True} if "ztsnr" in state else {}
+    return dataclasses.replace(model, scheduler={**model.scheduler, **training})
 
 
-def _kind(state: Mapping[str, Tensor], path: Path) -> str | None:
-    """`base` or `refiner` if the shapes are theirs, None if another SDXL. Raises DistrijaxError if it is no SDXL."""
-    names = (f"{UNET}input_blocks.0.0.weight", f"{UNET}label_emb.0.0.weight")
-    shapes = [state[name].shape for name in names if name in state]
-    sdxl = list(map(len, shapes)) == [4, 2]
-    for pattern, what in _OTHERS[: 6 if sdxl else None]:
-        if found := next((name for name in state if re.match(pattern, name)), None):
-            raise DistrijaxError(f"{path}: is not an SDXL checkpoint but {what} (it holds {found})")
-    if not sdxl:
-        raise DistrijaxError(f"{path}: is not an SDXL checkpoint: it has no {UNET}label_emb.0.0.weight")
+def _kind(unet: Mapping[str, Tensor]) -> str | None:
+    """Return `base` or `refiner` if a U-Net's shapes are theirs, None if it is another SDXL, "" if it is none."""
+    shapes = [next((unet[name].shape for name in names if name in unet), ()) for names in _FIRST]
+    if [len(shape) for shape in shapes] != [4, 2]:
+        return ""
     return {(320, 2816): "base", (384, 2560): "refiner"}.get((shapes[0][0], shapes[1][1]))
 
 
 def _tokenizers(
-    wanted: list[str], config: str | Path | None, tokenizer: str | Path | None, path: Path
+    names: list[str], config: str | Path | None, tokenizer: str | Path | None, path: Path
 ) -> dict[str, Files]:
-    names = tuple(TOKENIZERS[name] for name in wanted if name in TOKENIZERS)
     if tokenizer is None and config is not None:
         folder = locate(config, TOKENIZER_PATTERNS)
         if all((folder / name).is_dir() for name in names):
@@ -211,4 +211,4 @@ def _tokenizers(
             f"{path}: a single file holds no tokenizer; give a folder with CLIP's vocab.json and merges.txt as "
             f"tokenizer ({error})"
         ) from error
-    return sdxl_tokenizers(folder, names)
+    return sdxl_tokenizers(folder, tuple(names))

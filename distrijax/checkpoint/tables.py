@@ -4,45 +4,41 @@ A rule names a layer in torch's state dict, the same layer in our module, and th
 of its tensors. `*` stands for a number. Names are those that today's diffusers and transformers write.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeAlias
 
-from distrijax.checkpoint.tensors import WEIGHT_DTYPES, Shape, Tensor
+from distrijax.checkpoint.tensors import DTYPES, Shape, Tensor
 from distrijax.errors import DistrijaxError
 
-SHOWN = 12  # of each sort of fault; the rest is counted
+SHOWN = 12  # faults of each sort that are listed; the others are counted
+
+# A kind of layer: torch's tensor name -> (our name, the axes of torch's tensor in our order).
+Kind: TypeAlias = Mapping[str, tuple[str, Shape]]
+LINEAR: Kind = {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))}  # [O, I] -> [I, O]
+CONV: Kind = {"weight": ("kernel", (0, 2, 3, 1)), "bias": ("bias", (0,))}  # OIHW -> OHWI
+NORM: Kind = {"weight": ("scale", (0,)), "bias": ("bias", (0,))}
+EMBED: Kind = {"weight": ("embedding", (0, 1))}
+
+Rule: TypeAlias = tuple[str, str, Kind]
+_Patterns: TypeAlias = list[tuple[re.Pattern[str], str, Shape]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of layer: torch's tensor name -> (our name, the axes of torch's tensor in our order)."""
-
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-
-
-LINEAR = Kind({"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))})  # [O, I] -> [I, O]
-CONV = Kind({"weight": ("kernel", (0, 2, 3, 1)), "bias": ("bias", (0,))})  # OIHW -> OHWI
-NORM = Kind({"weight": ("scale", (0,)), "bias": ("bias", (0,))})
-EMBED = Kind({"weight": ("embedding", (0, 1))})
-
-Rule = tuple[str, str, Kind]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor's name on the other side, and the axes that bring it there."""
 
     name: str
-    axes: tuple[int, ...]
+    axes: Shape
 
 
 class Table:
     """Rules compiled for both directions.
 
-    aliases: older names (regular expression, replacement), applied to a file's names before the rules.
-    ignored: regular expressions of tensors that files contain and no model needs.
-    flatten: regular expression of linear weights that old files keep as 1x1 convolutions, [O, I, 1, 1].
+    Args:
+        rules: see the module.
+        aliases: older names (regular expression, replacement), applied to a file's names before the rules.
+        ignored: regular expression of tensors that files contain and no model needs.
+        flatten: regular expression of linear weights that old files keep as 1x1 convolutions, [O, I, 1, 1].
     """
 
     def __init__(
@@ -50,34 +46,37 @@ class Table:
         rules: Iterable[Rule],
         *,
         aliases: Iterable[tuple[str, str]] = (),
-        ignored: Iterable[str] = (),
+        ignored: str | None = None,
         flatten: str | None = None,
     ):
-        self._to_ours: list[tuple[re.Pattern[str], str, tuple[int, ...]]] = []
-        self._to_torch: list[tuple[re.Pattern[str], str, tuple[int, ...]]] = []
+        self._to_ours: _Patterns = []
+        self._to_torch: _Patterns = []
         for theirs, ours, kind in rules:
-            for leaf, (our_leaf, axes) in kind.tensors.items():
+            for leaf, (our_leaf, axes) in kind.items():
                 name, path = f"{theirs}.{leaf}", f"{ours}.{our_leaf}"
                 inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
                 self._to_ours.append((_pattern(name), path, axes))
                 self._to_torch.append((_pattern(path), name, inverse))
         self._aliases = [(re.compile(old), new) for old, new in aliases]
-        self._ignored = re.compile("|".join(ignored)) if ignored else None
+        self._ignored = re.compile(ignored) if ignored else None
         self._flatten = re.compile(flatten) if flatten else None
 
     def to_ours(self, name: str) -> Entry | None:
-        """Torch's name, today's or an older one -> our path, and the axes of torch's tensor in our order."""
+        """Return our path for torch's name, today's or an older one, and the axes of torch's tensor in our order."""
         return _find(self._to_ours, self._today(name))
 
-    def to_torch(self, path: str) -> Entry | None:
-        """Our path -> torch's name, and the axes of our array in torch's order."""
-        return _find(self._to_torch, path)
+    def to_torch(self, path: str) -> Entry:
+        """Return torch's name for our path, and the axes of our array in torch's order."""
+        entry = _find(self._to_torch, path)
+        assert entry is not None, f"the table has no rule for {path}"
+        return entry
 
     def ignores(self, name: str) -> bool:
+        """Whether no model needs torch's tensor of this name."""
         return bool(self._ignored and self._ignored.fullmatch(name))
 
     def flattened(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor in today's shape."""
+        """Return the tensor in today's shape."""
         if self._flatten and self._flatten.fullmatch(self._today(name)) and set(tensor.shape[2:]) == {1}:
             return tensor.reshape(tensor.shape[:2])
         return tensor
@@ -91,13 +90,19 @@ class Table:
 def convert(
     table: Table, tensors: Iterable[tuple[str, Tensor]], expected: Mapping[str, Shape], what: str
 ) -> dict[str, Tensor]:
-    """Our parameters, path -> tensor in our layout, from a torch state dict's items; nothing is read.
+    """Return our parameters, path -> tensor in our layout, from a torch state dict's items; nothing is read.
 
-    expected: path -> shape of every parameter of the model.
-    Raises one DistrijaxError that lists every tensor that is missing, unexpected, there twice, of another shape, or of
-    a dtype that weights cannot have.
+    Args:
+        table: of the model.
+        tensors: torch's names and tensors.
+        expected: path -> shape of every parameter of the model.
+        what: the file, for messages.
+
+    Raises:
+        DistrijaxError: tensors are missing, unexpected, there twice, of another shape, or of a dtype that weights
+            cannot have; all of them are listed.
     """
-    found: dict[str, Tensor] = {}
+    matches: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     unexpected, twice, shapes, dtypes = [], [], [], []
     for name, tensor in tensors:
@@ -108,24 +113,21 @@ def convert(
             unexpected.append(f"{name} {list(tensor.shape)}{_in(tensor)}")
             continue
         path, tensor = entry.name, table.flattened(name, tensor)
-        if path in found:
-            twice.append(f"{name}{_in(tensor)} and {origin[path]}{_in(found[path])}")
+        if path in matches:
+            twice.append(f"{name}{_in(tensor)} and {origin[path]}{_in(matches[path])}")
             continue
-        back = table.to_torch(path)
-        assert back is not None, f"the table has no rule for {path}"
-        need = tuple(expected[path][axis] for axis in back.axes)
+        need = tuple(expected[path][axis] for axis in table.to_torch(path).axes)
         if tensor.shape != need:
             shapes.append(f"{name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
-        elif tensor.dtype not in WEIGHT_DTYPES:
+        elif tensor.dtype not in DTYPES.values():
             dtypes.append(f"{name}: {tensor.dtype.name}{_in(tensor)}")
         else:
             tensor = tensor.transpose(entry.axes)
-        found[path], origin[path] = tensor, name
+        matches[path], origin[path] = tensor, name
     missing = []
     for path in expected:
-        if path not in found:
+        if path not in matches:
             back = table.to_torch(path)
-            assert back is not None, f"the table has no rule for {path}"
             missing.append(f"{back.name} {[expected[path][axis] for axis in back.axes]}")
     faults = {
         "missing": missing,
@@ -136,7 +138,7 @@ def convert(
     }
     if any(faults.values()):
         raise DistrijaxError(f"{what}: its tensors are not those of the model in its configuration" + _listed(faults))
-    return {path: found[path] for path in expected}
+    return {path: matches[path] for path in expected}
 
 
 def _listed(faults: Mapping[str, list[str]]) -> str:
@@ -157,7 +159,7 @@ def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile(re.escape(glob).replace(r"\*", r"(0|[1-9]\d*)"))
 
 
-def _find(rules: list[tuple[re.Pattern[str], str, tuple[int, ...]]], name: str) -> Entry | None:
+def _find(rules: _Patterns, name: str) -> Entry | None:
     for pattern, template, axes in rules:
         if match := pattern.fullmatch(name):
             for number in match.groups():
@@ -175,7 +177,7 @@ def _under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
 
 
 def unet_table(use_linear_projection: bool = True) -> Table:
-    """UNet2DConditionModel. Without linear projections, a transformer's two ends are 1x1 convolutions."""
+    """Return the table of UNet2DConditionModel, in which a transformer's two ends may be 1x1 convolutions."""
     attention = [*_same("to_q to_k to_v", LINEAR), ("to_out.0", "to_out", LINEAR)]
     transformer = [
         *_same("norm1 norm2 norm3", NORM),
@@ -205,7 +207,7 @@ def unet_table(use_linear_projection: bool = True) -> Table:
 
 
 def vae_table() -> Table:
-    """AutoencoderKL, with its attention under today's names or those of before diffusers 0.17."""
+    """Return the table of AutoencoderKL, with its attention under today's names or those of before diffusers 0.17."""
     resnets = _under("resnets.*", [*_same("norm1 norm2", NORM), *_same("conv1 conv2 conv_shortcut", CONV)])
     attention = [
         ("attentions.*.group_norm", "attentions.*.group_norm", NORM),
@@ -218,29 +220,24 @@ def vae_table() -> Table:
         *_under("mid_block", [*resnets, *attention]),
     ]
     at = r"(?<=mid_block\.attentions\.0\.)"
+    older = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return Table(
         [
             *_under("encoder", [*both, *_under("down_blocks.*", [*resnets, *_same("downsamplers.*.conv", CONV)])]),
             *_under("decoder", [*both, *_under("up_blocks.*", [*resnets, *_same("upsamplers.*.conv", CONV)])]),
             *_same("quant_conv post_quant_conv", CONV),
         ],
-        aliases=[
-            (at + old, new)
-            for old, new in (
-                (r"query(?=\.)", "to_q"),
-                (r"key(?=\.)", "to_k"),
-                (r"value(?=\.)", "to_v"),
-                (r"proj_attn(?=\.)", "to_out.0"),
-            )
-        ],
+        aliases=[(rf"{at}{old}(?=\.)", new) for old, new in older.items()],
         flatten=r".*\.attentions\.0\.(to_q|to_k|to_v|to_out\.0)\.weight",
     )
 
 
 def text_encoder_table(prefix: str = "text_model.") -> Table:
-    """CLIPTextModel and CLIPTextModelWithProjection.
+    """Return the table of CLIPTextModel and CLIPTextModelWithProjection.
 
-    prefix: what the exported names begin with. Files have it, or (CLIPTextModel of transformers 5) do not; read both.
+    Args:
+        prefix: what the exported names begin with. Files have it, or (CLIPTextModel of transformers 5) do not; both
+            are read.
     """
     layer = [
         *_same("layer_norm1 layer_norm2", NORM),
@@ -255,5 +252,5 @@ def text_encoder_table(prefix: str = "text_model.") -> Table:
     return Table(
         [*((prefix + theirs, ours, kind) for theirs, ours, kind in model), *_same("text_projection", LINEAR)],
         aliases=[(r"^(?:text_model\.)?(?=embeddings\.|encoder\.|final_layer_norm\.)", prefix)],
-        ignored=[r"(text_model\.)?embeddings\.position_ids"],
+        ignored=r"(text_model\.)?embeddings\.position_ids",
     )

@@ -1,4 +1,4 @@
-"""Tokenizer folders, as the bytes of their files. Transformers reads them; here they are only carried along."""
+"""Tokenizer folders, as the bytes of their files: transformers interprets them, here they are only carried along."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ PADS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}  # SDXL's two tokenize
 
 
 def read_tokenizer(folder: Path) -> Files:
-    """The files of a CLIP tokenizer: vocab.json and merges.txt, or tokenizer.json, and what goes with them."""
+    """Read the files of a CLIP tokenizer: vocab.json and merges.txt, or tokenizer.json, and what goes with them."""
     if not folder.is_dir():
         raise DistrijaxError(f"{folder}: there is no such tokenizer folder")
     try:
@@ -30,8 +30,8 @@ def read_tokenizer(folder: Path) -> Files:
     except OSError as error:
         raise DistrijaxError(f"{folder}: cannot be read: {error.strerror or error}") from error
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
-        found = ", ".join(files) or "none of these"
-        raise DistrijaxError(f"{folder}: CLIP needs vocab.json and merges.txt, or tokenizer.json; found: {found}")
+        present = ", ".join(files) or "none of these"
+        raise DistrijaxError(f"{folder}: CLIP needs vocab.json and merges.txt, or tokenizer.json; present: {present}")
     for name, content in files.items():
         try:
             text = content.decode("utf-8")
@@ -43,6 +43,7 @@ def read_tokenizer(folder: Path) -> Files:
 
 
 def write_tokenizer(files: Files, folder: Path) -> None:
+    """Write the files into a new folder."""
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -50,7 +51,7 @@ def write_tokenizer(files: Files, folder: Path) -> None:
 
 @contextlib.contextmanager
 def tokenizer_folder(files: Files) -> Iterator[Path]:
-    """The files in a folder that lasts as long as the block, for loaders that want a path."""
+    """Yield a folder with the files that lasts as long as the block, for loaders that want a path."""
     with tempfile.TemporaryDirectory(prefix="distrijax-tokenizer-") as parent:
         folder = Path(parent) / "tokenizer"
         write_tokenizer(files, folder)
@@ -58,7 +59,7 @@ def tokenizer_folder(files: Files) -> Iterator[Path]:
 
 
 def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
-    """SDXL's tokenizers from a pipeline's folder, which has them, or from one CLIP vocabulary, which both share."""
+    """Read SDXL's tokenizers from a pipeline's folder, or make them of one CLIP vocabulary, which both share."""
     if any((folder / name).is_dir() for name in names):
         return {name: read_tokenizer(folder / name) for name in names}
     files = read_tokenizer(folder)
@@ -66,7 +67,7 @@ def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
 
 
 def _padded(files: Files, pad: str) -> Files:
-    """The same vocabulary, padding with another token."""
+    """Return the same vocabulary, padding with another token."""
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77} | settings | {"pad_token": pad}
     tokens = json.loads(files.get("special_tokens_map.json", b"{}"))

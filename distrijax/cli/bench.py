@@ -75,8 +75,8 @@ def _bench(options: argparse.Namespace) -> None:
 
     from distrijax.bench import figure, results
     from distrijax.bench.step import Case
-    from distrijax.checkpoint.model import find
-    from distrijax.runtime.compile import keep_compiled_programs
+    from distrijax.checkpoint import find
+    from distrijax.compile import keep_compiled_programs
 
     if options.plot is not None:
         figure.check(options.plot)

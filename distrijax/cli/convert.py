@@ -2,14 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from distrijax.checkpoint import convert, export
 from distrijax.cli.options import DTYPES
 from distrijax.errors import DistrijaxError
 
 
-def add(commands: Any) -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser."""
     command = commands.add_parser(
         "convert",
         help="convert a checkpoint",

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from distrijax.checkpoint.model import KNOWN, find
+from distrijax.checkpoint import KNOWN, find
 from distrijax.cli.options import DTYPES
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import MODES, Parallel

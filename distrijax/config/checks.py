@@ -1,10 +1,11 @@
 """One way to refuse a configuration: collect every problem, then raise one error that names them all."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 from distrijax.errors import DistrijaxError
 
-Json = Mapping[str, object]
+Json: TypeAlias = Mapping[str, Any]  # the contents of a JSON object
 
 
 def refuse(model: str, problems: list[str]) -> None:

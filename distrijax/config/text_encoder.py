@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from distrijax.checks import finite_number, one_of, whole_number
-from distrijax.config.checks import attribute_problems, refuse
+from distrijax.config.checks import Json, attribute_problems, refuse
 from distrijax.errors import DistrijaxError
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -84,7 +84,7 @@ class TextEncoderConfig:
             )
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any], *, with_projection: bool | None = None) -> Self:
+    def from_json(cls, json: Json, *, with_projection: bool | None = None) -> Self:
         """Read the contents of a `config.json`, of any transformers version; absent keys take transformers' defaults.
 
         Args:

@@ -1,10 +1,9 @@
 """Configuration of the U-Net, built from the `config.json` that diffusers writes."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Self
 
-from distrijax.config.checks import attribute_problems, per_block, refuse
+from distrijax.config.checks import Json, attribute_problems, per_block, refuse
 
 _FIXED: dict[str, tuple] = {
     "act_fn": ("silu",),
@@ -39,8 +38,8 @@ _IGNORED = {"dropout", "addition_embed_type_num_heads"}
 _READ = {"attention_head_dim", "num_attention_heads", "mid_block_type", "transformer_layers_per_block"}
 _READ |= {"reverse_transformer_layers_per_block"}
 _DERIVED = {"has_mid_block", "attention_heads", "transformer_layers", "mid_transformer_layers", "up_transformer_layers"}
-_REQUIRED = ("block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim")
-_REQUIRED += ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+_REQUIRED = ["block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim"]
+_REQUIRED += ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
 _DOWN, _UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 _MID = "UNetMidBlock2DCrossAttn"
 
@@ -83,7 +82,7 @@ class UNetConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
+    def from_json(cls, json: Json) -> Self:
         """Read the contents of the U-Net's `config.json`.
 
         Raises:

@@ -1,10 +1,9 @@
 """Configuration of the autoencoder, built from the `config.json` that diffusers writes."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Self
 
-from distrijax.config.checks import attribute_problems, refuse
+from distrijax.config.checks import Json, attribute_problems, refuse
 
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 _FIXED: dict[str, tuple] = {
@@ -38,7 +37,7 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Self:
+    def from_json(cls, json: Json) -> Self:
         """Read the contents of the autoencoder's `config.json`.
 
         Raises:

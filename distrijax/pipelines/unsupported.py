@@ -5,8 +5,8 @@ _FUSED = "attention is fused where the device can do it; leave the call out"
 _LATER = "adapters cannot be loaded yet; merge them into the checkpoint with diffusers and load that"
 
 ADVICE = {
-    "to": "weights are placed when they are loaded: choose devices with from_pretrained(parallel=Parallel(devices=…)) and "
-    "the dtype with from_pretrained(dtype=…), and leave the call out",
+    "to": "weights are placed when they are loaded: choose devices with Parallel(devices=…) and "
+    "the dtype with from_pretrained(dtype=…)",
     "cuda": "weights are on JAX's default device already; leave the call out",
     "enable_model_cpu_offload": _FITS,
     "enable_sequential_cpu_offload": _FITS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from distrijax.checkpoint.model import Model
+from distrijax.checkpoint.component import Checkpoint as Model
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import AXES, Parallel
 from distrijax.parallel.traffic import Sent, Traffic, traffic

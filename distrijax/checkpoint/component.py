@@ -1,0 +1,295 @@
+"""Checkpoints before their weights are read, and the models made of them.
+
+Every format is read into a `Checkpoint` of `Component`s and written from one. Nothing is read but headers and
+configurations until a component's tensors are streamed.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+
+from distrijax.checkpoint.tables import Table, convert, text_encoder_table, unet_table, vae_table
+from distrijax.checkpoint.tensors import Shape, Tensor
+from distrijax.checkpoint.tokenizers import Files
+from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
+from distrijax.config.checks import Json
+from distrijax.config.text_encoder import WITH_PROJECTION
+from distrijax.errors import DistrijaxError
+from distrijax.models.text_encoder import TextEncoder
+from distrijax.models.unet import UNet
+from distrijax.models.vae import VAE
+from distrijax.nn.module import abstract
+from distrijax.schedulers import Scheduler
+
+Config: TypeAlias = UNetConfig | VAEConfig | TextEncoderConfig
+Module: TypeAlias = UNet | VAE | TextEncoder
+Placement: TypeAlias = jax.Device | Sharding
+Stream: TypeAlias = Iterator[tuple[str, np.ndarray | jax.Array]]
+
+COMPONENTS: dict[str, type[Module]] = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
+COMPONENTS |= {"text_encoder_2": TextEncoder}
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One model of a checkpoint, whose weights are not in memory yet.
+
+    Attributes:
+        name: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+        json: its config.json, word for word.
+        config: the same, checked.
+        shapes: path -> shape of every parameter.
+        where: file or folder, for messages.
+        tensors: path -> parameter in our layout; empty where only the configuration is known.
+        prefix: what a text encoder's names begin with in torch files of this origin.
+        reader: reads all tensors (arguments as of `stream`) where the format has a better way than one after another.
+        module: the model itself, where a caller passed it in memory.
+    """
+
+    name: str
+    json: Json
+    config: Config
+    shapes: Mapping[str, Shape]
+    where: str
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    reader: Callable[[DTypeLike | None, Placement | None], Stream] | None = None
+    module: Module | None = None
+
+    @classmethod
+    def from_json(cls, name: str, json: Json, where: str, class_name: str | None = None) -> "Component":
+        """Describe a model by its config.json.
+
+        Args:
+            name: of the component.
+            json: contents of the file.
+            where: the file, for messages.
+            class_name: of a text encoder, as model_index.json says; by default what the configuration says.
+
+        Raises:
+            DistrijaxError: the configuration is not supported.
+        """
+        try:
+            config: Config
+            if name == "unet":
+                config = UNetConfig.from_json(json)
+            elif name == "vae":
+                config = VAEConfig.from_json(json)
+            else:
+                config = TextEncoderConfig.from_json(json, with_projection=WITH_PROJECTION.get(class_name or ""))
+            _, variables = _structure(config, "float32")
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:  # a value that the config let by
+            raise DistrijaxError(f"{where}: {error}") from error
+        shapes = {_dotted(path): tuple(variable.get_value().shape) for path, variable in variables}
+        return cls(name, json, config, shapes, where)
+
+    @classmethod
+    def from_module(cls, name: str, module: object) -> "Component":
+        """Describe a model that is in memory; its weights are fetched from the devices when they are streamed."""
+        if not isinstance(module, Module) or not isinstance(module, COMPONENTS[name]):
+            wanted = COMPONENTS[name].__name__
+            raise DistrijaxError(
+                f"{name} is a {type(module).__name__}; it must be a {wanted}, or a path or hub id of one"
+            )
+        tensors = {}
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+            array = variable.get_value()
+            load = functools.partial(_fetch, array)
+            tensors[_dotted(path)] = Tensor(array.shape, np.dtype(array.dtype), load, f"the given {name}")
+        shapes = {path: tensor.shape for path, tensor in tensors.items()}
+        json, prefix = module.config.to_json(), "text_model." if isinstance(module, TextEncoder) else ""
+        return cls(name, json, module.config, shapes, f"the given {name}", tensors, prefix, module=module)
+
+    def with_torch_tensors(
+        self, state: Iterable[tuple[str, Tensor]], where: str, prefix: str = "text_model."
+    ) -> "Component":
+        """Return the component with its tensors, from the items of a torch state dict under diffusers' names.
+
+        Raises:
+            DistrijaxError: they are not the model's; all that are missing, unexpected or of another shape are listed.
+        """
+        tensors = convert(self.table(prefix), state, self.shapes, where)
+        prefix = prefix if isinstance(self.config, TextEncoderConfig) else ""
+        return dataclasses.replace(self, tensors=tensors, where=where, prefix=prefix)
+
+    def table(self, prefix: str = "text_model.") -> Table:
+        """Return the conversion table; `prefix` is for text encoders, see `text_encoder_table`."""
+        if isinstance(self.config, UNetConfig):
+            return unet_table(self.config.use_linear_projection)
+        return vae_table() if isinstance(self.config, VAEConfig) else text_encoder_table(prefix)
+
+    def build(self, arrays: Mapping[str, jax.Array], dtype: DTypeLike) -> Module:
+        """Return the module of `dtype` that holds `arrays` (path -> array of that dtype)."""
+        graph, variables = _structure(self.config, jnp.dtype(dtype).name)
+        filled = [(path, variable.replace(arrays[_dotted(path)])) for path, variable in variables]
+        return nnx.merge(graph, nnx.from_flat_state(filled))
+
+    def stream(self, dtype: DTypeLike | None = None, placement: Placement | None = None) -> Stream:
+        """Yield (path, array) of every parameter, one after another.
+
+        Args:
+            dtype: cast to it; None leaves each as it is stored.
+            placement: put the arrays there; None yields NumPy arrays.
+
+        Raises:
+            DistrijaxError: the file is damaged, or a value is beyond float16.
+        """
+        if self.reader is not None:
+            yield from self.reader(dtype, placement)
+            return
+        for path, tensor in self.tensors.items():
+            array = cast(tensor.load(), dtype, f"{self.where}: {path}")
+            yield path, array if placement is None else put(array, placement)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as they are stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The parameters' common dtype; float32 if they have several, or float64, which no model computes in."""
+        dtypes = {tensor.dtype for tensor in self.tensors.values()}
+        return dtypes.pop() if len(dtypes) == 1 and np.dtype(np.float64) not in dtypes else np.dtype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, or a model known by name, before any weights are read.
+
+    Attributes:
+        name: its path, or the name it was asked for by.
+        components: by folder name; `text_encoder` is absent in a refiner.
+        index: model_index.json.
+        scheduler: scheduler_config.json.
+        tokenizers: the files of each, by folder name.
+    """
+
+    name: str
+    components: Mapping[str, Component]
+    index: Json
+    scheduler: Json
+    tokenizers: Mapping[str, Files]
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The U-Net's configuration."""
+        config = self.components["unet"].config
+        assert isinstance(config, UNetConfig)
+        return config
+
+    @property
+    def vae(self) -> VAEConfig:
+        """The autoencoder's configuration."""
+        config = self.components["vae"].config
+        assert isinstance(config, VAEConfig)
+        return config
+
+    def with_classes(self) -> "Checkpoint":
+        """Return the checkpoint with an index that names the classes of its text encoders and its scheduler."""
+        index = dict(self.index)
+        for name in ("text_encoder", "text_encoder_2"):
+            component = self.components.get(name)
+            kind = (
+                component.config.class_name if component and isinstance(component.config, TextEncoderConfig) else None
+            )
+            index[name] = [kind and "transformers", kind]
+        index["scheduler"] = ["diffusers", self.scheduler.get("_class_name")]
+        return dataclasses.replace(self, index=index)
+
+    @property
+    def has_weights(self) -> bool:
+        """False for a model that is known by name only."""
+        return all(component.tensors for component in self.components.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as they are stored."""
+        return sum(component.nbytes for component in self.components.values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of all components."""
+        return sum(component.parameters for component in self.components.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A checkpoint in memory: what a pipeline is made of.
+
+    Attributes:
+        text_encoder, tokenizer: None in a refiner, which has only the second.
+        tokenizer, tokenizer_2: the files of their folders; `tokenizer_folder` makes a folder of them.
+        index: model_index.json, with flags such as force_zeros_for_empty_prompt.
+    """
+
+    unet: UNet
+    vae: VAE
+    text_encoder: TextEncoder | None
+    text_encoder_2: TextEncoder
+    tokenizer: Files | None
+    tokenizer_2: Files
+    scheduler: Scheduler
+    index: Json
+
+
+def put(array: np.ndarray, placement: Placement) -> jax.Array:
+    """Place an array on a device, or its parts on several; every process must have the same array."""
+    if isinstance(placement, jax.Device) or placement.is_fully_addressable:
+        return jax.device_put(array, placement)
+    # `device_put` would first compare the array between all processes, a gather of the whole model.
+    return jax.make_array_from_callback(array.shape, placement, lambda part: array[part])
+
+
+def cast(array: np.ndarray, dtype: DTypeLike | None, what: str) -> np.ndarray:
+    """Return a contiguous array of `dtype`."""
+    if dtype is not None and array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype)
+        check_finite(array, what)
+    if array.flags.c_contiguous:
+        return array
+    copy = np.empty(array.shape, array.dtype)
+    for start in range(0, array.shape[-1], 256):  # by columns: four times as fast as at once, for a transposed matrix
+        copy[..., start : start + 256] = array[..., start : start + 256]
+    return copy
+
+
+def check_finite(array: np.ndarray | jax.Array, what: str) -> None:
+    """Refuse infinities after a cast to float16, whose largest value is 65504: they would show as black pictures."""
+    finite = np.isfinite if isinstance(array, np.ndarray) else jnp.isfinite
+    if array.dtype == np.float16 and not finite(array).all():
+        raise DistrijaxError(f"{what}: holds values that float16 cannot (above 65504, or not finite); use bfloat16")
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    raise DistrijaxError("weights are spread over several processes; write them from a pipeline that replicates them")
+
+
+def _dotted(path: Iterable[object]) -> str:
+    return ".".join(map(str, path))
+
+
+@functools.lru_cache(maxsize=16)  # full SDXL takes a second to trace, and the same structure is wanted twice or more
+def _structure(config: Config, dtype: str) -> tuple[nnx.GraphDef, list[tuple[Any, Any]]]:
+    model = {UNetConfig: UNet, VAEConfig: VAE, TextEncoderConfig: TextEncoder}[type(config)]
+    graph, state = nnx.split(abstract(model, config, jnp.dtype(dtype)))
+    return graph, list(nnx.to_flat_state(state))
