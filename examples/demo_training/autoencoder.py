@@ -16,7 +16,7 @@ from demo_training import common
 from demo_training.common import WHOLE
 from demo_training.configs import vae_config
 from distrijax.models.vae import VAE
-from distrijax.nn.conv import Downsample, Upsample
+from distrijax.nn.conv import Conv, Downsample, PointwiseConv, Upsample
 
 LATENT_STD = np.array([1.0, 1.0, 1.0, 0.75])  # standard deviation by channel of the latents that the U-Net sees
 KL_WEIGHT = 3e-4  # relative to the mean L1 error in [-1, 1]; each latent stands for 48 pixel values
@@ -49,7 +49,7 @@ def init_as_pooling(vae: VAE) -> None:
     norm from removing the brightness. From a random start the colours alone took a thousand steps.
     """
 
-    def copy_channels(layer: nnx.Module, taps: tuple[tuple[int, int], ...]) -> None:
+    def copy_channels(layer: Conv | PointwiseConv, taps: tuple[tuple[int, int], ...]) -> None:
         kernel = layer.kernel[...].at[:12].set(0.0)
         for y, x in taps:
             kernel = kernel.at[:12, y, x, :12].set(jnp.eye(12) / len(taps))

@@ -26,7 +26,7 @@ from distrijax.models.unet import UNet
 DROPOUT = (0.1, 0.5)
 DROPOUT_TIMES = (600, 250)  # timesteps of high and low noise; linear in between
 # Weight of each latent channel in the loss. From timestep 499 the fourth, which draws the edges, had 0.62 of the
-# squared error but 0.27 of the damage to pixels; with the other three corrected, 63 of 64 pictures were correct instead of 53.
+# squared error but 0.27 of the damage to pixels; with the others put right, 63 of 64 pictures were correct, not 53.
 CHANNEL_WEIGHTS = np.array([1.23, 1.23, 1.23, 0.31], np.float32)
 SIZES = np.array([256, 256, 0, 0, 256, 256], np.float32)  # original size, crop, target size
 
@@ -46,7 +46,9 @@ def build() -> UNet:
     return unet
 
 
-def embed(encoders: Sequence[TextEncoder], ids: jax.Array, ids_2: jax.Array) -> tuple[jax.Array, jax.Array]:
+def embed(
+    encoders: Sequence[TextEncoder] | nnx.List[TextEncoder], ids: jax.Array, ids_2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Return context [B, 77, D1 + D2] and pooled embedding [B, P], as the pipeline computes them."""
     first, second = encoders[0](ids), encoders[1](ids_2)
     return jnp.concatenate([first.hidden_states[-2], second.hidden_states[-2]], -1), second.pooled

@@ -33,7 +33,8 @@ def _insert(tree: Tree, block: DownBlock | UpBlock) -> Tree:
     first = count if isinstance(block, DownBlock) else 1
     for layer in block.resnets[first : first + extra]:
         if (shortcut := layer.conv_shortcut) is not None:  # of its two inputs, it passes on the first
-            shortcut.kernel[...] = jnp.eye(*shortcut.kernel.shape[::3])[:, None, None, :]
+            outputs, _, _, inputs = shortcut.kernel.shape
+            shortcut.kernel[...] = jnp.eye(outputs, inputs)[:, None, None, :]
     moved = {
         name: {str(int(j) + extra * (int(j) >= first)): layer for j, layer in tree[name].items()}
         for name in ("resnets", "attentions")
