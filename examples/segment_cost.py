@@ -1,15 +1,17 @@
-"""What the progress bar and a step callback cost: the same steps as one scan, in segments, and one by one.
+"""Measure what the progress bar and a step callback cost.
 
     python examples/segment_cost.py --steps 32 --repeats 5
 
-The pipeline dispatches its scan in segments, ahead of the device, so that a bar can follow it; with a callback the
-steps are dispatched one by one, each waiting for the host. Prints the median time of each and its ratio to one scan.
+The pipeline dispatches its scan in segments, ahead of the device, so that a progress bar can follow it. With a callback
+it dispatches the steps one by one and waits for each. This script times the same steps as one scan, in segments, and
+one by one, and prints the median times and their ratios to one scan.
 """
 
 import argparse
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from distrijax import StableDiffusionXLPipeline
 from distrijax.demo import MODEL
@@ -18,37 +20,43 @@ from distrijax.pipelines import sdxl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL), help="any source that from_pretrained takes (default: the demo)")
-    parser.add_argument("--steps", type=int, default=32, help="denoising steps (default: 32)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, in turn (default: 5)")
+    parser.add_argument("--model", default=str(MODEL), help="model for from_pretrained (default: the demo model)")
+    parser.add_argument("--steps", type=int, default=32, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each variant (default: %(default)s)")
     options = parser.parse_args()
 
     pipe = StableDiffusionXLPipeline.from_pretrained(options.model, progress=False)
     pipe.set_progress_bar_config(disable=True)
-    segments = sdxl.segment_length
+    default = sdxl.segment_length(options.steps)
 
-    def run(length: int, **call: Any) -> float:
-        setattr(sdxl, "segment_length", lambda steps: length)  # noqa: B010
+    def run(length: int, callback: Callable[..., None] | None = None) -> float:
+        setattr(sdxl, "segment_length", lambda steps: length)  # noqa: B010  (mypy refuses a plain assignment)
         start = time.perf_counter()
-        call |= {"num_inference_steps": options.steps, "seed": 0, "output_type": "latent"}
-        pipe("a red circle", **call).images.block_until_ready()
+        output = pipe(
+            "a red circle",
+            seed=0,
+            num_inference_steps=options.steps,
+            output_type="latent",
+            callback_on_step_end=callback,
+        )
+        output.images.block_until_ready()
         return time.perf_counter() - start
 
-    ways = {
-        "one scan": lambda: run(options.steps),
-        f"segments of {segments(options.steps)}": lambda: run(segments(options.steps)),
-        "one by one, with a callback": lambda: run(1, callback_on_step_end=lambda *_: None),
+    variants = {
+        "one scan": partial(run, options.steps),
+        f"segments of {default}": partial(run, default),
+        "one by one, with a callback": partial(run, 1, lambda *_: None),
     }
-    for way in ways.values():
-        way()  # compiles
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    for variant in variants.values():
+        variant()  # compiles
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.repeats):
-        for name, way in ways.items():
-            times[name].append(way())
-    base = statistics.median(times["one scan"])
+        for name, variant in variants.items():
+            times[name].append(variant())
+    baseline = statistics.median(times["one scan"])
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"{name:30} {median:7.3f} s   {median / base:5.3f} of one scan")
+        print(f"{name:30} {median:7.3f} s   {median / baseline:5.3f} of one scan")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The shipped demo model: what it draws, and that diffusers makes the same picture from it."""
 
 import functools
+import sys
+from pathlib import Path
 
 import diffusers
 import jax.numpy as jnp
@@ -9,11 +11,16 @@ import pytest
 import torch
 
 from distrijax import StableDiffusionXLPipeline
-from distrijax.demo import MODEL, check, scenes
+from distrijax.demo import MODEL
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from demo_world import captions, judge
+from demo_world.scenes import COLOURS, Background
 
 FIRST = "a red circle above a blue square"  # the README's first command
 STEPS, GUIDANCE = 20, 5.0
-RESCALE = 0.7  # what arXiv 2305.08891 found best for a schedule that ends without signal, as the demo's does
+RESCALE = 0.7  # the recommendation of arXiv 2305.08891 for zero terminal SNR, which the demo's schedule has
 UNSEEN = 44
 
 
@@ -24,10 +31,10 @@ def pipeline() -> StableDiffusionXLPipeline:
     return pipe
 
 
-def drawn(prompts: list[str], seed: int) -> np.ndarray:
+def draw(prompts: list[str], seed: int) -> np.ndarray:
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "guidance_rescale": RESCALE}
-    made = pipeline()(prompts, seed=seed, output_type="np", **options).images
-    return np.round(np.asarray(made) * 255).astype(np.uint8)
+    images = pipeline()(prompts, seed=seed, output_type="np", **options).images
+    return np.round(np.asarray(images) * 255).astype(np.uint8)
 
 
 def test_it_is_small_enough_to_ship():
@@ -41,24 +48,23 @@ COLOUR_PAIRS = [("red", "blue"), ("blue", "yellow"), ("green", "red"), ("black",
 
 def test_it_draws_one_shape_above_another():
     prompts = [f"a {a} circle above a {b} square" for a, b in COLOUR_PAIRS]
-    pictures = drawn(prompts, seed=0)
-    assert not check.refused(pictures, prompts)
-    names = list(scenes.COLOURS)
+    pictures = draw(prompts, seed=0)
+    assert not judge.failures(pictures, prompts)
+    names = list(COLOURS)
     for pair, picture in zip(COLOUR_PAIRS, pictures, strict=True):
-        labels = check.label(picture, scenes.Background())
+        labels = judge.label(picture, Background())
         pixels = {colour: int((labels == names.index(colour)).sum()) for colour in names}
         assert min(pixels[colour] for colour in pair) > 500, (pair, pixels)
 
 
 @pytest.mark.slow
-def test_it_obeys_prompts_that_it_has_never_seen():
-    """At least 85 of 100 pictures are right in shapes, colours, sizes where they are named, places, relations and
-    background."""
-    prompts = [FIRST] * 4 + scenes.held_out_prompts(UNSEEN, seed=2)
-    pictures = np.concatenate([drawn(prompts[i : i + 4], seed=i) for i in range(0, len(prompts), 4)])
-    refused = check.refused(pictures, prompts)
-    print(f"{len(prompts) - len(refused)} of {len(prompts)} obeyed", *refused, sep="\n")
-    assert len(refused) <= 0.15 * len(prompts), refused
+def test_pictures_of_unseen_prompts_are_correct():
+    """At least 85 % show the shapes, colours, sizes, places, relations and background of their prompts."""
+    prompts = [FIRST] * 4 + captions.held_out_prompts(UNSEEN, seed=2)
+    pictures = np.concatenate([draw(prompts[i : i + 4], seed=i) for i in range(0, len(prompts), 4)])
+    failures = judge.failures(pictures, prompts)
+    print(f"{len(prompts) - len(failures)} of {len(prompts)} are correct", *failures, sep="\n")
+    assert len(failures) <= 0.15 * len(prompts), failures
 
 
 def test_diffusers_makes_the_same_picture():
@@ -76,5 +82,5 @@ def test_diffusers_makes_the_same_picture():
 
 
 def test_any_text_has_tokens():
-    ids = pipeline()(["Über 42 großes Zebra!"], num_inference_steps=2, output_type="np", seed=0).images
-    assert np.isfinite(np.asarray(ids)).all()
+    images = pipeline()(["Über 42 großes Zebra!"], num_inference_steps=2, output_type="np", seed=0).images
+    assert np.isfinite(np.asarray(images)).all()

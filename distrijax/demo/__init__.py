@@ -1,4 +1,4 @@
-"""The built-in demo model, a small SDXL that draws coloured shapes, and what draws and judges its pictures."""
+"""The built-in demo model, a small SDXL that draws coloured shapes."""
 
 from pathlib import Path
 

@@ -1,73 +1,67 @@
-"""Stage `vae`: the autoencoder, on crops first and on whole pictures at the end; stage `latents`: encode once."""
-
-from __future__ import annotations
+"""Stage `vae`: the autoencoder, trained on crops first and on whole pictures at the end."""
 
 import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from demo_world import drawing, scenes
 from flax import nnx
 
 from demo_training import common
+from demo_training.common import WHOLE
 from demo_training.configs import vae_config
-from distrijax.demo import scenes
 from distrijax.models.vae import VAE
-from distrijax.nn.conv import Downsample, Upsample
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.conv import Conv, Downsample, PointwiseConv, Upsample
 
-PX = Whole()
-SPREAD = np.array([1.0, 1.0, 1.0, 0.75])  # deviation of the latents' channels that the U-Net sees
-KL_WEIGHT = 3e-4  # against the mean L1 error in [-1, 1]; 48 pixel values stand behind each latent
-PHASES = ((0.4, 64, 8), (0.75, 128, 2), (1.0, 256, 1))  # up to this part of the steps: side of the crops, batch
+LATENT_STD = np.array([1.0, 1.0, 1.0, 0.75])  # standard deviation by channel of the latents that the U-Net sees
+KL_WEIGHT = 3e-4  # relative to the mean L1 error in [-1, 1]; each latent stands for 48 pixel values
+CURRICULUM = ((0.4, 64, 8), (0.75, 128, 2), (1.0, 256, 1))  # up to this fraction of the steps: side of a crop, batch
 
 
 def _batches(start: int, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Crops of rendered scenes, [B, side, side, 3] in [-1, 1]; most of them show an edge."""
+    """Yield crops of rendered scenes, [B, side, side, 3] in [-1, 1]; most of them show an edge."""
     rng = np.random.default_rng((seed, start))
-    pool = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(250)])
+    pool = np.stack([drawing.render(scenes.sample(rng), rng) for _ in range(250)])
     for step in range(start, steps):
         if step % 4 == 0:
-            pool[rng.integers(len(pool))] = scenes.render(scenes.sample(rng), rng)
-        _, side, count = next(p for p in PHASES if step < p[0] * steps)
+            pool[rng.integers(len(pool))] = drawing.render(scenes.sample(rng), rng)
+        _, side, count = next(p for p in CURRICULUM if step < p[0] * steps)
         crops = []
         for _ in range(count):
             options = []
             for _ in range(3 if side == 64 else 1):
-                y, x = rng.integers(0, scenes.SIZE - side + 1, 2)
+                y, x = rng.integers(0, drawing.CANVAS - side + 1, 2)
                 options.append(pool[rng.integers(len(pool)), y : y + side, x : x + side])
             crops.append(max(options, key=lambda c: float(c[::4, ::4].std())) if rng.random() < 0.8 else options[0])
         yield np.stack(crops).astype(np.float32) / 127.5 - 1
 
 
-def begin_as_pooling(vae: VAE) -> None:
-    """Start as the mean colour of 8x8 pixels and its nearest-neighbour enlargement: an autoencoder of 20 dB.
+def init_as_pooling(vae: VAE) -> None:
+    """Initialize as average pooling over 8x8 pixels and nearest-neighbour upsampling: an autoencoder of 20 dB.
 
-    With the residual branches at zero what is left is linear but for the last norm and SiLU of each half. Colours are
-    carried as pairs (x, -x), for which silu(x) - silu(-x) = x, beside a pair of constants (2, -2) that keeps the norm
-    from dividing the brightness away. From a random start the colours alone took a thousand steps.
+    With residual branches at zero, the rest is linear except the last norm and SiLU of each half. Colours are
+    represented as pairs (x, -x), for which silu(x) - silu(-x) = x, beside a pair of constants (2, -2) that keeps the
+    norm from removing the brightness. From a random start the colours alone took a thousand steps.
     """
-    carried = jnp.eye(12)
 
-    def pass_on(layer: Any, taps: tuple[tuple[int, int], ...]) -> None:
-        kernel = layer.kernel[...]
-        kernel = kernel.at[:12].set(0.0)
+    def copy_channels(layer: Conv | PointwiseConv, taps: tuple[tuple[int, int], ...]) -> None:
+        kernel = layer.kernel[...].at[:12].set(0.0)
         for y, x in taps:
-            kernel = kernel.at[:12, y, x, :12].set(carried / len(taps))
+            kernel = kernel.at[:12, y, x, :12].set(jnp.eye(12) / len(taps))
         layer.kernel[...] = kernel
 
     for _, module in nnx.iter_modules(vae):
         if (shortcut := getattr(module, "conv_shortcut", None)) is not None:
-            pass_on(shortcut, ((0, 0),))
+            copy_channels(shortcut, ((0, 0),))
         if isinstance(module, Downsample):
-            pass_on(module.conv, ((0, 0), (0, 1), (1, 0), (1, 1)))
+            copy_channels(module.conv, ((0, 0), (0, 1), (1, 0), (1, 1)))
         if isinstance(module, Upsample):
-            pass_on(module.conv, ((1, 1),))
+            copy_channels(module.conv, ((1, 1),))
     for half in (vae.encoder, vae.decoder):
         kernel, bias = half.conv_in.kernel[...].at[:12].set(0.0), half.conv_in.bias[...]
         for colour in range(3):
@@ -85,32 +79,33 @@ def begin_as_pooling(vae: VAE) -> None:
 
 
 def reconstruction_loss(error: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
+    """Return the weighted mean of L1 and squared error."""
     return (weights * (jnp.abs(error) + 0.5 * jnp.square(error))).mean()
 
 
 def train(out: Path, steps: int, resume: bool) -> None:
-    """Train and write OUT/vae; then measure the latents' deviation: OUT/vae/scaling.json."""
-    stale = [name for name in ("latents", "remade.npz", "decoder") if (out / name).exists()]
+    """Train, write OUT/vae, and write the mean and deviation of the latents to OUT/vae/scaling.json."""
+    stale = [name for name in ("latents", "degraded.npz", "decoder") if (out / name).exists()]
     if stale and max(common.checkpoints(out / "vae"), default=0) < steps:
-        raise SystemExit(f"{', '.join(stale)} in {out} belong to the autoencoder as it is: move them away first")
+        raise SystemExit(f"{', '.join(stale)} in {out} depend on the present autoencoder: move them away first")
     vae = VAE(vae_config(), rngs=nnx.Rngs(0))
-    common.quiet_residuals(vae)
-    begin_as_pooling(vae)
+    common.zero_residual_branches(vae)
+    init_as_pooling(vae)
     graph, params = nnx.split(vae)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(common.schedule(4e-4, steps, warmup=50), b2=0.99, weight_decay=1e-4)
     )
 
-    def loss_fn(params: Any, image: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: nnx.State, image: jax.Array, key: jax.Array) -> tuple[jax.Array, common.Metrics]:
         vae = nnx.merge(graph, params)
-        mean, logvar = vae.encode(image, PX)
+        mean, logvar = vae.encode(image, WHOLE)
         latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        error = vae.decode(latents, PX) - image
+        error = vae.decode(latents, WHOLE) - image
         kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
         return reconstruction_loss(error) + KL_WEIGHT * kl, {"l1": jnp.abs(error).mean(), "kl": kl}
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: common.State, image: jax.Array) -> tuple[common.State, dict[str, jax.Array]]:
+    def step(state: common.State, image: jax.Array) -> tuple[common.State, common.Metrics]:
         key = jax.random.fold_in(jax.random.key(1), state["count"])
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], image, key)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
@@ -119,30 +114,36 @@ def train(out: Path, steps: int, resume: bool) -> None:
 
     state = {"params": params, "opt": optimizer.init(params), "count": jnp.zeros((), jnp.int32)}
     rng = np.random.default_rng(7)
-    fixed = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(8)])
+    fixed = np.stack([drawing.render(scenes.sample(rng), rng) for _ in range(8)])
 
-    def look(step: int, state: common.State) -> None:
+    def write_samples(step: int, state: common.State) -> None:
         decoded, _ = _reconstruct(graph, state["params"], fixed)
-        common.sheet(np.concatenate([fixed, decoded]), 8, out / f"vae-{step:06d}.png")
+        common.write_sheet(np.concatenate([fixed, decoded]), 8, out / f"vae-{step:06d}.png")
 
     folder = out / "vae"
     state = common.run(
-        folder, state, step, partial(_batches, steps=steps), steps, resume=resume, every=400, at_checkpoint=look
+        folder,
+        state,
+        step,
+        partial(_batches, steps=steps),
+        steps,
+        resume=resume,
+        every=400,
+        on_checkpoint=write_samples,
     )
-    facts = measure(graph, state["params"])
-    (folder / "scaling.json").write_text(json.dumps(facts, indent=1))
-    print(facts)
+    statistics = evaluate(graph, state["params"])
+    (folder / "scaling.json").write_text(json.dumps(statistics, indent=1))
+    print(statistics)
 
 
-def measure(graph: Any, params: Any) -> dict[str, Any]:
-    """The latents' mean, deviation by channel and scaling factor, and the PSNR in dB, on 64 new pictures."""
+def evaluate(graph: nnx.GraphDef[VAE], params: nnx.State) -> dict[str, float | list[float]]:
+    """Return mean and deviation of the latents by channel, and the PSNR in dB, on 64 new pictures."""
     rng = np.random.default_rng(71)
-    pictures = np.stack([scenes.render(scenes.sample(rng), rng) for _ in range(64)])
+    pictures = np.stack([drawing.render(scenes.sample(rng), rng) for _ in range(64)])
     decoded, latents = _reconstruct(graph, params, pictures)
     error = np.square(decoded.astype(np.float64) - pictures).mean((1, 2, 3))
     psnr = 10 * np.log10(255**2 / error)
     return {
-        "scaling_factor": float(1 / latents.std()),
         "latent_mean": latents.mean((0, 1, 2)).tolist(),
         "latent_std": latents.std((0, 1, 2)).tolist(),
         "psnr_mean": float(psnr.mean()),
@@ -150,35 +151,36 @@ def measure(graph: Any, params: Any) -> dict[str, Any]:
     }
 
 
-def _reconstruct(graph: Any, params: Any, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _reconstruct(graph: nnx.GraphDef[VAE], params: nnx.State, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     @jax.jit
-    def both(params: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def both(params: nnx.State, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         vae = nnx.merge(graph, params)
-        mean, _ = vae.encode(image, PX)
-        return vae.decode(mean, PX), mean
+        mean, _ = vae.encode(image, WHOLE)
+        return vae.decode(mean, WHOLE), mean
 
     parts = [both(params, pictures[i : i + 4].astype(np.float32) / 127.5 - 1) for i in range(0, len(pictures), 4)]
     return common.to_uint8(np.concatenate([p[0] for p in parts])), np.concatenate([np.asarray(p[1]) for p in parts])
 
 
 def load(out: Path) -> VAE:
-    """The trained autoencoder, its latents brought to mean 0 and a common deviation; with OUT/decoder, if there is."""
+    """Return the trained autoencoder with normalized latents, and with the decoder of OUT/decoder if that exists."""
     vae = VAE(vae_config(), rngs=nnx.Rngs(0))
-    common.fill(vae, common.load_params(out / "vae"))
-    facts = json.loads((out / "vae" / "scaling.json").read_text())
-    balance(vae, np.asarray(facts["latent_mean"]), SPREAD / np.asarray(facts["latent_std"]))
+    common.assign(vae, common.load_params(out / "vae"))
+    statistics = json.loads((out / "vae" / "scaling.json").read_text())
+    scale = LATENT_STD / np.asarray(statistics["latent_std"])
+    normalize_latents(vae, np.asarray(statistics["latent_mean"]), scale)
     if common.checkpoints(out / "decoder"):
         trained = common.load_params(out / "decoder")
         for name in trained:
-            common.fill(getattr(vae, name), trained[name])
+            common.assign(getattr(vae, name), trained[name])
     return vae
 
 
-def balance(vae: VAE, mean: np.ndarray, scale: np.ndarray) -> None:
-    """Put (latents - mean) * scale, by channel, into `quant_conv` and its inverse into `post_quant_conv`.
+def normalize_latents(vae: VAE, mean: np.ndarray, scale: np.ndarray) -> None:
+    """Put (latents - mean) * scale, by channel, into `quant_conv`, and the inverse into `post_quant_conv`.
 
-    Three channels came out as colours with deviations near 2, the fourth, which draws the edges, with 0.45: under noise
-    of one size for all it would be lost.
+    Three channels learned colours, with deviations near 2; the fourth draws the edges, with 0.45: noise of the same
+    size for all would drown it.
     """
     count = len(mean)
     first, last = vae.quant_conv, vae.post_quant_conv

@@ -1,11 +1,13 @@
-"""Sizes of the demo model, in the words of the JSON files that diffusers and transformers read."""
+"""Configurations of the demo model, with the keys of the JSON files that diffusers and transformers read."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
 
-VAE_JSON: dict[str, Any] = {
+JSON = dict[str, Any]
+
+VAE_JSON: JSON = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
     "block_out_channels": [16, 32, 48, 64],
@@ -18,25 +20,25 @@ VAE_JSON: dict[str, Any] = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
     "sample_size": 256,
-    "scaling_factor": 1.0,  # set to 1 / (deviation of the latents) once the autoencoder is trained
+    "scaling_factor": 1.0,  # stays 1: `autoencoder.load` puts the scale into `quant_conv`
 }
 
-TEXT_WIDTHS = (64, 128)  # of the two encoders; the U-Net sees both side by side
+TEXT_WIDTHS = (64, 128)  # of the two encoders, whose states are concatenated for the U-Net
 
-UNET_JSON: dict[str, Any] = {
+UNET_JSON: JSON = {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 32,
     "projection_class_embeddings_input_dim": 6 * 32 + TEXT_WIDTHS[1],
-    "attention_head_dim": [2, 4, 8],  # heads, in spite of the name: diffusers kept it for old files
+    "attention_head_dim": [2, 4, 8],  # number of heads, despite the name: diffusers keeps it for old files
     "block_out_channels": [32, 64, 128],
     "cross_attention_dim": sum(TEXT_WIDTHS),
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "transformer_layers_per_block": [1, 1, 1],
-    "layers_per_block": [4, 2, 1],  # more of the cheap ones, which draw the outlines
+    "layers_per_block": [4, 2, 1],  # most at the highest resolution, which is cheap and draws the outlines
     "in_channels": 4,
     "out_channels": 4,
     "norm_num_groups": 8,
@@ -49,25 +51,25 @@ UNET_JSON: dict[str, Any] = {
     "downsample_padding": 1,
 }
 
-SCHEDULER_JSON: dict[str, Any] = {
+SCHEDULER_JSON: JSON = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",  # a terminal step without signal asks for v; noise could not be predicted there
-    "rescale_betas_zero_snr": True,  # or no picture could be all white or all black (arXiv 2305.08891)
+    "prediction_type": "v_prediction",  # the last timestep has no signal, so predicting the noise would say nothing
+    "rescale_betas_zero_snr": True,  # without it no picture could be all white or all black (arXiv 2305.08891)
     "timestep_spacing": "trailing",
     "steps_offset": 0,
     "interpolation_type": "linear",
     "use_karras_sigmas": False,
-    "clip_sample": False,  # for DDIM made from this: it clips to [-1, 1] unless told otherwise, and latents go beyond
+    "clip_sample": False,  # DDIM clips to [-1, 1] by default, and latents exceed that
     "set_alpha_to_one": False,
 }
 
 
-def vae_config(scaling_factor: float = 1.0) -> VAEConfig:
-    return VAEConfig.from_json(VAE_JSON | {"scaling_factor": scaling_factor})
+def vae_config() -> VAEConfig:
+    return VAEConfig.from_json(VAE_JSON)
 
 
 def unet_config(layers: Sequence[int] = UNET_JSON["layers_per_block"]) -> UNetConfig:
@@ -75,7 +77,7 @@ def unet_config(layers: Sequence[int] = UNET_JSON["layers_per_block"]) -> UNetCo
 
 
 def text_config(index: int, vocab_size: int) -> TextEncoderConfig:
-    """Of the first (index 0: no projection, quick GELU) or the second (index 1) text encoder."""
+    """Return the configuration of the first (0: no projection, quick GELU) or the second (1) text encoder."""
     width = TEXT_WIDTHS[index]
     return TextEncoderConfig(
         vocab_size=vocab_size,

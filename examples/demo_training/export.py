@@ -1,17 +1,14 @@
-"""Stage `export`: everything trained, as one diffusers folder in fp16."""
-
-from __future__ import annotations
+"""Stage `export`: write everything that was trained into one diffusers folder, in fp16."""
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from demo_training import autoencoder, common, denoiser, grow, text
-from demo_training.configs import SCHEDULER_JSON, UNET_JSON, VAE_JSON
+from demo_training.configs import JSON, SCHEDULER_JSON, UNET_JSON, VAE_JSON
 from distrijax.checkpoint.build import blueprint
 from distrijax.checkpoint.export import write_folder
 from distrijax.checkpoint.files import appearing
@@ -35,7 +32,7 @@ INDEX = {
 }
 
 
-def _component(name: str, json: dict[str, Any], module: nnx.Module) -> Component:
+def _component(name: str, json: JSON, module: nnx.Module) -> Component:
     prefix = "text_model." if name.startswith("text_encoder") else ""
     tensors = {}
     for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
@@ -45,25 +42,26 @@ def _component(name: str, json: dict[str, Any], module: nnx.Module) -> Component
 
 
 def write(out: Path, target: Path, average: Path | None = None) -> None:
-    """Write the averaged U-Net, the autoencoder, the text encoders, tokenizers and scheduler to `target`.
+    """Write U-Net, autoencoder, text encoders, tokenizers and scheduler to `target`.
 
-    average: checkpoints of the run that this U-Net began with: the mean of both is written, which made fewer mistakes
-        than either (arXiv 2203.05482). Fewer layers a block grow first.
+    Args:
+        average: Checkpoints of the run that this U-Net started from: the mean of both is written, which made fewer
+            mistakes than either one (arXiv 2203.05482).
     """
     *_, encoders = text.load(out)
     unet = denoiser.build()
-    common.fill(unet, common.load_params(out / "unet"))
+    common.assign(unet, common.load_params(out / "unet"))
     if average is not None:
-        before = denoiser.build()
-        grow.fill(before, common.load_params(average))
-        nnx.update(unet, jax.tree.map(lambda a, b: (a + b) / 2, nnx.state(unet), nnx.state(before)))
+        start = denoiser.build()
+        grow.assign_smaller(start, common.load_params(average))
+        nnx.update(unet, jax.tree.map(lambda a, b: (a + b) / 2, nnx.state(unet), nnx.state(start)))
     modules = {
         "unet": (UNET_JSON, unet),
         "vae": (VAE_JSON, autoencoder.load(out)),
         "text_encoder": (encoders[0].config.to_json(), encoders[0]),
         "text_encoder_2": (encoders[1].config.to_json(), encoders[1]),
     }
-    components = {name: _component(name, dict(json), module) for name, (json, module) in modules.items()}
+    components = {name: _component(name, json, module) for name, (json, module) in modules.items()}
     tokenizers = {name: read_tokenizer(out / name) for name in ("tokenizer", "tokenizer_2")}
     source = Source(str(out), components, SCHEDULER_JSON, INDEX, tokenizers)
     with appearing(target, overwrite=True) as partial:

@@ -1,6 +1,4 @@
-"""A CLIP tokenizer of the demo world: byte-level, so that any text has tokens; each word of the grammar has one."""
-
-from __future__ import annotations
+"""A byte-level CLIP tokenizer of the demo world: any text has tokens, and each word of the grammar is one."""
 
 import json
 import re
@@ -9,35 +7,35 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-
-from distrijax.demo import scenes
+from demo_world.captions import caption
+from demo_world.scenes import sample
 
 LENGTH = 77
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 printable stand-ins for bytes, in the order of CLIP's and GPT-2's vocabularies ("!" comes first)."""
+    """Return the 256 characters that stand for bytes, in the order of the vocabularies of GPT-2 and CLIP."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [b for b in range(256) if b not in shown]
     return [chr(b) for b in shown] + [chr(256 + i) for i in range(len(hidden))]
 
 
 def words() -> list[str]:
-    """Every word that captions of the grammar use."""
-    rng, found = np.random.default_rng(0), set[str]()
+    """Return every word of the grammar, and a few that users may write."""
+    rng, seen = np.random.default_rng(0), set[str]()
     for _ in range(20000):
-        found |= set(re.findall(r"[a-z]+|[^\sa-z]", scenes.caption(scenes.sample(rng), rng)))
-    return sorted(found | {"grey", "centre", "photo", "painting", "two", "three", "are", "against", "front", "of"})
+        seen |= set(re.findall(r"[a-z]+|[^\sa-z]", caption(sample(rng), rng)))
+    return sorted(seen | {"grey", "centre", "photo", "painting", "two", "three", "are", "against", "front", "of"})
 
 
 def merges() -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first, until every word is a single token."""
+    """Return byte-pair merges, the most frequent pair first, that make every word a single token."""
     parts = {word: (*word[:-1], word[-1] + "</w>") for word in words()}
-    done = []
+    pairs_in_order = []
     while any(len(p) > 1 for p in parts.values()):
         pairs = Counter(pair for p in parts.values() for pair in pairwise(p))
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        done.append(best)
+        pairs_in_order.append(best)
         for word, pieces in parts.items():
             merged: list[str] = []
             for piece in pieces:
@@ -46,11 +44,11 @@ def merges() -> list[tuple[str, str]]:
                 else:
                     merged.append(piece)
             parts[word] = tuple(merged)
-    return done
+    return pairs_in_order
 
 
-def write(folder: Path, pad: str) -> int:
-    """Write vocab.json, merges.txt and the two JSON files beside them; returns the size of the vocabulary."""
+def write(folder: Path, pad: str) -> None:
+    """Write vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs, alphabet = merges(), byte_alphabet()
     tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(p) for p in pairs)]
@@ -68,11 +66,10 @@ def write(folder: Path, pad: str) -> int:
         "errors": "replace",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | special, indent=1))
-    return len(tokens)
 
 
 class Tokenizer:
-    """Fast enough for training: looks whole words up, which is what the merges come to inside the grammar."""
+    """A tokenizer that is fast enough for training: it looks up whole words, which are single tokens in the grammar."""
 
     def __init__(self, folder: Path):
         self.vocabulary = json.loads((folder / "vocab.json").read_text())
@@ -80,9 +77,9 @@ class Tokenizer:
         self.pad, self.size = self.vocabulary[pad], len(self.vocabulary)
 
     def __call__(self, captions: list[str]) -> np.ndarray:
-        """Token ids, int32 [N, 77]."""
+        """Return token ids, int32 [N, 77]."""
         ids = np.full((len(captions), LENGTH), self.pad, np.int32)
-        for row, text in zip(ids, captions, strict=True):
-            found = [self.vocabulary[w + "</w>"] for w in re.findall(r"[a-z]+|[^\sa-z]", text.lower())]
-            row[: len(found) + 2] = [self.size - 2, *found, self.size - 1]
+        for line, text in zip(ids, captions, strict=True):
+            tokens = [self.vocabulary[w + "</w>"] for w in re.findall(r"[a-z]+|[^\sa-z]", text.lower())]
+            line[: len(tokens) + 2] = [self.size - 2, *tokens, self.size - 1]
         return ids

@@ -1,1 +1,1 @@
-"""The parts of `examples/quality.py`: what patches over several devices do to a picture."""
+"""The parts of `examples/quality.py`: how patches on several devices change a picture."""

@@ -1,22 +1,22 @@
-"""How alike two pictures are."""
+"""Similarity of pictures, and a check for broken ones."""
 
 import numpy as np
 from scipy.ndimage import correlate1d
 
-WINDOW, SIGMA = 11, 1.5  # of Wang et al. 2004, as are the constants of SSIM
-EQUAL = 120.0  # dB: fp32 pictures that differ by rounding alone are at 100 to 120, and equal ones at infinity
+WINDOW, SIGMA = 11, 1.5  # as in Wang et al. 2004, and so are the constants of SSIM
+EQUAL = 120.0  # dB: fp32 pictures that differ by rounding alone have 100 to 120, and equal ones infinity
 
 
 def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture [B, H, W, 3] in [0, 1], in dB, at most `EQUAL`: [B]."""
+    """Return the peak signal-to-noise ratio of each picture [B, H, W, 3] in [0, 1], in dB, at most `EQUAL`: [B]."""
     error = np.square(np.subtract(pictures, references, dtype=np.float64)).mean((1, 2, 3))
     return -10 * np.log10(np.maximum(error, 10 ** (-EQUAL / 10)))
 
 
 def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture [B, H, W, 3] in [0, 1]: [B].
+    """Return the structural similarity of each picture [B, H, W, 3] in [0, 1]: [B].
 
-    The mean over channels, and over those pixels whose whole window lies in the picture.
+    The mean over channels, and over the pixels whose whole window lies in the picture.
     """
     # Picture by picture: in float64, the five blurred products of 64 pictures would be half a gigabyte.
     pairs = zip(pictures.astype(np.float64), references.astype(np.float64), strict=True)
@@ -28,11 +28,12 @@ def _ssim(x: np.ndarray, y: np.ndarray) -> float:
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
-    alike = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float((alike / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
 
 
-def _blur(x: np.ndarray) -> np.ndarray:  # [H, W, 3] -> [H - 10, W - 10, 3]
+def _blur(x: np.ndarray) -> np.ndarray:
+    """Blur [H, W, 3] with the Gaussian window: [H - 10, W - 10, 3]."""
     reach = WINDOW // 2
     weights = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / SIGMA))
     weights /= weights.sum()
@@ -41,7 +42,7 @@ def _blur(x: np.ndarray) -> np.ndarray:  # [H, W, 3] -> [H - 10, W - 10, 3]
 
 
 def broken(pictures: np.ndarray) -> np.ndarray:
-    """Which pictures are not finite, or all of one colour (black, as a rule): bool [B]."""
+    """Return which pictures are not finite, or all of one colour (usually black): bool [B]."""
     flat = pictures.reshape(len(pictures), -1, pictures.shape[-1])
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         constant = np.ptp(flat, 1).max(-1) < 1 / 255

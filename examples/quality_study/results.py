@@ -1,50 +1,109 @@
-"""The rows of a study on disk: what is there is not computed again."""
+"""The results of a study, in memory and on disk: what has been measured is not computed again."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-from distrijax.errors import DistrijaxError
+from distrijax import DistrijaxError
 from quality_study.settings import Setting
 
 
-class Results:
-    """`results.json` of a folder, written after every row.
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What is measured of the pictures of one setting.
 
-    Args:
-        study: all on which every row depends: model, prompts, ... Rows of another study are not to be mixed in.
-
-    Raises:
-        DistrijaxError: the file is of another study.
+    Attributes:
+        problems: Number of problems that the judge finds in each picture.
+        broken: Indices of pictures that are black or not finite.
+        psnr: PSNR of each picture in dB; empty for a reference, and if a picture is broken.
+        ssim: SSIM of each picture; empty in the same cases.
     """
 
-    def __init__(self, folder: Path, study: dict[str, Any]):
+    problems: list[int]
+    broken: list[int]
+    psnr: list[float] = dataclasses.field(default_factory=list)
+    ssim: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def correct(self) -> int:
+        """Number of pictures without problems."""
+        return self.problems.count(0)
+
+    @property
+    def mean_psnr(self) -> float:
+        return sum(self.psnr) / len(self.psnr)
+
+    @property
+    def mean_ssim(self) -> float:
+        return sum(self.ssim) / len(self.ssim)
+
+
+Measurements = dict[Setting, Measurement]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Pictures of one mode with the smallest patches, in half precision.
+
+    Attributes:
+        height: Height of the pictures.
+        patch: Number of devices.
+        dtype: Data type of the model.
+        deviation: Standard deviation of the pixels, the least of all pictures.
+        broken: Indices of pictures that are black or not finite.
+    """
+
+    height: int
+    patch: int
+    dtype: str
+    deviation: float
+    broken: list[int]
+
+
+class Results:
+    """The file `results.json` of a folder, written after every measurement.
+
+    Args:
+        study: Everything that all measurements depend on: model, prompts and so on.
+
+    Attributes:
+        measurements: By setting.
+        checks: By mode.
+
+    Raises:
+        DistrijaxError: The file is of another study.
+    """
+
+    def __init__(self, folder: Path, study: dict[str, str | int | float]):
         self.path, self.study = folder / "results.json", study
-        self.rows: dict[Setting, dict[str, Any]] = {}
-        self.checks: dict[str, dict[str, Any]] = {}  # by mode
+        self.measurements: Measurements = {}
+        self.checks: dict[str, Check] = {}
         if not self.path.exists():
             return
-        found = json.loads(self.path.read_text())
-        if found["study"] != study:
-            other = [k for k in found["study"] | study if found["study"].get(k) != study.get(k)]
-            each = "; ".join(f"{k} is {found['study'].get(k)!r} there, {study.get(k)!r} here" for k in other)
-            raise DistrijaxError(f"{self.path} is of another study: {each}. Choose another --out, or begin with --anew")
-        names = [field.name for field in dataclasses.fields(Setting)]
-        self.rows = {Setting(**{n: row[n] for n in names}): row for row in found["rows"]}
-        self.checks = {check["mode"]: check for check in found["checks"]}
+        content = json.loads(self.path.read_text())
+        if content["study"] != study:
+            there = content["study"]
+            different = [k for k in there | study if there.get(k) != study.get(k)]
+            each = "; ".join(f"{k} is {there.get(k)!r} there, {study.get(k)!r} here" for k in different)
+            raise DistrijaxError(f"{self.path} is of another study: {each}. Choose another --out, or use --restart")
+        for entry in content["measurements"]:
+            self.measurements[Setting(**entry["setting"])] = Measurement(**entry["measurement"])
+        self.checks = {mode: Check(**check) for mode, check in content["checks"].items()}
 
-    def add(self, setting: Setting, row: dict[str, Any]) -> None:
-        self.rows[setting] = dataclasses.asdict(setting) | row
-        self.save()
+    def add(self, setting: Setting, measurement: Measurement) -> None:
+        self.measurements[setting] = measurement
+        self._save()
 
-    def add_check(self, mode: str, check: dict[str, Any]) -> None:
-        self.checks[mode] = {"mode": mode} | check
-        self.save()
+    def add_check(self, mode: str, check: Check) -> None:
+        self.checks[mode] = check
+        self._save()
 
-    def save(self) -> None:
+    def _save(self) -> None:
+        as_dict = dataclasses.asdict
+        entries = [{"setting": as_dict(s), "measurement": as_dict(m)} for s, m in self.measurements.items()]
+        checks = {mode: as_dict(check) for mode, check in self.checks.items()}
+        content = {"study": self.study, "measurements": entries, "checks": checks}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"study": self.study, "rows": list(self.rows.values()), "checks": list(self.checks.values())}
-        half = self.path.with_suffix(".part")  # an interrupted write must not cost the rows of an hour
-        half.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        half.replace(self.path)
+        partial = self.path.with_suffix(".part")  # an interrupted write must not lose an hour's measurements
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        partial.replace(self.path)
