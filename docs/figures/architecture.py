@@ -16,6 +16,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 INK, QUIET, LINE = "#222222", "#6b6b6b", "#444444"
 FILL = {"stage": "#dbe7f5", "model": "#e3f0e0", "devices": "#f7e3cf", "data": "#f4f4f4", "host": "#eadff2"}
 FOLDERS = [
+    *("checks", "config", "nn", "models", "parallel", "runtime", "schedulers"),
+    *("checkpoint", "text", "sampling", "pipelines", "tools", "cli"),
+]
     "checks",
     "config",
     "nn",
