@@ -19,20 +19,6 @@ FOLDERS = [
     *("checks", "config", "nn", "models", "parallel", "runtime", "schedulers"),
     *("checkpoint", "text", "sampling", "pipelines", "tools", "cli"),
 ]
-    "checks",
-    "config",
-    "nn",
-    "models",
-    "parallel",
-    "runtime",
-    "schedulers",
-    "checkpoint",
-    "text",
-    "sampling",
-    "pipelines",
-    "tools",
-    "cli",
-]
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, kind: str, title: str, text: str = "") -> None:
