@@ -53,8 +53,7 @@ def picture(pipe: StableDiffusionXLPipeline, prompt: str, noise: Array, steps: i
 
 
 if __name__ == "__main__":
+    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL)
     noise = jax.random.normal(jax.random.key(0), (1, 32, 32, 4))
-    image = picture(
-        StableDiffusionXLPipeline.from_pretrained(MODEL), "a red circle above a blue square", noise, 25, 5.0
-    )
+    image = picture(pipe, "a red circle above a blue square", noise, steps=25, scale=5.0)
     Image.fromarray(np.asarray(jnp.rint(image[0] * 255)).astype(np.uint8)).save("picture.png")
