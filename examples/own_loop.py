@@ -38,9 +38,9 @@ def sample(
 
 def picture(pipe: StableDiffusionXLPipeline, prompt: str, noise: Array, steps: int, scale: float) -> Array:
     """Return the picture that `pipe` makes of `noise` [1, h, w, C], by a loop of our own."""
-    encoders = ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
-    encodings = [encoder(jnp.asarray(tokenizer([prompt]))) for tokenizer, encoder in encoders]
-    context, pooled = jnp.concatenate([e.hidden_states[-2] for e in encodings], -1), encodings[1].pooled
+    stages = zip((pipe.tokenizer, pipe.tokenizer_2), (pipe.text_encoder, pipe.text_encoder_2), strict=True)
+    encodings = [e(jnp.asarray(t([prompt]))) for t, e in stages if t is not None and e is not None]
+    context, pooled = jnp.concatenate([e.hidden_states[-2] for e in encodings], -1), encodings[-1].pooled
     # The branch without the prompt comes first; SDXL's stands for an empty prompt by zeros.
     context, pooled = (jnp.concatenate([jnp.zeros_like(x), x]) for x in (context, pooled))
     size = [pipe.vae_scale_factor * n for n in noise.shape[1:3]]
