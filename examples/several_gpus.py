@@ -30,7 +30,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
     pipe = StableDiffusionXLPipeline.from_pretrained(options.model, dtype=dtype, parallel=parallel)
-    print(pipe.traffic(height=options.size, width=options.size))  # what each device sends and receives in a step
     image = pipe(
         options.prompt,
         height=options.size,

@@ -1,6 +1,7 @@
 """The examples that people copy: each makes the picture it promises, from the demo model, in under 60 lines."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +12,13 @@ import pytest
 from PIL import Image
 
 from distrijax import StableDiffusionXLPipeline
-from distrijax.demo import MODEL, check
+from distrijax.demo import MODEL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from demo_world import judge
+
 NAMES = ("text_to_image", "several_gpus", "image_to_image", "batch_of_prompts", "own_loop")
 STEPS = "12"
 
@@ -35,7 +40,7 @@ def example(name: str) -> ModuleType:
 def wrong(prompt: str, *pictures: str | Path) -> list:
     """Return what the demo's judge finds wrong with pictures that should all show the same prompt."""
     pixels = [np.asarray(Image.open(picture)) for picture in pictures]
-    return check.refused(np.stack(pixels), [prompt] * len(pixels))
+    return judge.failures(np.stack(pixels), [prompt] * len(pixels))
 
 
 @pytest.mark.parametrize("name", NAMES)
