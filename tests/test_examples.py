@@ -14,11 +14,11 @@ from PIL import Image
 from distrijax import StableDiffusionXLPipeline
 from distrijax.demo import MODEL
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from demo_world import judge
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("text_to_image", "several_gpus", "image_to_image", "batch_of_prompts", "own_loop")
 STEPS = "12"
 
