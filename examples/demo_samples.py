@@ -53,7 +53,7 @@ def draw(args: argparse.Namespace) -> None:
     prompts = [captions.caption(captions.EXAMPLE), *captions.held_out_prompts(args.prompts - 1, seed=args.seed)]
     pipe = StableDiffusionXLPipeline.from_pretrained(args.model, dtype=jnp.float32)
     if args.scheduler:
-        pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), args.scheduler)
+        pipe.scheduler = scheduler_from_config(pipe.scheduler.config, args.scheduler)
     batches = [
         pipe(
             prompts[start : start + BATCH],

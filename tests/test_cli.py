@@ -128,7 +128,7 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_interrupting_writes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
+    from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

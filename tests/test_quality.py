@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from distrijax import DistrijaxError, scheduler_from_config
 from distrijax.demo import MODEL
-from distrijax.parallel.mesh import MODES
+from distrijax.parallel.policies import MODES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 

@@ -165,7 +165,7 @@ def test_base(base: dict[str, Any], tmp_path: Path) -> None:
     direct = load(base["file"], config=base["config"], progress=False)
     assert leaves(direct) == leaves(expected)
     assert direct.tokenizer == expected.tokenizer
-    assert direct.scheduler.to_config() == expected.scheduler.to_config()
+    assert direct.scheduler.config == expected.scheduler.config
     converted = convert(base["file"], tmp_path / "converted", config=base["config"], progress=False)
     assert leaves(load(converted, progress=False)) == leaves(expected)
     export(converted, tmp_path / "back", progress=False)

@@ -51,7 +51,7 @@ def save_diffusers(
         index = packaged("refiner_model_index" if parts.text_encoder is None else "base_model_index") | dict(
             parts.index
         )
-        checkpoint = Checkpoint(str(folder), components, index, parts.scheduler.to_config(), tokenizers)
+        checkpoint = Checkpoint(str(folder), components, index, parts.scheduler.config, tokenizers)
         with appearing(folder, overwrite=overwrite) as partial:
             write_folder(checkpoint.with_classes(), partial, variant=variant, dtype=dtype)
     return folder
@@ -60,7 +60,7 @@ def save_diffusers(
 def scheduler_json(scheduler: Scheduler | str | Path | None) -> Json | None:
     """Return the scheduler_config.json of a scheduler, of that file, or of a folder that has one."""
     if scheduler is None or isinstance(scheduler, Scheduler):
-        return None if scheduler is None else scheduler.to_config()
+        return None if scheduler is None else scheduler.config
     if not isinstance(scheduler, str | Path):
         kind = type(scheduler).__name__
         raise DistrijaxError(f"scheduler is a {kind}; it must be a Scheduler of distrijax, or a path or hub id of one")

@@ -9,7 +9,7 @@ from typing import Any
 
 from distrijax.cli.options import DTYPES
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import MODES, Parallel
+from distrijax.parallel.options import Parallel
 
 KNOWN = "sdxl-base, sdxl-refiner, sdxl-mid (random weights), demo, or a checkpoint"
 PEERS = ("diffusers", "maxdiffusion")
@@ -76,7 +76,7 @@ def _bench(options: argparse.Namespace) -> None:
     from distrijax.bench import figure, results
     from distrijax.bench.step import Case
     from distrijax.checkpoint import find
-    from distrijax.compile import keep_compiled_programs
+    from distrijax.runtime.compile import keep_compiled_programs
 
     if options.plot is not None:
         figure.check(options.plot)

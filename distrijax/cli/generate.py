@@ -21,8 +21,8 @@ from distrijax import __version__
 from distrijax.cli.options import DTYPES
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import MODES, Parallel
-from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
+from distrijax.parallel.options import Parallel
+from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.schedulers import scheduler_from_config
 
@@ -192,7 +192,7 @@ def _generate(options: argparse.Namespace) -> None:
         pipe.parallel = _parallel(given, settings | {"guidance_scale": 1.0}, count)
     settings |= {name: getattr(pipe.parallel, name) for name in DEVICES}
     if settings["scheduler"] is not None:
-        pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), settings["scheduler"])
+        pipe.scheduler = scheduler_from_config(pipe.scheduler.config, settings["scheduler"])
     if settings["seed"] is None:
         settings["seed"] = processes.same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]))
     settings["dtype"] = np.dtype(pipe.dtype).name

@@ -11,7 +11,7 @@ from typing import Any
 from distrijax.checkpoint import KNOWN, find
 from distrijax.cli.options import DTYPES
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import MODES, Parallel
+from distrijax.parallel.options import Parallel
 from distrijax.plan.cards import CARDS, Rates
 from distrijax.plan.compiling import prepare, why_not
 

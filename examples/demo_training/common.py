@@ -21,9 +21,9 @@ from tqdm import tqdm
 from distrijax.models.vae import PixelAttention
 from distrijax.nn.attention import Transformer2D
 from distrijax.nn.resnet import ResnetBlock
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.exchange import WHOLE
 
-WHOLE = Whole()
+WHOLE = WHOLE
 Tree = dict[str, Any]  # nested dicts of arrays
 State = dict[str, Any]  # "params", "opt", and in some stages "ema" and "count": all of it is checkpointed
 Metrics = dict[str, jax.Array]

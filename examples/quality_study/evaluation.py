@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from distrijax import Parallel, StableDiffusionXLPipeline, scheduler_from_config
 from distrijax.models.vae import VAE
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.exchange import WHOLE
 from quality_study import metrics
 from quality_study.results import Check, Measurement
 from quality_study.settings import Setting
@@ -43,7 +43,7 @@ def load(model: Path, dtype: DTypeLike) -> StableDiffusionXLPipeline:
 @jax.jit
 def decode(vae: VAE, latents: Array) -> Array:
     """Decode the pipeline's latents [B, C, h, w] on one device into pictures [B, H, W, 3] in [0, 1]."""
-    image = vae.decode(latents.transpose(0, 2, 3, 1) / vae.config.scaling_factor, Whole())
+    image = vae.decode(latents.transpose(0, 2, 3, 1) / vae.config.scaling_factor, WHOLE)
     return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
 
@@ -151,7 +151,7 @@ class Evaluator:
     ) -> np.ndarray:
         """Return the pipeline's output, and call `advance` with `progress` after each step."""
         pipe.parallel = parallel  # all settings are emulated on the device that holds the weights
-        pipe.scheduler = scheduler_from_config(pipe.scheduler.to_config(), scheduler)
+        pipe.scheduler = scheduler_from_config(pipe.scheduler.config, scheduler)
 
         # With a callback, steps are dispatched one by one: one program serves every number of steps.
         def on_step_end(*_: object) -> None:

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Iterable
 from itertools import product
 
-from distrijax import Parallel
-from distrijax.parallel.mesh import MODES
+from distrijax.parallel.policies import MODES
 
 ONE_DEVICE = "one_device"
-MODES_COMPARED = tuple(mode for mode in MODES if mode != "tensor")  # tensor parallelism cannot be emulated
-DISPLACED = tuple(mode for mode in MODES_COMPARED if Parallel(patch=2, mode=mode, emulate=True).displaces)
+MODES_COMPARED = tuple(MODES)
+DISPLACED = tuple(mode for mode, policy in MODES.items() if policy.carries)
 PATCHES, WARMUPS, STEPS, SCHEDULERS = (2, 4, 8), (0, 1, 2, 4, 8), (10, 25, 50), ("ddim", "euler")
 
 
