@@ -32,8 +32,8 @@ from distrijax.parallel.cluster import is_first, same_everywhere
 from distrijax.parallel.mesh import Parallel, fetch, replicate
 from distrijax.parallel.rows import Rows
 from distrijax.parallel.tensor import spread_weights
-from distrijax.parallel.traffic import Traffic
-from distrijax.parallel.traffic import traffic as traffic_of
+from distrijax.tools.traffic import Traffic
+from distrijax.tools.traffic import count_traffic as traffic_of
 from distrijax.pipelines import programs
 from distrijax.pipelines.initial import initial_latents, schedule_of
 from distrijax.pipelines.prompt import (
