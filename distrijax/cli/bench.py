@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -83,7 +84,7 @@ def _bench(options: argparse.Namespace) -> None:
         figure.draw(options.plot, axis, reports[0].measurements, reports[0].title)
 
 
-def _reports(options: argparse.Namespace, sizes: dict[str, int], case: Workload) -> Iterator[BenchReport]:
+def _reports(options: argparse.Namespace, sizes: dict[str, Any], case: Workload) -> Iterator[BenchReport]:
     """Measure what was asked for."""
     settings = RunSettings(options.runs, options.warm_up, (lambda message: None) if options.quiet else _announce)
     cfg, values = sizes.get("cfg", 1), _values(options)

@@ -94,7 +94,7 @@ class Traffic:
             for label, volume in (volumes | {"total": self.step(phase)}).items():
                 sent, received = volume.bytes_sent / MB, volume.bytes_received / MB
                 lines.append(f"    {label:<24}{sent:>9.3f} MB{received:>9.3f} MB{volume.messages:>10}")
-        lines.append("  holds from step to step")
+        lines.append("  carries from step to step")
         held = {KINDS[kind]: size for kind, size in self.carry.items() if size and kind != "latents"}
         for label, size in (held | {"latents": self.carry["latents"], "total": self.carry_bytes}).items():
             lines.append(f"    {label:<24}{size / MB:>9.3f} MB")
