@@ -108,7 +108,10 @@ def test_pictures_branches_and_groups_of_devices() -> None:
     assert three.carry_bytes == 3 * one.carry_bytes
     assert small(data=3, patch=2, pictures=3).steps["displaced"] == one.steps["displaced"]
     alone = small(patch=2, guided=False)
-    assert (alone.branches, alone.steps["displaced"]) == (1, small(patch=2, cfg=2).steps["displaced"] | {"guidance": Volume()})
+    assert (alone.branches, alone.steps["displaced"]) == (
+        1,
+        small(patch=2, cfg=2).steps["displaced"] | {"guidance": Volume()},
+    )
 
 
 def test_real_devices_count_the_same() -> None:

@@ -111,6 +111,8 @@ def _check(options: argparse.Namespace, sizes: dict[str, int]) -> None:
     peers = [] if options.against is None else options.against.split(",")
     for name in peers:
         one_of("--against", name, PEERS)
+        if peers.count(name) > 1:
+            raise DistrijaxError(f"--against names {name} twice; name each peer once")
     if options.torch_compile and "diffusers" not in peers:
         raise DistrijaxError("--torch-compile compiles diffusers; add --against diffusers")
     if options.values is not None and options.sweep is None:
