@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig
-from distrijax.demo import MODEL
+from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig, cli, scheduler_from_config
+from distrijax.checkpoint.model import find
 from distrijax.tools.traffic import Traffic, Volume, count_traffic
 
 SMALL = UNetConfig.from_json(
@@ -137,18 +137,19 @@ def test_what_cannot_be_counted(parallel: Parallel, options: dict[str, Any], mes
         count_traffic(SMALL, parallel, **options)
 
 
-def test_of_a_pipeline() -> None:
-    parallel = Parallel(cfg=2, patch=2, emulate=True)
-    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, parallel=parallel, progress=False)
-    pipe.set_progress_bar_config(disable=True)
-    counted = pipe.traffic(64, 96, pictures=2)
-    assert counted == count_traffic(
-        pipe.unet.config, parallel, jnp.float32, height=8, width=12, pictures=2, scheduler=pipe.scheduler
-    )
-    with pytest.raises(DistrijaxError, match="cfg is 2"):
-        pipe.traffic(guidance_scale=1.0)
-    with pytest.raises(DistrijaxError, match="height is 100"):
-        pipe.traffic(height=100)
+def test_verbose_prints_it_before_the_first_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", stop)
+    sizes = "--height 64 --width 96 --num-images 2 --cfg 2 --patch 2 --emulate"
+    assert cli.main(["generate", "a red circle", "--verbose", *sizes.split()]) == 130
+    parallel, model = Parallel(cfg=2, patch=2, emulate=True), find("demo")
+    scheduler = scheduler_from_config(model.scheduler)
+    counted = count_traffic(model.unet, parallel, "float32", height=8, width=12, pictures=2, scheduler=scheduler)
+    assert str(counted) in capsys.readouterr().err
 
 
 def test_sdxl_on_eight_devices() -> None:

@@ -15,11 +15,11 @@ from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, ch
 from distrijax.compile import keep_compiled_programs
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import Parallel
-from distrijax.tools.bench import figure, measure
+from distrijax.tools import plots
+from distrijax.tools.bench import measure
 from distrijax.tools.bench.compare import PEERS
 from distrijax.tools.bench.report import BenchReport
 from distrijax.tools.bench.timing import RunSettings
-from distrijax.tools.plot import check_plot
 from distrijax.tools.workload import Workload
 
 VALUES = {"pixels": "512,768,1024", "steps": "5,10,20", "devices": "1,2,4,8"}
@@ -81,7 +81,7 @@ def _bench(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps([report.json(settings) for report in reports], indent=1) + "\n")
     if options.plot is not None:
         axis = measure.SWEEPS[options.sweep or "devices"]
-        figure.draw(options.plot, axis, reports[0].measurements, reports[0].title)
+        plots.draw_sweep(options.plot, axis, reports[0].measurements, reports[0].title)
 
 
 def _reports(options: argparse.Namespace, sizes: dict[str, Any], case: Workload) -> Iterator[BenchReport]:
@@ -120,7 +120,7 @@ def _check(options: argparse.Namespace, sizes: dict[str, int]) -> None:
     if options.plot is not None:
         if options.sweep is None and options.share is None:
             raise DistrijaxError("--plot draws a --sweep or a --share; leave it out, or add one of them")
-        check_plot(options.plot)
+        plots.check_plot(options.plot)
     check_output("--plot", options.plot)
     check_output("--json", options.json)
     if options.share is not None or options.sweep == "devices" or peers:

@@ -3,18 +3,17 @@
 import argparse
 import json
 import sys
-from math import prod
 from pathlib import Path
 
+from distrijax.checks import whole_number
 from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.mesh import Parallel
-from distrijax.tools.plan import estimate, figure, layouts, report
+from distrijax.tools import plots
+from distrijax.tools.plan import estimate, layouts, report
 from distrijax.tools.plan.cards import CARDS, Rates
 from distrijax.tools.plan.topology import missing_compiler, prepare_cuda_compiler
-from distrijax.tools.plot import check_plot
 
-AS_LAYOUT = 0  # the value of --compare without a number: as many devices as the layout has
 RATES = {
     "flops": "FLOP/s that matrix products reach",
     "memory": "bytes/s of the card's memory",
@@ -42,14 +41,7 @@ def add(commands: Commands) -> None:
     devices.add_argument("--warmup-steps", type=int, default=4, metavar="N", help="(default: %(default)s)")
     devices.add_argument("--gpu", choices=tuple(CARDS), default="h100", help="the card (default: %(default)s)")
     devices.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that hold the GPUs (default: 1)")
-    devices.add_argument(
-        "--compare",
-        type=int,
-        nargs="?",
-        const=AS_LAYOUT,
-        metavar="DEVICES",
-        help="set all layouts of this many devices (default: as many as the given layout) side by side",
-    )
+    devices.add_argument("--compare", type=int, metavar="N", help="set all layouts of N devices side by side")
 
     rates = command.add_argument_group("what the estimate assumes (default: fractions of the card's peaks)")
     for name, meaning in RATES.items():
@@ -77,7 +69,7 @@ def _plan(options: argparse.Namespace) -> None:
     )
     parallel = Parallel(**sizes, mode=options.mode, warmup_steps=options.warmup_steps, emulate=True)
     if options.compare is not None:
-        plans = layouts.compare(options.compare or prod(sizes.values()), request, parallel, _announce)
+        plans = layouts.compare(options.compare, request, parallel, _announce)
         print(json.dumps([plan.json() for plan in plans], indent=1) if options.json else report.comparison(plans))
         return
     _announce("both programs" if parallel.patch > 1 else "the program")
@@ -85,7 +77,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.hlo is not None:
         options.hlo.write_text(plan.hlo)
     if options.plot is not None:
-        figure.draw(plan, options.plot)
+        plots.draw_plan(plan, options.plot)
     print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
 
 
@@ -94,16 +86,14 @@ def _check(options: argparse.Namespace, sizes: dict[str, int]) -> None:
     if options.mode == "tensor":
         raise DistrijaxError("--mode is 'tensor', whose program is not planned; choose another, such as full_sync")
     if options.compare is not None:
-        if options.compare < 0 or (options.compare == AS_LAYOUT and not sizes):
-            raise DistrijaxError("--compare needs a number of devices, 1 or more, such as --compare 8")
-        unused = [f"--{name}" for name in ("hlo", "plot") if getattr(options, name) is not None]
-        unused += [f"--{axis}" for axis in sizes] if options.compare != AS_LAYOUT else []
+        whole_number("--compare", options.compare, 1)
+        unused = [f"--{name}" for name in (*sizes, "hlo", "plot") if getattr(options, name) is not None]
         if unused:
             raise DistrijaxError(f"--compare plans several layouts of its own choice; leave out {' and '.join(unused)}")
     check_output("--hlo", options.hlo)
     check_output("--plot", options.plot)
     if options.plot is not None:
-        check_plot(options.plot)
+        plots.check_plot(options.plot)
 
 
 def _announce(what: str) -> None:

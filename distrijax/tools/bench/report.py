@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import jax
@@ -68,7 +68,7 @@ def machine() -> dict[str, object]:
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,  # includes that of other programs
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: installed for name in PACKAGES if (installed := _version(name)) is not None},
+        "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }
 
 
@@ -78,10 +78,3 @@ def _cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
