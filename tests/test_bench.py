@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -12,38 +11,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from distrijax.parallel.rows import Rows
-from distrijax.parallel.slabs import Synchronous
 from flax import nnx
 from parallel_helpers import UNET, relative
 
 from distrijax import DistrijaxError, Parallel
-from distrijax.bench import against, figure, peer_diffusers, peer_maxdiffusion, results, step, weights
-from distrijax.bench.share import Delivered, Share, layout
-from distrijax.bench.timing import Times, Work, take_turns
-from distrijax.checkpoint import Checkpoint, Component, find
+from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint.model import Model, find
 from distrijax.cli import main
 from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
-from distrijax.nn.exchange import WHOLE
 from distrijax.nn.norm import GroupNorm
-from distrijax.sampling import programs
+from distrijax.parallel.exchange import Whole
+from distrijax.parallel.rows import Rows
+from distrijax.parallel.slabs import Synchronous
+from distrijax.tools import loop
+from distrijax.tools.bench import compare, measure, peer_diffusers, peer_maxdiffusion, steps, weights
+from distrijax.tools.bench.steps import CopiedInPlace, DeviceShare
+from distrijax.tools.bench.timing import RunSettings, TimedFunction, Times, take_turns
+from distrijax.tools.workload import Workload
 
 TINY = UNET | {"projection_class_embeddings_input_dim": 8 + 6 * 4}
 
 
 @pytest.fixture(scope="module")
-def case() -> step.Case:
+def case() -> Workload:
     demo = find("demo")
     tiny = blueprint("unet", TINY, "test")
     model = Model("tiny", {"unet": TINY}, {"unet": tiny, "vae": demo.blueprints["vae"]}, {}, {}, None)
-    factor = demo.blueprints["vae"].config.scale_factor
-    return step.Case(model, height=32 * factor, width=16 * factor, dtype="float32")
+    factor = demo.blueprints["vae"].config.factor
+    return Workload(model, height=32 * factor, width=16 * factor, dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def unet(case: step.Case) -> Any:
-    return case.unet(Parallel())
+def unet(case: Workload) -> Any:
+    return weights.unet(case.model, case.dtype, Parallel())
 
 
 def equations(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
@@ -56,10 +57,10 @@ def equations(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
                 yield from equations(inner, inside)
 
 
-def operations(function: Any, *args: Any) -> int:
+def operations(jaxpr: Any) -> int:
     """Multiplications of its products and convolutions."""
     total = 0
-    for equation, times in equations(jax.make_jaxpr(function)(*args).jaxpr):
+    for equation, times in equations(jaxpr):
         out = prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -70,45 +71,61 @@ def operations(function: Any, *args: Any) -> int:
     return total
 
 
-@pytest.mark.parametrize("displaced", [False, True])
+def multiplications(call: loop.LoopCall, layout: Parallel) -> list[int]:
+    """Of the program of each phase of `layout`."""
+    counts = []
+    for _, phase in loop.phases(layout):
+        jaxpr, after = loop.trace(call, phase)
+        counts.append(operations(jaxpr))
+        call = after
+    return counts
+
+
 @pytest.mark.parametrize(("devices", "cfg"), [(2, 1), (4, 1), (2, 2), (4, 2)])
-def test_a_share_is_an_nth_of_the_arithmetic(
-    case: step.Case, unet: Any, devices: int, cfg: int, displaced: bool
-) -> None:
-    alone = Share(case, layout(1))
-    whole = operations(lambda *args: alone.program(*args, displaced=False), *alone.arguments(unet))
-    part = Share(case, layout(devices, cfg=cfg))
-    args = part.arguments(unet)
-    if displaced:
-        if not part.layout.displaces:
-            pytest.skip("nothing is displaced without patches")
-        args = (args[0], jax.eval_shape(lambda *a: part.program(*a, displaced=False)[0], *args), *args[2:])
-    own = operations(lambda *args: part.program(*args, displaced=displaced), *args)
-    # What depends on no row, such as the time embedding, every device computes.
-    assert 1 / devices <= own / whole < 1 / devices + 0.01
+def test_a_share_is_an_nth_of_the_arithmetic(case: Workload, unet: Any, devices: int, cfg: int) -> None:
+    alone, part = DeviceShare.of(case, 1), DeviceShare.of(case, devices, cfg=cfg)
+    (whole,) = multiplications(alone.call(unet), alone.layout)
+    counts = multiplications(part.call(unet), part.layout)
+    assert len(counts) == (1 if devices == cfg else 2)
+    for own in counts:
+        # What depends on no row, such as the time embedding, every device computes.
+        assert 1 / devices <= own / whole < 1 / devices + 0.01
 
 
-def test_a_share_has_the_shapes_of_one_device(case: step.Case, unet: Any) -> None:
+def test_a_share_has_the_shapes_of_one_device(case: Workload, unet: Any) -> None:
     """Of N virtual devices, each with its own place along the first axis of the pieces."""
-    parallel, part = Parallel(patch=4, emulate=True), Share(case, layout(4))
-    choices: dict[str, Any] = {"parallel": parallel, "rows": case.rows(parallel), "scheduler": step.SCHEDULER}
-    args = step.arguments(case, unet, parallel)
-    theirs = jax.eval_shape(lambda *a: programs.denoise(*a, **choices, displaced=False)[0].pieces, *args)
-    own = jax.eval_shape(lambda *a: part.program(*a, displaced=False)[0].pieces, *part.arguments(unet))
-    assert [(1, *x.shape[1:]) for x in jax.tree.leaves(theirs)] == [x.shape for x in jax.tree.leaves(own)]
-    assert all(x.shape[0] == 4 for x in jax.tree.leaves(theirs))
+    parallel, part = Parallel(patch=4, emulate=True), DeviceShare.of(case, 4)
+    ((_, synchronous), _) = loop.phases(parallel)
+    pieces = [
+        loop.trace(call, synchronous)[1].carry.pieces
+        for call in (loop.random_call(case, unet, parallel), part.call(unet))
+    ]
+    theirs, own = map(jax.tree.leaves, pieces)
+    assert [(1, *x.shape[1:]) for x in theirs] == [x.shape for x in own]
+    assert all(x.shape[0] == 4 for x in theirs)
+
+
+def test_steps_run_as_often_as_wanted(case: Workload, unet: Any) -> None:
+    """The carry is donated to every run, and a displaced step starts from what a synchronous one left."""
+    for functions in (DeviceShare.of(case, 2).steps(unet), steps.steps(case, unet, Parallel(patch=2, emulate=True))):
+        assert set(functions) == {"synchronous", "displaced"}
+        for function in functions.values():
+            first, again = (function.run(function.prepare())[0].latents for _ in range(2))
+            assert function.repeats == 2
+            assert np.isfinite(first).all()
+            assert np.array_equal(first, again)
 
 
 def test_layers_of_a_share_equal_those_of_a_device_whose_neighbours_hold_the_same() -> None:
     """By hand: a picture of three equal slabs, of which the middle one is looked at."""
     own = jnp.asarray(np.random.RandomState(0).randn(2, 4, 6, 8), jnp.float32)
     whole = jnp.concatenate([own] * 3, 1)
-    px = Synchronous(Rows(12, 3), Delivered(3))
+    px = Synchronous(Rows(12, 3), CopiedInPlace(3))
     conv = Conv(8, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
     norm = GroupNorm(8, 4, eps=1e-5, dtype=jnp.float32)
     attention = SelfAttention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     conv.path, norm.path, attention.path = "conv", "norm", "attention"
-    neutral = WHOLE
+    neutral = Whole()
     assert relative(conv(own, px), conv(whole, neutral)[:, 4:8]) < 1e-6
     assert relative(norm(own, px), norm(whole, neutral)[:, 4:8]) < 1e-6
     tokens, all_tokens = (x.transpose(1, 2, 0, 3) for x in (own, whole))
@@ -118,39 +135,43 @@ def test_layers_of_a_share_equal_those_of_a_device_whose_neighbours_hold_the_sam
 
 def test_turns_are_taken_and_the_warm_up_does_not_count() -> None:
     order: list[Any] = []
-    works = {
-        name: Work(lambda made, name=name: order.append((name, made)), prepare=lambda: len(order), per=2)
+    functions = {
+        name: TimedFunction(lambda inputs, name=name: order.append((name, inputs)), lambda: len(order), repeats=2)
         for name in ("a", "b")
     }
-    times = take_turns(works, runs=2, warm_up=1)
+    times = take_turns(functions, RunSettings(runs=2, warm_up=1))
     assert order == [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("a", 4), ("b", 5)]
     assert all(len(t.seconds) == 2 for t in times.values())
     assert Times((3.0, 1.0, 2.0)).json() == {"median": 2.0, "min": 1.0, "max": 3.0, "seconds": [3.0, 1.0, 2.0]}
 
 
-def test_a_run_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_waited_for_and_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[Any] = []
+    clock = iter([10.0, 14.0])
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x) or x)
-    take_turns({"one": Work(lambda made: "result", lambda: "made")}, runs=1, warm_up=0)
-    assert waited == ["made", "result"]
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    function = TimedFunction(lambda inputs: "result", lambda: "inputs", repeats=2)
+    times = take_turns({"one": function}, RunSettings(runs=1, warm_up=0))
+    assert waited == ["inputs", "result"]
+    assert times["one"].seconds == (2.0,)
 
 
-def test_diffusers_beside_predicts_the_same_from_the_same_memory(case: step.Case) -> None:
+def test_diffusers_beside_predicts_the_same_from_the_same_memory(case: Workload) -> None:
     arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
-    works, seconds, distances = against.works(case, arrays, ["diffusers"], compile_torch=False)
+    functions, distances = compare.compare(case, arrays, ["diffusers"], torch_compile=False)
     assert distances["diffusers"] < 1e-5
-    assert set(works) == {"distrijax", "diffusers"}
-    assert set(seconds) == {"distrijax"}
+    assert set(functions) == {"distrijax", "diffusers"}
+    assert functions["distrijax"].compile_seconds
     path = next(path for path in arrays if path.endswith("conv_in.kernel"))
     seen = peer_diffusers.tensor(arrays[path], (0, 2, 3, 1))
     assert seen.data_ptr() == arrays[path].unsafe_buffer_pointer()
     assert seen.shape == tuple(arrays[path].shape[i] for i in (0, 3, 1, 2))
 
 
-def test_maxdiffusion_beside_predicts_the_same(case: step.Case) -> None:
+def test_maxdiffusion_beside_predicts_the_same(case: Workload) -> None:
     pytest.importorskip("maxdiffusion", reason="maxdiffusion is installed from its repository only")
-    with pytest.raises(DistrijaxError, match="32 groups, those of tiny have not"):
-        against.check(case, ["maxdiffusion"])
+    with pytest.raises(DistrijaxError, match="32 groups, those of tiny do not"):
+        compare.check(case, ["maxdiffusion"])
     config = TINY | {"block_out_channels": [32, 32, 64], "norm_num_groups": 32}
     plans = case.model.blueprints | {"unet": blueprint("unet", config, "test")}
     case = dataclasses.replace(
@@ -158,28 +179,28 @@ def test_maxdiffusion_beside_predicts_the_same(case: step.Case) -> None:
     )
     arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        against.check(case, ["maxdiffusion"])
-        works, seconds, distances = against.works(case, arrays, ["maxdiffusion"], compile_torch=False)
+        compare.check(case, ["maxdiffusion"])
+        functions, distances = compare.compare(case, arrays, ["maxdiffusion"], torch_compile=False)
     assert 1e-6 < distances["maxdiffusion"] < 1e-3  # its tanh GELU and its epsilon
-    assert set(works) == set(seconds) == {"distrijax", "maxdiffusion"}
+    assert set(functions) == {"distrijax", "maxdiffusion"}
 
 
 def test_parameters_have_the_names_of_maxdiffusion() -> None:
     name = "down_blocks.1.attentions.0.transformer_blocks.9.attn2.to_out.0.weight"
-    renamed = peer_maxdiffusion._renamed(name, 2)
+    renamed = peer_maxdiffusion.renamed(name, 2)
     assert "/".join(renamed) == "down_blocks_1/attentions_0/transformer_blocks_9/attn2/to_out_0/kernel"
-    assert peer_maxdiffusion._renamed("conv_norm_out.weight", 1) == ("conv_norm_out", "scale")
-    assert peer_maxdiffusion._renamed("conv_in.bias", 1) == ("conv_in", "bias")
+    assert peer_maxdiffusion.renamed("conv_norm_out.weight", 1) == ("conv_norm_out", "scale")
+    assert peer_maxdiffusion.renamed("conv_in.bias", 1) == ("conv_in", "bias")
 
 
 @pytest.mark.parametrize("name", ["diffusers", "maxdiffusion"])
 def test_a_peer_that_is_not_installed_is_told_with_the_cure(
-    name: str, case: step.Case, monkeypatch: pytest.MonkeyPatch
+    name: str, case: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (peer_diffusers, peer_maxdiffusion):
         monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(DistrijaxError, match=f"compare with {name}.*pip install"):
-        against.check(case, [name])
+        compare.check(case, [name])
 
 
 def test_bf16_weights_reach_torch_as_they_are() -> None:
@@ -187,37 +208,27 @@ def test_bf16_weights_reach_torch_as_they_are() -> None:
     assert peer_diffusers.tensor(x, (1, 0)).float().numpy().T.tolist() == x.astype(jnp.float32).tolist()
 
 
+SMALL = "--model demo --height 256 --width 256 --quiet"
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    works: Any = {"synchronous": Work(lambda _: None), "displaced": Work(lambda _: None)}
-    monkeypatch.setattr(Share, "works", lambda self, unet: (works, dict.fromkeys(works, 1.0)))
-    monkeypatch.setattr(step.Case, "unet", lambda self, parallel: None)
-    written, plot = tmp_path / "share.json", tmp_path / "share.png"
-    command = [
-        "bench",
-        "--model",
-        "demo",
-        "--height",
-        "256",
-        "--width",
-        "256",
-        "--runs",
-        "2",
-        "--quiet",
-        "--share",
-        "1,2",
-    ]
-    assert main([*command, "--json", str(written), "--plot", str(plot)]) == 0
-    assert "one of 2, displaced" in capsys.readouterr().out
-    (found,) = json.loads(written.read_text())
-    assert {"device", "cpu", "versions"} <= set(found["machine"])
-    assert found["settings"]["dtype"] == "float32"
-    assert found["settings"]["latents"] == [2, 32, 32, 4]
-    assert [len(row["seconds"]) for row in found["rows"]] == [2] * 4
-    assert plot.stat().st_size > 10_000
+    functions = dict.fromkeys(("synchronous", "displaced"), TimedFunction(lambda _: None, compile_seconds=1.0))
+    monkeypatch.setattr(DeviceShare, "steps", lambda self, unet: functions)
+    monkeypatch.setattr(weights, "unet", lambda *_: None)
+    written, picture = tmp_path / "share.json", tmp_path / "share.png"
+    command = f"bench {SMALL} --runs 2 --share 1,2 --json {written} --plot {picture}"
+    assert main(command.split()) == 0
+    assert "2  displaced step" in capsys.readouterr().out
+    (report,) = json.loads(written.read_text())
+    assert {"device", "cpu", "versions"} <= set(report["machine"])
+    assert report["settings"]["dtype"] == "float32"
+    assert report["settings"]["latents"] == [2, 32, 32, 4]
+    assert [(line["at"], len(line["seconds"])) for line in report["rows"]] == [(1, 2), (1, 2), (2, 2), (2, 2)]
+    assert picture.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--model nothing", "it must be sdxl-base"),
         ("--height 100", "it must be a multiple of 8"),
@@ -225,12 +236,12 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
         ("--share 3 --cfg 2", "multiple of cfg=2"),
         ("--share 64 --height 256", "choose patch="),
         ("--share 2 --patch 2", "measured on one device"),
-        ("--share 4,2", "and grow"),
+        ("--share 4,2", "increasing order"),
         ("--share two", "not a list of numbers"),
         ("--torch-compile", "--against"),
         ("--torch-compile --against maxdiffusion", "--against diffusers"),
-        ("--against flax", "diffusers or maxdiffusion"),
-        ("--against diffusers,diffusers", "both with a comma"),
+        ("--against flax", "diffusers, maxdiffusion"),
+        ("--against diffusers,diffusers", "twice"),
         ("--values 1,2", "--sweep"),
         ("--plot a.png", "--sweep or a --share"),
         ("--share 2 --plot a.txt", ".png"),
@@ -239,8 +250,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
         ("--only step --cfg 2 --no-guidance --emulate", "no second guidance branch"),
     ],
 )
-def test_mistakes_are_told_before_any_work(
-    arguments: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_mistakes_are_refused_before_any_work(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("weights were made")
@@ -248,26 +259,27 @@ def test_mistakes_are_told_before_any_work(
     monkeypatch.setattr(weights, "arrays", never)
     model = [] if "--model" in arguments else ["--model", "demo"]
     assert main(["bench", *model, *arguments.split()]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_sweep_of_pixels_and_steps(case: step.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_of_pixels_and_steps(case: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
 
-    def works(case: step.Case, unet: Any, parallel: Parallel) -> Any:
+    def step(case: Workload, unet: Any, parallel: Parallel) -> Any:
         seen.append((case.height, case.steps))
-        return {"synchronous": Work(lambda _: None)}, {"synchronous": 0.5}
+        return {"synchronous": TimedFunction(lambda _: None)}
 
-    monkeypatch.setattr(step, "works", works)
-    monkeypatch.setattr(step.Case, "unet", lambda self, parallel: None)
-    effort = results.Effort(runs=1)
-    sizes = [8 * case.height // case.latents[0] * n for n in (1, 2)]
-    pixels = results.sweep("pixels", sizes, case, Parallel(), effort)
-    assert [row.at for row in pixels.rows] == sizes
-    assert [height for height, _ in seen] == sizes
-    counted = results.sweep("steps", [2, 4], case, Parallel(), effort)
-    assert [steps for _, steps in seen[2:]] == [2, 4]
-    assert [row.name for row in counted.rows] == ["synchronous steps together"] * 2
+    monkeypatch.setattr(steps, "steps", step)
+    monkeypatch.setattr(weights, "unet", lambda *_: None)
+    settings = RunSettings(runs=1)
+    sizes = [case.height, 2 * case.height]
+    pixels = measure.sweep("pixels", sizes, case, Parallel(), settings)
+    assert [line.at for line in pixels.measurements] == sizes
+    assert seen == [(size, case.steps) for size in sizes]
+    monkeypatch.setattr(measure, "take_turns", lambda functions, settings: dict.fromkeys(functions, Times((0.5,))))
+    together = measure.sweep("steps", [2, 4], case, Parallel(), settings)
+    assert seen[2:] == [(case.height, 2), (case.height, 4)]
+    assert [line.times.median for line in together.measurements] == [1.0, 2.0]
 
 
 def test_known_models_have_the_shapes_of_their_names() -> None:
@@ -277,9 +289,3 @@ def test_known_models_have_the_shapes_of_their_names() -> None:
     arrays = weights.arrays(tiny, "vae", "bfloat16", Parallel().replicated)
     assert {path: x.shape for path, x in arrays.items()} == dict(tiny.blueprints["vae"].shapes)
     assert next(iter(arrays.values())).dtype == jnp.bfloat16
-
-
-def test_no_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(DistrijaxError, match="pip install matplotlib"):
-        figure.check(Path("a.png"))

@@ -1,7 +1,7 @@
 """The transfers of a displaced step hide under its arithmetic: seen in the program that XLA compiles for eight H100s.
 
 No GPU is needed, but JAX's CUDA plug-in is, which holds the compiler: without it all of this is skipped. How long a
-step waits is an estimate (`distrijax.plan.schedule`), the same for all schedules that are compared here.
+step waits is an estimate (`distrijax.tools.plan.schedule`), the same for all schedules that are compared here.
 """
 
 import json
@@ -12,29 +12,32 @@ from typing import Any
 
 import pytest
 
-from distrijax.plan.compiling import why_not
+from distrijax.tools.plan.topology import missing_compiler
 
 pytestmark = [
     pytest.mark.cuda_compiler,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler())),
 ]
 
 # In a process of its own: the CUDA compiler has to be found before JAX knows its devices.
 WORKER = """
 import json, sys
-from distrijax.plan import compiling
-compiling.prepare()
-from distrijax.plan import estimate
-from distrijax.plan.cards import CARDS, Rates
-from distrijax.checkpoint import find
+from distrijax.tools.plan.topology import prepare_cuda_compiler
+prepare_cuda_compiler()
+from distrijax import Parallel
+from distrijax.checkpoint.model import find
+from distrijax.tools.plan import estimate
+from distrijax.tools.plan.cards import CARDS, Rates
+from distrijax.tools.workload import Workload
 choices = json.loads(sys.argv[1])
 model = find("sdxl-mid" if choices.pop("mid", False) else "sdxl-base")
 size, layout = choices.pop("size"), choices.pop("layout")
-request = estimate.Request(model, CARDS["h100"], Rates(550e12, 2.6e12, 320e9, 320e9), size, size)
+workload = Workload(model, size, size, "bfloat16", steps=50)
+request = estimate.Request(workload, CARDS["h100"], Rates(550e12, 2.6e12, 320e9, 320e9))
 options = choices.pop("options", None)
 if options and "fdo_profile" in options:
     options["fdo_profile"] = options["fdo_profile"].encode()
-plan = estimate.plan(request, layout, options=options)
+plan = estimate.plan(request, Parallel(**layout, emulate=True), options=options)
 print(json.dumps(plan.json()))
 """
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig
-from distrijax.demo import MODEL
-from distrijax.parallel.traffic import Sent, Traffic, traffic
+from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig, cli, scheduler_from_config
+from distrijax.checkpoint.model import find
+from distrijax.tools.traffic import Traffic, Volume, count_traffic
 
 SMALL = UNetConfig.from_json(
     {
@@ -42,7 +42,7 @@ TOKENS = ATTENTIONS * 2 * (8 * 6) * 16  # keys and values of the whole picture a
 @cache
 def small(dtype: str = "bfloat16", pictures: int = 1, guided: bool = True, **choices: Any) -> Traffic:
     parallel = Parallel(**({"emulate": True} | choices))
-    return traffic(SMALL, parallel, jnp.dtype(dtype), height=16, width=12, guided=guided, pictures=pictures)
+    return count_traffic(SMALL, parallel, jnp.dtype(dtype), height=16, width=12, guided=guided, pictures=pictures)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_by_hand(dtype: str, cfg: int, patch: int) -> None:
     counted = small(dtype, cfg=cfg, patch=patch)
     each, branches, others = jnp.dtype(dtype).itemsize, 2 // cfg, patch - 1
 
-    def sent(messages: int, elements: int, size: int) -> Sent:
-        return Sent(messages, elements, elements * size, elements * size)
+    def sent(messages: int, elements: int, size: int) -> Volume:
+        return Volume(messages, elements, elements * size, elements * size)
 
     tokens = sent(2 * ATTENTIONS, others * branches * TOKENS // patch, each)
     displaced = {
@@ -61,16 +61,16 @@ def test_by_hand(dtype: str, cfg: int, patch: int) -> None:
         "moments": sent(1, 2 * others * branches * MOMENTS, 4),
         "tokens": tokens,
         "latents": sent(2, 2 * branches * (12 * 4 + FIRST), each),
-        "guidance": sent(1, 16 // patch * 12 * 4, 4) if cfg == 2 else Sent(),
+        "guidance": sent(1, 16 // patch * 12 * 4, 4) if cfg == 2 else Volume(),
     }
-    assert counted.displaced == displaced
+    assert counted.steps["displaced"] == displaced
     # In a synchronous step there are as many messages as layers ask, and moments are gathered: half as much as a sum.
-    assert counted.synchronous == displaced | {
+    assert counted.steps["synchronous"] == displaced | {
         "halos": sent(2 * CONVS, 2 * branches * EDGE, each),
         "latents": sent(2, 2 * branches * 12 * 4, each),
         "moments": sent(NORMS, others * branches * MOMENTS, 4),
     }
-    total = counted.step(displaced=True)
+    total = counted.step("displaced")
     assert total.bytes_sent == sum(of.bytes_sent for of in displaced.values())
     assert total.messages == 2 + 1 + 8 + 2 + (cfg == 2)
     assert counted.carry == {
@@ -85,29 +85,33 @@ def test_by_hand(dtype: str, cfg: int, patch: int) -> None:
 def test_modes_differ_in_what_they_send_and_hold() -> None:
     def kinds(mode: str) -> tuple[set[str], set[str]]:
         counted = small(patch=2, mode=mode)
-        sends = {kind for kind, of in counted.displaced.items() if of.messages}
+        last = list(counted.steps.values())[-1] if "displaced" in counted.steps else {}
+        sends = {kind for kind, volume in last.items() if volume.messages}
         return sends, {kind for kind, held in counted.carry.items() if held}
 
     assert kinds("stale_gn") == ({"halos", "moments", "tokens", "latents"},) * 2
     # Its group norms wait for this step's moments, one message each, and hold nothing.
     assert kinds("sync_gn") == ({"halos", "moments", "tokens", "latents"}, {"halos", "tokens", "latents"})
-    assert small(patch=2, mode="sync_gn").displaced["moments"].messages == NORMS
+    assert small(patch=2, mode="sync_gn").steps["displaced"]["moments"].messages == NORMS
     assert kinds("separate_gn") == ({"halos", "tokens", "latents"},) * 2
     # Nothing but the latents themselves is sent; what was received of all devices is kept.
     assert kinds("no_sync") == ({"latents"}, {"halos", "tokens", "latents"})
     assert small(patch=2, mode="no_sync").carry["tokens"] == 2 * 2 * TOKENS
     for mode, messages in (("full_sync", 2 * CONVS + NORMS + 2 * ATTENTIONS + 2), ("naive_patch", 0)):
         assert kinds(mode) == (set(), {"latents"})
-        assert small(patch=2, mode=mode).step(displaced=False).messages == messages
+        assert small(patch=2, mode=mode).step("synchronous").messages == messages
 
 
 def test_pictures_branches_and_groups_of_devices() -> None:
     one, three = small(patch=2), small(patch=2, pictures=3)
-    assert three.step(displaced=True).bytes_sent == 3 * one.step(displaced=True).bytes_sent
+    assert three.step("displaced").bytes_sent == 3 * one.step("displaced").bytes_sent
     assert three.carry_bytes == 3 * one.carry_bytes
-    assert small(data=3, patch=2, pictures=3).displaced == one.displaced
+    assert small(data=3, patch=2, pictures=3).steps["displaced"] == one.steps["displaced"]
     alone = small(patch=2, guided=False)
-    assert (alone.branches, alone.displaced) == (1, small(patch=2, cfg=2).displaced | {"guidance": Sent()})
+    assert (alone.branches, alone.steps["displaced"]) == (
+        1,
+        small(patch=2, cfg=2).steps["displaced"] | {"guidance": Volume()},
+    )
 
 
 def test_real_devices_count_the_same() -> None:
@@ -116,49 +120,50 @@ def test_real_devices_count_the_same() -> None:
 
 def test_one_device_sends_nothing() -> None:
     counted = small(patch=1)
-    assert counted.displaced == {}
-    assert counted.step(displaced=False) == Sent()
+    assert set(counted.steps) == {"synchronous"}
+    assert counted.step("synchronous") == Volume()
 
 
 @pytest.mark.parametrize(
     ("parallel", "options", "message"),
     [
-        (Parallel(patch=2, mode="tensor"), {}, "choose another mode"),
+        (Parallel(patch=2, mode="tensor"), {}, "mode is 'tensor'.*choose another"),
         (Parallel(cfg=2, emulate=True), {"guided": False}, "cfg is 2.*no guidance.*use cfg=1"),
         (Parallel(data=2, emulate=True), {"pictures": 3}, "3 pictures cannot be dealt to data=2"),
     ],
 )
 def test_what_cannot_be_counted(parallel: Parallel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DistrijaxError, match=message):
-        traffic(SMALL, parallel, **options)
+        count_traffic(SMALL, parallel, **options)
 
 
-def test_of_a_pipeline() -> None:
-    parallel = Parallel(cfg=2, patch=2, emulate=True)
-    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, parallel=parallel, progress=False)
-    pipe.set_progress_bar_config(disable=True)
-    counted = pipe.traffic(64, 96, pictures=2)
-    assert counted == traffic(
-        pipe.unet.config, parallel, jnp.float32, height=8, width=12, pictures=2, scheduler=pipe.scheduler
-    )
-    with pytest.raises(DistrijaxError, match="cfg is 2"):
-        pipe.traffic(guidance_scale=1.0)
-    with pytest.raises(DistrijaxError, match="height is 100"):
-        pipe.traffic(height=100)
+def test_verbose_prints_it_before_the_first_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", stop)
+    sizes = "--height 64 --width 96 --num-images 2 --cfg 2 --patch 2 --emulate"
+    assert cli.main(["generate", "a red circle", "--verbose", *sizes.split()]) == 130
+    parallel, model = Parallel(cfg=2, patch=2, emulate=True), find("demo")
+    scheduler = scheduler_from_config(model.scheduler)
+    counted = count_traffic(model.unet, parallel, "float32", height=8, width=12, pictures=2, scheduler=scheduler)
+    assert str(counted) in capsys.readouterr().err
 
 
 def test_sdxl_on_eight_devices() -> None:
     """The promise: a guidance branch's carry of 62 MB, and less received than the original's 0.424e9 elements."""
     config = json.loads((resources.files("distrijax.checkpoint") / "configs" / "base_unet.json").read_text())
-    counted = traffic(UNetConfig.from_json(config), Parallel(patch=8, emulate=True), jnp.bfloat16)  # 1024x1024
+    counted = count_traffic(UNetConfig.from_json(config), Parallel(patch=8, emulate=True), jnp.bfloat16)  # 1024x1024
     tokens = 2 * (10 * 64 * 64 * 640 + 60 * 32 * 32 * 1280)  # keys and values of a branch
     assert counted.carry["tokens"] == 2 * 2 * tokens // 8
-    assert counted.displaced["tokens"].elements_received == 2 * tokens * 7 // 8
+    assert counted.steps["displaced"]["tokens"].elements_received == 2 * tokens * 7 // 8
     assert 60e6 < counted.carry_bytes_per_branch < 62e6
-    assert 0.37e9 < counted.step(displaced=True).elements_received < 0.38e9
+    assert 0.37e9 < counted.step("displaced").elements_received < 0.38e9
     # 39 halos, 46 moments, 70 keys and values: the 155 tensors of the original. And the latents, to both sides.
-    assert counted.step(displaced=False).messages == 2 * 39 + 46 + 2 * 70 + 2
-    assert counted.step(displaced=True).messages == 2 + 1 + 2 * 70 + 2
+    assert counted.step("synchronous").messages == 2 * 39 + 46 + 2 * 70 + 2
+    assert counted.step("displaced").messages == 2 + 1 + 2 * 70 + 2
     table = str(counted)
     print(table)
     for shown in ("8 devices", "corrected_async_gn", "734.003 MB", "60.649 MB", "in a displaced step", "145"):

@@ -25,6 +25,7 @@ from distrijax.parallel.options import Parallel
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.schedulers import scheduler_from_config
+from distrijax.tools.traffic import Traffic, count_traffic
 
 METADATA = "distrijax"  # the PNG text chunk that holds a picture's settings, as JSON
 NUMBERS = ("data", "cfg", "patch")
@@ -199,8 +200,7 @@ def _generate(options: argparse.Namespace) -> None:
     passed = ["prompt_2", "negative_prompt", "negative_prompt_2", "height", "width"]
     passed += ["guidance_scale", "guidance_rescale", "eta", "clip_skip"]
     if options.verbose and processes.is_first() and parallel.mode != "tensor":  # there, traffic is up to the compiler
-        sizes = {name: settings[name] for name in ("height", "width", "guidance_scale")}
-        print(pipe.traffic(**sizes, pictures=count), file=sys.stderr)
+        print(_traffic(pipe, settings, count), file=sys.stderr)
     for prompt in prompts:
         seeds = [settings["seed"] + i for i in range(count)]
         images = pipe(
@@ -220,6 +220,23 @@ def _generate(options: argparse.Namespace) -> None:
     if options.verbose and processes.is_first():
         spent = {"loading": loading, **pipe.seconds}
         print(", ".join(f"{part} {seconds:.1f} s" for part, seconds in spent.items()), file=sys.stderr)
+
+
+def _traffic(pipe: StableDiffusionXLPipeline, settings: dict[str, Any], pictures: int) -> Traffic:
+    """Count what each device sends in a step of such a picture."""
+    scale, config = pipe.vae.config.factor, pipe.unet.config
+    height, width = (None if settings[name] is None else settings[name] // scale for name in ("height", "width"))
+    guided = settings["guidance_scale"] > 1 and config.time_cond_proj_dim is None
+    return count_traffic(
+        config,
+        pipe.parallel,
+        pipe.dtype,
+        height=height,
+        width=width,
+        guided=guided,
+        pictures=pictures,
+        scheduler=pipe.scheduler,
+    )
 
 
 def _join(given: dict[str, Any]) -> None:

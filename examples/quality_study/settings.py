@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from itertools import product
 
+from distrijax import Parallel
 from distrijax.parallel.policies import MODES
 
 ONE_DEVICE = "one_device"

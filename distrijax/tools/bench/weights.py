@@ -1,4 +1,4 @@
-"""The weights of a model that is measured: its checkpoint's, or random ones, for whose time these do as well."""
+"""The weights of a measured model: its checkpoint's, or random ones, which take as long."""
 
 import functools
 import math
@@ -14,28 +14,35 @@ from distrijax.checkpoint.component import Checkpoint as Model
 from distrijax.checkpoint.component import Placement, put
 from distrijax.checkpoint.load import open_source
 from distrijax.demo import MODEL as DEMO
+from distrijax.models.unet import UNet
 from distrijax.parallel.mesh import Parallel
 from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 from distrijax.text.tokenizer import Tokenizer
 
-_PERIOD = 1_000_003  # random numbers before they repeat: a prime, so that no two rows of a matrix are the same
+_PERIOD = 1_000_003  # random numbers before they repeat: a prime, so that no two rows of a matrix are equal
 
 
 def arrays(model: Model, component: str, dtype: DTypeLike, placement: Placement) -> dict[str, jax.Array]:
-    """The weights of a component by path."""
+    """Return the weights of a component by path."""
     if model.source is not None:
         return dict(model.source.components[component].stream(jnp.dtype(dtype), placement))  # type: ignore[arg-type]
     shapes = model.blueprints[component].shapes
-    return {path: put(_drawn(path, shape).astype(dtype), placement) for path, shape in shapes.items()}
+    return {path: put(_random(path, shape).astype(dtype), placement) for path, shape in shapes.items()}
 
 
-def pipeline(model: Model, parallel: Parallel, dtype: DTypeLike) -> tuple[StableDiffusionXLPipeline, float]:
-    """The whole model on its devices, and the seconds that took. Random models read prompts as the demo does."""
+def unet(model: Model, dtype: DTypeLike, parallel: Parallel) -> UNet:
+    """Return the U-Net, whole on every device."""
+    built: UNet = model.blueprints["unet"].build(arrays(model, "unet", dtype, parallel.replicated), dtype)
+    return built
+
+
+def pipeline(model: Model, dtype: DTypeLike, parallel: Parallel) -> tuple[StableDiffusionXLPipeline, float]:
+    """Return the whole model on its devices, and the seconds that took. Random models use the demo's tokenizers."""
     start = time.perf_counter()
     parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer"))
-    for name, plan in model.blueprints.items():
-        parts[name] = plan.build(arrays(model, name, dtype, parallel.replicated), dtype)
+    for name, blueprint in model.blueprints.items():
+        parts[name] = blueprint.build(arrays(model, name, dtype, parallel.replicated), dtype)
     jax.block_until_ready(parts)
     files = model.source.tokenizers if model.source is not None else open_source(DEMO).tokenizers
     for name in ("tokenizer", "tokenizer_2")[parts["text_encoder"] is None :]:
@@ -47,9 +54,9 @@ def pipeline(model: Model, parallel: Parallel, dtype: DTypeLike) -> tuple[Stable
     return pipe, time.perf_counter() - start
 
 
-def _drawn(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random numbers for a parameter: activations keep their size from layer to layer."""
-    numbers = np.resize(_numbers(), shape)  # 2.6e9 of them in seconds, not minutes
+def _random(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return random numbers for a parameter, scaled so that activations keep their size from layer to layer."""
+    numbers = np.resize(_numbers(), shape)  # repeated: 2.6e9 of them then take seconds, not minutes
     if len(shape) == 1:
         return numbers * np.float32(0.1) + np.float32(path.endswith("scale"))
     fan_in = math.prod(shape[1:]) if len(shape) == 4 else shape[0]  # kernels are [O, h, w, I] and [I, O]

@@ -1,0 +1,110 @@
+"""A step of the U-Net in diffusers on torch, eager and compiled by `torch.compile`."""
+
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distrijax.errors import DistrijaxError
+from distrijax.tools.bench.peer import TIMESTEP, PeerSteps, StepInputs, Weights
+from distrijax.tools.bench.timing import TimedFunction
+from distrijax.tools.workload import Workload
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check(workload: Workload) -> None:
+    """Raise DistrijaxError if diffusers or torch is not installed, or torch cannot use the GPU."""
+    missing = [name for name in ("torch", "diffusers") if find_spec(name) is None]
+    if missing:
+        raise DistrijaxError(
+            f"to compare with diffusers, install {' and '.join(missing)}: pip install 'distrijax[test]'"
+        )
+    if jax.default_backend() == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise DistrijaxError("JAX sees a GPU and torch does not; install torch with CUDA to compare on it")
+
+
+def build(workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerSteps:
+    """Return a step with these weights, and one compiled by torch if `torch_compile`."""
+    eager, compiled = _steps(workload, weights)
+    functions = {"diffusers": TimedFunction(lambda _: eager())}
+    if torch_compile:
+        start = time.perf_counter()
+        compiled()
+        seconds = time.perf_counter() - start
+        functions["diffusers, torch.compile"] = TimedFunction(lambda _: compiled(), compile_seconds=seconds)
+
+    def predict() -> np.ndarray:
+        prediction: np.ndarray = eager().float().cpu().numpy()
+        return prediction.transpose(0, 2, 3, 1).astype(np.float64)
+
+    return PeerSteps(functions, predict)
+
+
+def _steps(workload: Workload, weights: Weights) -> "tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]":
+    """Return diffusers' step in its fastest layout, eager and compiled.
+
+    On a CPU it uses our arrays themselves, in torch's order of axes: two copies of SDXL would take 20 GB.
+    """
+    import diffusers
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    dtype: torch.dtype = getattr(torch, workload.dtype)
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(dict(workload.model.configs["unet"])).eval()
+    table, state = workload.model.blueprints["unet"].table(), {}
+    for name in unet.state_dict():
+        entry = table.to_ours(name)
+        assert entry is not None, name
+        state[name] = tensor(weights[entry.name], entry.axes).to(device)
+    # [O, h, w, I] seen as [O, I, h, w] is torch's "channels last", the faster layout of its convolutions.
+    unet.load_state_dict(state, assign=True)
+    unet.requires_grad_(False)
+    inputs = StepInputs.of(workload)
+
+    def put(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x).to(device, dtype)
+
+    options = {
+        "timestep_cond": None if inputs.guidance is None else put(inputs.guidance),
+        "added_cond_kwargs": {"text_embeds": put(inputs.pooled), "time_ids": put(inputs.ids)},
+        "return_dict": False,
+    }
+    arguments = (put(inputs.latents).permute(0, 3, 1, 2), torch.tensor(TIMESTEP, device=device), put(inputs.context))
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+    def timed(model: Callable[..., tuple[torch.Tensor]]) -> Callable[[], torch.Tensor]:
+        def step() -> torch.Tensor:
+            with torch.no_grad():
+                prediction = model(*arguments, **options)[0]
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return prediction
+
+        return step
+
+    mode = "max-autotune" if device == "cuda" else None
+    return timed(unet), timed(torch.compile(unet, fullgraph=True, mode=mode))
+
+
+def tensor(array: jax.Array, axes: tuple[int, ...]) -> "torch.Tensor":
+    """Return our array as torch has it, on a CPU in the same memory. `axes`: of torch's tensor in our order."""
+    import torch
+
+    inverse = sorted(range(len(axes)), key=axes.__getitem__)
+    if next(iter(array.devices())).platform == "cpu":
+        return torch.from_dlpack(array).permute(inverse)
+    host = np.array(array)
+    if host.dtype == jnp.bfloat16:  # which NumPy does not know by itself
+        return torch.from_numpy(host.view(np.uint16)).view(torch.bfloat16).permute(inverse)
+    return torch.from_numpy(host).permute(inverse)

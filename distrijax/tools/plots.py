@@ -1,0 +1,108 @@
+"""Plots: of a plan, the kernels and transfers of a step over time and the memory of a device; of a sweep, its cost."""
+
+import textwrap
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from distrijax.errors import DistrijaxError
+from distrijax.tools.bench.report import Measurement
+from distrijax.tools.plan.estimate import Plan, PlannedPhase
+from distrijax.tools.plan.schedule import CATEGORIES
+
+FORMATS = (".png", ".svg", ".pdf")
+COLOURS = dict(zip(CATEGORIES, ("#4c78a8", "#72b7b2", "#54a24b", "#bab0ac", "#eeca3b"), strict=True))
+LINK, WAITING = "#b279a2", "#e45756"
+
+
+def check_plot(path: Path) -> None:
+    """Raise DistrijaxError if no plot can be written to `path`, before anything is computed."""
+    if path.suffix.lower() not in FORMATS:
+        raise DistrijaxError(f"plot is {str(path)!r}; it must end in {', '.join(FORMATS)}")
+    if find_spec("matplotlib") is None:
+        raise DistrijaxError("a plot needs matplotlib: pip install 'distrijax[train]'; or leave out --plot")
+
+
+def draw_plan(plan: Plan, path: Path) -> None:
+    """Draw one layout: a timeline for each phase, and the memory of a device."""
+    pyplot = _pyplot()
+    count, workload = len(plan.phases), plan.request.workload
+    size, heights = (11, 2.1 * count + 2.2), [1] * count + [0.55]
+    figure, axes = pyplot.subplots(count + 1, 1, figsize=size, dpi=110, height_ratios=heights, layout="constrained")
+    for axis, phase in zip(axes, plan.phases, strict=False):
+        _timeline(axis, phase)
+        axis.set_xlim(0, 1e3 * max(phase.step.seconds for phase in plan.phases))
+    axes[count - 1].set_xlabel("ms (estimated)")
+    _memory(axes[count], plan)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=c) for c in (*COLOURS.values(), LINK, WAITING)]
+    labels = [*CATEGORIES, "on the link", "waiting"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    devices = f"{plan.parallel.size} x {plan.request.card.name}: {plan.name}"
+    figure.suptitle(f"{workload.model.name} at {workload.width}x{workload.height}, {devices}", fontsize=10)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _timeline(axis: Any, phase: PlannedPhase) -> None:
+    step = phase.step
+    for category, colour in COLOURS.items():
+        spans = [(k.start * 1e3, k.seconds * 1e3) for k in step.kernels if k.category == category]
+        axis.broken_barh(spans, (1.1, 0.9), color=colour, linewidth=0)
+    sent = [(c.began * 1e3, (c.ready - c.began) * 1e3) for c in step.collectives]
+    axis.broken_barh(sent, (0.05, 0.9), color=LINK, linewidth=0)
+    waits = [(c.needed * 1e3, c.waited * 1e3) for c in step.collectives if c.waited > 0]
+    axis.broken_barh(waits, (1.1, 0.9), color=WAITING, linewidth=0)
+    axis.set(yticks=[0.5, 1.55], yticklabels=["link", "GPU"], ylim=(0, 2.1))
+    waiting = f"{100 * step.wait_share:.1f} % of it waiting for {len(step.collectives)} transfers"
+    axis.set_title(f"a {phase.name} step: {step.seconds * 1e3:.1f} ms, {waiting}", fontsize=9, loc="left")
+
+
+def _memory(axis: Any, plan: Plan) -> None:
+    left, shades = 0.0, ("#4c78a8", "#9ecae9", "#f58518", "#ffbf79", "#d6d6d6")
+    for (name, size), colour in zip(plan.memory_parts.items(), shades, strict=True):
+        axis.barh(0, size / 1e9, left=left, color=colour, label=f"{name}: {size / 1e9:.2f} GB")
+        left += size / 1e9
+    card = plan.request.card.memory / 1e9
+    axis.axvline(card, color=WAITING)
+    axis.text(card, 0.45, "the card ", color=WAITING, ha="right", va="bottom", fontsize=8)
+    axis.set(yticks=[], xlim=(0, 1.02 * max(card, left)), xlabel="GB a device (compiled)")
+    axis.legend(loc="upper right", fontsize=7, frameon=False, bbox_to_anchor=(0.97, 1.05), labelspacing=0.2)
+
+
+def draw_sweep(path: Path, axis: str, measurements: Sequence[Measurement], title: str) -> None:
+    """Draw medians with the range of all runs on logarithmic axes, where a cost in proportion is a line of slope 1.
+
+    Args:
+        axis: what grows, with its unit.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in dict.fromkeys(line.name for line in measurements):
+        points = {line.at: line.times for line in measurements if line.name == name}
+        below = [times.median - min(times.seconds) for times in points.values()]
+        above = [max(times.seconds) - times.median for times in points.values()]
+        medians = [times.median for times in points.values()]
+        axes.errorbar(list(points), medians, (below, above), marker="o", capsize=3, label=name)
+    axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds")
+    axes.set_title(textwrap.fill(title, 64), fontsize=10)
+    values = sorted({line.at for line in measurements if line.at is not None})
+    axes.set_xticks(values, [f"{value:,}" for value in values], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    low, high = axes.get_ylim()
+    ticks = [m * 10.0**e for e in range(-6, 6) for m in (1, 2, 3, 5) if low <= m * 10.0**e <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(low, high)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,87 @@
+"""The pictures whose cost is planned or measured."""
+
+import dataclasses
+
+from distrijax.checkpoint.model import Model
+from distrijax.checks import whole_number
+from distrijax.config import VAEConfig
+from distrijax.errors import DistrijaxError
+from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.rows import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One batch of pictures.
+
+    Attributes:
+        height, width: in pixels.
+        dtype: of weights and arithmetic.
+        guided: classifier-free guidance is on: two branches, unless the model takes the guidance scale as an input.
+        pictures: number of pictures in the batch.
+        steps: denoising steps; for `bench`, those of one dispatch.
+
+    Raises:
+        DistrijaxError: a value cannot be used.
+    """
+
+    model: Model
+    height: int
+    width: int
+    dtype: str
+    guided: bool = True
+    pictures: int = 1
+    steps: int = 2
+
+    def __post_init__(self) -> None:
+        scale = self.scale
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < scale or value % scale:
+                nearest = max(scale, value // scale * scale)
+                raise DistrijaxError(f"{name} is {value}; it must be a multiple of {scale} pixels, such as {nearest}")
+        for name in ("pictures", "steps"):
+            whole_number(name, getattr(self, name), 1)
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent along each side."""
+        return vae_scale_factor(self.model)
+
+    @property
+    def latents(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return self.height // self.scale, self.width // self.scale
+
+    @property
+    def branches(self) -> int:
+        return 2 if self.guided and self.model.unet.time_cond_proj_dim is None else 1
+
+    def slabs(self, parallel: Parallel) -> Rows:
+        """Return how the latents' rows are split over the devices.
+
+        Raises:
+            DistrijaxError: this workload does not fit the mesh, or mode is "tensor".
+        """
+        if parallel.mode == "tensor":
+            raise DistrijaxError("mode is 'tensor', whose steps are neither planned nor timed; choose another mode")
+        because = "it is off, or an input of this model"
+        parallel.check(pictures=self.pictures, guided=self.branches == 2, because=because)
+        return parallel.rows(self.latents[0], self.model.unet.factor)
+
+    def json(self) -> dict[str, object]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
+        latents = [self.branches * self.pictures, *self.latents, self.model.unet.in_channels]
+        named = {"model": self.model.name, "random_weights": self.model.source is None}
+        return {**named, **fields, "latents": latents}
+
+    def __str__(self) -> str:
+        branches = "with guidance" if self.branches == 2 else "without guidance"
+        return f"{self.model.name}, {self.height}x{self.width}, {self.pictures} a batch, {branches}, {self.dtype}"
+
+
+def vae_scale_factor(model: Model) -> int:
+    """Return the pixels per latent along each side."""
+    config = model.blueprints["vae"].config
+    assert isinstance(config, VAEConfig)
+    return config.factor
