@@ -15,7 +15,7 @@ from functools import partial
 
 from distrijax import StableDiffusionXLPipeline
 from distrijax.demo import MODEL
-from distrijax.pipelines import sdxl
+from distrijax.pipelines import loop
 
 
 def main() -> None:
@@ -27,10 +27,10 @@ def main() -> None:
 
     pipe = StableDiffusionXLPipeline.from_pretrained(options.model, progress=False)
     pipe.set_progress_bar_config(disable=True)
-    default = sdxl.segment_length(options.steps)
+    default = loop.segment_length(options.steps)
 
     def run(length: int, callback: Callable[..., None] | None = None) -> float:
-        setattr(sdxl, "segment_length", lambda steps: length)  # noqa: B010  (mypy refuses a plain assignment)
+        setattr(loop, "segment_length", lambda steps: length)  # noqa: B010  (mypy refuses a plain assignment)
         start = time.perf_counter()
         output = pipe(
             "a red circle",

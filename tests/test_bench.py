@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint.model import Model, find
+from distrijax.parallel.rows import Rows
+from distrijax.parallel.slabs import Synchronous
 from flax import nnx
 from parallel_helpers import UNET, relative
 
 from distrijax import DistrijaxError, Parallel
-from distrijax.checkpoint.build import blueprint
-from distrijax.checkpoint.model import Model, find
 from distrijax.cli import main
 from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
+from distrijax.nn.exchange import WHOLE
 from distrijax.nn.norm import GroupNorm
-from distrijax.parallel.exchange import Whole
-from distrijax.parallel.rows import Rows
-from distrijax.parallel.slabs import Synchronous
 from distrijax.tools import loop
 from distrijax.tools.bench import compare, measure, peer_diffusers, peer_maxdiffusion, steps, weights
 from distrijax.tools.bench.steps import CopiedInPlace, DeviceShare
@@ -125,7 +125,7 @@ def test_layers_of_a_share_equal_those_of_a_device_whose_neighbours_hold_the_sam
     norm = GroupNorm(8, 4, eps=1e-5, dtype=jnp.float32)
     attention = SelfAttention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     conv.path, norm.path, attention.path = "conv", "norm", "attention"
-    neutral = Whole()
+    neutral = WHOLE
     assert relative(conv(own, px), conv(whole, neutral)[:, 4:8]) < 1e-6
     assert relative(norm(own, px), norm(whole, neutral)[:, 4:8]) < 1e-6
     tokens, all_tokens = (x.transpose(1, 2, 0, 3) for x in (own, whole))

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-from distrijax.parallel.options import Parallel
 from flax import nnx
 from helpers_checkpoint import (
     VAE,
@@ -32,13 +31,14 @@ from helpers_checkpoint import (
 )
 from safetensors.torch import load_file, save_file
 
-from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder
 from distrijax.checkpoint import component as component_module
+from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder
 from distrijax.checkpoint import store as store_module
 from distrijax.checkpoint.tables import text_encoder_table
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 from distrijax.nn.exchange import WHOLE
+from distrijax.parallel.options import Parallel
 
 
 @pytest.fixture(scope="module")

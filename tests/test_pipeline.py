@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from distrijax.pipelines.loop import segment_length
-from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from helpers_checkpoint import TEXT, UNET, VAE, tokenizer
 from reference import random_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from distrijax.errors import DistrijaxError
+from distrijax.pipelines.loop import segment_length
+from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 
 # fp32 on both sides. A step's difference of 1e-6 grows with the steps of a random U-Net, and ends below a grey level.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distrijax.checkpoint.model import find
 
 from distrijax import DistrijaxError, Parallel, cli
-from distrijax.checkpoint.model import find
 from distrijax.tools import plots
 from distrijax.tools.plan import estimate, hlo, layouts, report, schedule, topology
 from distrijax.tools.plan.cards import CARDS, Rates

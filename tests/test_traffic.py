@@ -8,9 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from distrijax.checkpoint.model import find
 
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig, cli, scheduler_from_config
-from distrijax.checkpoint.model import find
 from distrijax.tools.traffic import Traffic, Volume, count_traffic
 
 SMALL = UNetConfig.from_json(

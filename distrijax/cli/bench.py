@@ -12,9 +12,9 @@ import jax
 
 from distrijax.checks import one_of, whole_number
 from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
-from distrijax.compile import keep_compiled_programs
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.options import Parallel
+from distrijax.runtime.compile import keep_compiled_programs
 from distrijax.tools import plots
 from distrijax.tools.bench import measure
 from distrijax.tools.bench.compare import PEERS

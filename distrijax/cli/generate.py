@@ -22,6 +22,7 @@ from distrijax.cli.options import DTYPES
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
+from distrijax.parallel.policies import MODES, TENSOR
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.schedulers import scheduler_from_config
@@ -119,7 +120,7 @@ def add(commands: Any) -> None:
     devices.add_argument(
         "--mode",
         metavar="NAME",
-        help=f"what devices tell each other after the warm-up: {', '.join(MODES)} (default: {DEFAULTS['mode']})",
+        help=f"what devices exchange after the warm-up: {', '.join((*MODES, TENSOR))} (default: {Parallel.mode})",
     )
     devices.add_argument(
         "--warmup-steps",
@@ -224,7 +225,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _traffic(pipe: StableDiffusionXLPipeline, settings: dict[str, Any], pictures: int) -> Traffic:
     """Count what each device sends in a step of such a picture."""
-    scale, config = pipe.vae.config.factor, pipe.unet.config
+    scale, config = pipe.vae.config.scale_factor, pipe.unet.config
     height, width = (None if settings[name] is None else settings[name] // scale for name in ("height", "width"))
     guided = settings["guidance_scale"] > 1 and config.time_cond_proj_dim is None
     return count_traffic(

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from distrijax.checkpoint.model import KNOWN, find
+from distrijax.checkpoint import KNOWN, find
 from distrijax.checks import whole_number
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import MODES, Parallel
-from distrijax.tools.workload import Workload, vae_scale_factor
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.policies import MODES
+from distrijax.tools.workload import Workload
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Group: TypeAlias = "argparse._ArgumentGroup"
@@ -46,7 +47,7 @@ def add_layout(command: argparse.ArgumentParser) -> Group:
 def workload(options: argparse.Namespace, *, dtype: str, steps: int) -> Workload:
     """Return the pictures that the options describe."""
     model = find(options.model)
-    native = vae_scale_factor(model) * model.unet.sample_size
+    native = model.vae.scale_factor * model.unet.sample_size
     return Workload(
         model,
         height=native if options.height is None else options.height,

@@ -8,7 +8,7 @@ from pathlib import Path
 from distrijax.checks import whole_number
 from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.options import Parallel
 from distrijax.tools import plots
 from distrijax.tools.plan import estimate, layouts, report
 from distrijax.tools.plan.cards import CARDS, Rates

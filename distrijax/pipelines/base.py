@@ -336,14 +336,14 @@ class SDXLPipeline:
         with self.programs.timed("decoding"):
             parallel = self.parallel.without_branches
             pictures = [
-                np.asarray(self.programs.decode(self.vae, latents, np.int32(i), parallel=parallel, height=height))
+                np.asarray(self.programs.decode(self.vae, latents, jnp.int32(i), parallel=parallel, height=height))
                 for i in range(len(latents) // self.parallel.data)
             ]
         images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
         images = images.reshape(-1, *images.shape[2:])
         return images if output_type == "np" else to_pil(images)
 
-    def _output(self, images: Any, seed: Seed, return_dict: bool) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+    def _output(self, images: Any, seed: Seed, return_dict: bool) -> Any:
         return StableDiffusionXLPipelineOutput(images, seed) if return_dict else (images,)
 
 

@@ -63,7 +63,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: Seed = None,
         noise: str = "torch",
-    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+    ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt, beginning with noisy versions of `image`.
 
         The size is the image's, rounded down to a multiple of the VAE's scale factor (8). Arguments that are not listed
@@ -114,7 +114,8 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
             _check_count(len(pictures), prompts.batch)
             size = pictures.shape[1:3]
-            size = size if is_latent else tuple(length // self.vae_scale_factor for length in size)
+            scale_factor = 1 if is_latent else self.vae_scale_factor
+            size = size[0] // scale_factor, size[1] // scale_factor
         shape = prompts.batch, self.vae.config.latent_channels, *size
         given = None if latents is None else checked_latents(latents, shape)
         self._layout(size[0])  # fails early if the rows are too few for the devices

@@ -34,9 +34,10 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
     several = list(images) if isinstance(images, list | tuple) else [images]
     if not several:
         raise DistrijaxError("image is an empty list; give one picture or more")
-    if all(isinstance(image, Image.Image) for image in several):
-        return _from_pil(several, multiple), False
-    if any(isinstance(image, Image.Image) for image in several):
+    pil = [image for image in several if isinstance(image, Image.Image)]
+    if len(pil) == len(several):
+        return _from_pil(pil, multiple), False
+    if pil:
         raise DistrijaxError("image mixes PIL images with arrays; give pictures of one kind")
     arrays, first = [_on_host(image) for image in several], several[0]
     if any(array.ndim not in (3, 4) for array in arrays):

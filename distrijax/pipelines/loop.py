@@ -86,9 +86,8 @@ def run_loop(
                 step = part.start
                 carry, text, changed = _call_back(pipe, callback, step, schedule.timesteps[step], carry, text, layout)
                 if changed:
-                    cond = pipe.programs.condition(
-                        inputs.unet, *place(text, programs.TEXT, pipe.parallel), parallel=pipe.parallel.program_key
-                    )
+                    placed: Any = place(text, programs.TEXT, pipe.parallel)
+                    cond = pipe.programs.condition(inputs.unet, *placed, parallel=pipe.parallel.program_key)
                     inputs = inputs._replace(cond=cond)
             while len(ends) > (0 if part.stop == total or pipe.interrupt else 2):
                 end, length = ends.popleft()
@@ -143,8 +142,8 @@ def _call_back(
         )
     if "latents" in result:
         shape = (carry.latents.shape[0], carry.latents.shape[3], layout.height, carry.latents.shape[2])
-        latents = _same_shape("latents", result["latents"], shape).astype(np.float32).transpose(0, 2, 3, 1)
-        placed = place(pad_rows(latents, layout, axis=1), programs.LATENTS, pipe.parallel)
+        given = _same_shape("latents", result["latents"], shape).astype(np.float32).transpose(0, 2, 3, 1)
+        placed: Any = place(pad_rows(given, layout, axis=1), programs.LATENTS, pipe.parallel)
         carry = dataclasses.replace(carry, latents=placed)
     changed = {}
     for name, field in _TEXT_FIELDS.items():

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jax import Array
 from PIL import Image
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -21,7 +21,7 @@ class StableDiffusionXLPipelineOutput:
         seed: the seed that makes the same pictures again; None if the generator was a JAX key.
     """
 
-    images: list[Image.Image] | np.ndarray | Array
+    images: Any
     seed: Seed
 
 

@@ -51,7 +51,7 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
     if seed is None:
         seed = same_everywhere(secrets.randbits(32))
     is_list = not isinstance(seed, int | np.integer)
-    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]  # type: ignore[list-item]
+    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
     _check_count("seeds", len(seeds), batch, is_list=is_list)
     return [GENERATORS[noise](each) for each in seeds], seed
 

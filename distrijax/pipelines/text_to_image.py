@@ -57,7 +57,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         negative_aesthetic_score: float = 2.5,
         seed: Seed = None,
         noise: str = "torch",
-    ) -> StableDiffusionXLPipelineOutput | tuple[Any]:
+    ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt; those of one prompt are neighbours in the batch.
 
         Args:

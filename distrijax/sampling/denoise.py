@@ -1,12 +1,11 @@
 """The denoising loop, as one device runs it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from distrijax.models.unet import Conditioning, UNet
@@ -49,9 +48,9 @@ class Steps:
         noise: [S, B, h, W, C]; None if no step draws any.
     """
 
-    coefficients: dict[str, Array | np.ndarray]
-    timesteps: Array | np.ndarray
-    noise: Array | np.ndarray | None
+    coefficients: Mapping[str, Array]
+    timesteps: Array
+    noise: Array | None
 
     def __getitem__(self, part: slice | int) -> "Steps":
         return jax.tree.map(lambda x: x[part], self)

@@ -1,6 +1,7 @@
 """Classifier-free guidance (arXiv 2207.12598)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,17 @@ class Guidance:
         rescale: from 0 to 1 (arXiv 2305.08891, section 3.4), fp32 scalar; None is 0 and costs nothing.
     """
 
-    weights: Array | np.ndarray
-    prompted: Array | np.ndarray
-    rescale: Array | np.ndarray | None = None
+    weights: Array
+    prompted: Array
+    rescale: Array | None = None
 
     @classmethod
     def of(cls, scale: float | None, rescale: float = 0.0) -> "Guidance":
         """Return the guidance of a scale and a rescale, or of a single branch if `scale` is None."""
         weights, prompted = ([1.0], [1.0]) if scale is None else ([1 - scale, scale], [0.0, 1.0])
-        return cls(
-            np.asarray(weights, np.float32),
-            np.asarray(prompted, np.float32),
-            np.asarray(rescale, np.float32) if scale is not None and rescale > 0 else None,
-        )
+        rescales = scale is not None and rescale > 0
+        arrays: list[Any] = [np.asarray(x, np.float32) for x in (weights, prompted)]
+        return cls(arrays[0], arrays[1], jnp.float32(rescale) if rescales else None)
 
 
 def guide(predictions: Array, guidance: Guidance, exchange: Exchange) -> Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from distrijax.sampling.guidance import Guidance
 from distrijax.schedulers import Schedule, Scheduler
 
 Host = np.ndarray | jax.ShapeDtypeStruct
+
+H = TypeVar("H", np.ndarray, jax.ShapeDtypeStruct, Host)
 
 TOKENS = 77  # of a prompt
 
@@ -84,12 +86,13 @@ def loop_inputs(
     latents = pad_rows(latents, layout, axis=1)
     state = jax.eval_shape(scheduler.init_state, jax.ShapeDtypeStruct(latents.shape, np.float32))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
-    steps = Steps(schedule.coefficients, schedule.timesteps, None if noise is None else pad_rows(noise, layout, axis=2))
+    padded_noise = None if noise is None else pad_rows(noise, layout, axis=2)
+    steps = Steps(schedule.coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # on the host yet
     if isinstance(latents, jax.ShapeDtypeStruct):
         state, steps, guidance = jax.tree.map(_shape, (state, steps, guidance))
     return LoopInputs(
         unet,
-        place(Carry(latents, state), programs.CARRY, parallel),
+        place(Carry(latents, state), programs.CARRY, parallel),  # type: ignore[arg-type]
         steps,
         condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key),
         place(guidance, programs.GUIDANCE, parallel),
@@ -177,7 +180,7 @@ def input_shapes(
     return text, shape(pictures, height, width, channels)
 
 
-def pad_rows(x: Host, layout: SlabLayout, axis: int) -> Host:
+def pad_rows(x: H, layout: SlabLayout, axis: int) -> H:
     """Add the rows of padding to a host array, or to a shape."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((*x.shape[:axis], layout.padded_height, *x.shape[axis + 1 :]), x.dtype)

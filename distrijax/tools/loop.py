@@ -11,36 +11,27 @@ import numpy as np
 from jax.stages import Compiled
 from jax.typing import DTypeLike
 
-from distrijax import compiler_options
-from distrijax.compile import compile_with
 from distrijax.config import UNetConfig
-from distrijax.denoise import Carry, Guidance, Steps
 from distrijax.models.unet import UNet
-from distrijax.parallel.mesh import Parallel
-from distrijax.pipelines import programs
-from distrijax.pipelines.arguments import TOKENS, arguments, placed
+from distrijax.nn.module import Weights
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.phases import Phase
+from distrijax.parallel.placement import place
+from distrijax.runtime.compile import compile_with
+from distrijax.runtime.xla_options import Options
+from distrijax.sampling import programs
+from distrijax.sampling.denoise import Carry
+from distrijax.sampling.guidance import Guidance
+from distrijax.sampling.inputs import LoopInputs, TextInputs, abstract_inputs, input_shapes, loop_inputs
 from distrijax.schedulers import EulerDiscreteScheduler, Scheduler
 from distrijax.tools.workload import Workload
 
 SCHEDULER = EulerDiscreteScheduler()  # the choice hardly matters: any step costs next to nothing beside the U-Net
-Text = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """Steps that one compiled program runs: "synchronous" or "displaced"."""
-
-    name: str
-    displaced: bool
-
-
-def phases(parallel: Parallel, steps: int | None = None) -> list[tuple[int, Phase]]:
-    """Return the phases of a picture and the number of steps of each; by default of a picture that has every phase."""
-    if steps is None:
-        steps = parallel.warmup_steps + 2
-    synchronous = parallel.synchronous_steps(steps)
-    counted = [(synchronous, Phase("synchronous", False)), (steps - synchronous, Phase("displaced", True))]
-    return [(count, phase) for count, phase in counted if count]
+def phases(parallel: Parallel) -> list[Phase]:
+    """Return the phases of a picture that has every one."""
+    return [phase for _, phase in parallel.phases(parallel.warmup_steps + 2)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +40,19 @@ class LoopCall:
 
     Attributes:
         inputs: weights, carry, per-step arrays, conditioning and guidance: arrays or their shapes.
-        static: the arguments that are compiled in, by name.
+        static: the arguments that are compiled in, by name, but for the phase.
     """
 
-    inputs: tuple[Any, ...]
+    inputs: LoopInputs
     static: Mapping[str, Any]
 
     @property
     def carry(self) -> Carry:
-        carry: Carry = self.inputs[1]
-        return carry
+        return self.inputs.carry
 
     def with_carry(self, carry: Carry) -> "LoopCall":
         """Return the same call with the carry that an earlier call returned."""
-        return dataclasses.replace(self, inputs=(self.inputs[0], carry, *self.inputs[2:]))
+        return dataclasses.replace(self, inputs=self.inputs._replace(carry=carry))
 
 
 def abstract_call(
@@ -80,49 +70,66 @@ def abstract_call(
     """Return a call of the first steps of a picture, with shapes in place of arrays.
 
     Args:
-        height, width: of the latents.
+        height: rows of the latents.
+        width: columns of the latents.
         steps: the number that one call takes.
     """
-    sizes: dict[str, Any] = {"height": height, "width": width, "pictures": pictures, "steps": steps}
-    return LoopCall(*arguments(config, parallel, dtype=dtype, guided=guided, scheduler=scheduler, **sizes))
+    inputs, layout = abstract_inputs(
+        config,
+        parallel=parallel,
+        scheduler=scheduler,
+        height=height,
+        width=width,
+        dtype=dtype,
+        guided=guided,
+        pictures=pictures,
+        steps=steps,
+    )
+    return LoopCall(inputs, {"parallel": parallel.program_key, "layout": layout, "scheduler": scheduler})
 
 
 def random_call(workload: Workload, unet: UNet, parallel: Parallel) -> LoopCall:
     """Return a call of `workload.steps` first steps of a picture, with random latents and text, on the devices."""
-    slabs, (height, width) = workload.slabs(parallel), workload.latents
-    shape = workload.pictures, height, width, workload.model.unet.in_channels
-    latents = slabs.pad(np.random.default_rng(2).standard_normal(shape, dtype=np.float32), 1)
+    text, latents = random_inputs(workload)
+    layout = workload.layout(parallel)
     schedule = SCHEDULER.schedule(max(workload.steps, 30))[: workload.steps]
-    conditioning = jax.jit(partial(programs.condition, parallel=parallel.compiled))
-    scales = ([-4.0, 5.0], [0.0, 1.0]) if workload.branches == 2 else ([1.0], [1.0])
-    inputs = (
-        unet,
-        parallel.place(Carry(latents * schedule.init_noise_sigma, SCHEDULER.init_state(latents)), programs.CARRY),
-        parallel.place(Steps(schedule.rows, schedule.timesteps, None), programs.STEPS),
-        conditioning(unet, *parallel.place(random_text(workload), programs.TEXT)),
-        parallel.place(Guidance(*(np.asarray(x, np.float32) for x in scales)), programs.GUIDANCE),
-    )
-    return LoopCall(inputs, {"parallel": parallel.compiled, "rows": slabs, "scheduler": SCHEDULER})
+    inputs = loop_inputs(
+        Weights.of(unet),
+        text,
+        latents * np.float32(schedule.init_noise_sigma),
+        None,
+        Guidance.of(5.0 if workload.branches == 2 else None),
+        schedule,
+        scheduler=SCHEDULER,
+        parallel=parallel,
+        layout=layout,
+        condition=jax.jit(programs.condition, static_argnames="parallel"),
+    ).with_steps(slice(None), parallel)
+    return LoopCall(inputs, {"parallel": parallel.program_key, "layout": layout, "scheduler": SCHEDULER})
 
 
-def random_text(workload: Workload) -> Text:
-    """Return what `UNet.condition` takes, [branches, B, ...]: context, pooled vector, time ids, LCM's guidance."""
-    config, rng, lead = workload.model.unet, np.random.default_rng(1), (workload.branches, workload.pictures)
+def random_inputs(workload: Workload) -> tuple[TextInputs, np.ndarray]:
+    """Return random text conditioning, [branches, B, ...] each, and latents of unit variance, [B, h, w, C]."""
+    height, width = workload.latents
     ids = 5 if workload.model.index.get("requires_aesthetics_score") else 6
-    pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
-    guidance = config.time_cond_proj_dim
-    return (
-        rng.standard_normal((*lead, TOKENS, config.cross_attention_dim), dtype=np.float32),
-        rng.standard_normal((*lead, pooled), dtype=np.float32),
-        np.full((*lead, ids), 1024, np.float32),
-        rng.standard_normal((*lead, guidance), dtype=np.float32) if guidance else None,
+    shapes = input_shapes(
+        workload.model.unet,
+        guided=workload.branches == 2,
+        pictures=workload.pictures,
+        height=height,
+        width=width,
+        channels=workload.model.vae.latent_channels,
+        time_ids=ids,
     )
+    rng = np.random.default_rng(1)
+    text, latents = jax.tree.map(lambda x: rng.standard_normal(x.shape, dtype=np.float32), shapes)
+    return text._replace(time_ids=np.full_like(text.time_ids, 1024)), latents
 
 
 def trace(call: LoopCall, phase: Phase) -> tuple[Any, LoopCall]:
     """Return the traced program of `phase` as a jaxpr, and the call of the phase after it, as shapes."""
-    program = partial(programs.denoise, displaced=phase.displaced, **call.static)
-    closed, (carry, _) = jax.make_jaxpr(program, return_shape=True)(*call.inputs)
+    program = partial(programs.denoise, phase=phase, **call.static)
+    closed, (carry, _, _) = jax.make_jaxpr(program, return_shape=True)(*call.inputs)
     return closed.jaxpr, call.with_carry(carry)
 
 
@@ -141,7 +148,7 @@ class PhaseProgram:
     compile_seconds: float
 
 
-def compile_phase(call: LoopCall, phase: Phase, options: Mapping[str, object] | None = None) -> PhaseProgram:
+def compile_phase(call: LoopCall, phase: Phase, options: Options | None = None) -> PhaseProgram:
     """Compile the program of `phase` for these inputs as the pipeline does.
 
     Args:
@@ -149,11 +156,13 @@ def compile_phase(call: LoopCall, phase: Phase, options: Mapping[str, object] | 
     """
     start = time.perf_counter()
     program = programs.denoising("denoising", lambda message: None)
-    lowered = program.lower(*call.inputs, **call.static, displaced=phase.displaced)
+    lowered = program.lower(*call.inputs, **call.static, phase=phase)
     traced = time.perf_counter()
-    parallel: Parallel = call.static["parallel"]
-    platform = parallel.mesh.devices.flat[0].platform
-    ours = compiler_options.denoising(platform, call.carry.pieces, parallel.data * parallel.cfg)
+    ours = programs.denoising_options(*call.inputs, **call.static, phase=phase)
     executable = compile_with(lowered, {**ours, **(options or {})})
-    carry = placed(parallel, lowered.out_info[0], programs.CARRY)
+    carry = place(_shapes(lowered.out_info[0]), programs.CARRY, call.static["parallel"])
     return PhaseProgram(executable, call.with_carry(carry), traced - start, time.perf_counter() - traced)
+
+
+def _shapes(tree: Carry) -> Carry:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -26,9 +26,10 @@ from jax.typing import DTypeLike
 
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import AXES, Parallel
-from distrijax.parallel.slabs import LATENTS
-from distrijax.parallel.wire import AXIS
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.policies import TENSOR
+from distrijax.parallel.specs import AXES
+from distrijax.parallel.transport import AXIS
 from distrijax.schedulers import Scheduler
 from distrijax.tools import loop
 
@@ -36,7 +37,7 @@ KINDS = {
     "halos": "halos of convolutions",
     "moments": "moments of group norms",
     "tokens": "keys and values",
-    "latents": "fresh latents, first halos",
+    "fresh_halos": "fresh latents, first halos",
     "guidance": "guidance branches",
 }
 _SILENT = {"axis_index", "pvary", "pcast"}  # these primitives name a mesh axis, and send nothing along it
@@ -137,7 +138,7 @@ def count_traffic(
     Raises:
         DistrijaxError: the mode is "tensor", or the pictures do not fit the mesh.
     """
-    if parallel.mode == "tensor":
+    if parallel.mode == TENSOR:
         raise DistrijaxError("mode is 'tensor', in which the compiler decides what is sent; choose another to count it")
     call = loop.abstract_call(
         config,
@@ -151,12 +152,12 @@ def count_traffic(
     )
     sizes = {"data": parallel.data, "cfg": parallel.cfg, AXIS: parallel.patch}
     steps: dict[str, dict[str, Volume]] = {}
-    for _, phase in loop.phases(parallel):
+    for phase in loop.phases(parallel):
         jaxpr, call = loop.trace(call, phase)
         steps[phase.name] = _count(jaxpr, sizes)
     carry, kinds = call.carry, ("halos", "moments", "tokens")
     held = {kind: _bytes(getattr(carry.pieces, kind, ())) // parallel.size for kind in kinds}
-    held["halos"] += _bytes(getattr(carry.pieces, "first", ())) // parallel.size
+    held["halos"] += _bytes(getattr(carry.pieces, "riders", ())) // parallel.size
     held["latents"] = _bytes((carry.latents, carry.state)) // (parallel.data * parallel.patch)
     return Traffic(parallel, (2 if guided else 1) // parallel.cfg, steps, held)
 
@@ -176,16 +177,15 @@ def _count(jaxpr: Any, sizes: dict[str, int]) -> dict[str, Volume]:
             continue
         arrays = [variable.aval for variable in equation.invars]
         copies: float = 1
-        if name == "ppermute":
-            kind = "latents" if LATENTS in str(equation.source_info.name_stack).split("/") else "halos"
-        elif name in ("all_gather", "all_gather_invariant"):
-            kind = "tokens" if arrays[0].ndim == 3 else "moments"  # keys and values are [t, B, C]
+        if name in ("all_gather", "all_gather_invariant"):
             copies = others
-        elif name in ("psum", "psum_invariant") and len(axes) == 1:
-            kind = "guidance" if axes == ("cfg",) else "moments"
+        elif name in ("psum", "psum_invariant"):
             copies = 2 * others / (others + 1)
-        else:
+        elif name != "ppermute":
             raise NotImplementedError(f"traffic is not counted for {name} over {axes}")
+        # Every question of the exchange sends under a scope of its own name (see `parallel/exchange.py`).
+        scopes = str(equation.source_info.name_stack).split("/")
+        kind = "guidance" if axes == ("cfg",) else next(kind for kind in KINDS if kind in scopes)
         elements, size = round(copies * sum(x.size for x in arrays)), round(copies * _bytes(arrays))
         volumes[kind] += Volume(1, elements, size, size)
     return volumes

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from distrijax.checkpoint.model import Model
+from distrijax.checkpoint import Checkpoint
 from distrijax.checks import whole_number
-from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import Parallel
-from distrijax.parallel.rows import Rows
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.options import Parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Workload:
         DistrijaxError: a value cannot be used.
     """
 
-    model: Model
+    model: Checkpoint
     height: int
     width: int
     dtype: str
@@ -34,7 +33,7 @@ class Workload:
     steps: int = 2
 
     def __post_init__(self) -> None:
-        scale = self.scale
+        scale = self.vae_scale_factor
         for name in ("height", "width"):
             value = getattr(self, name)
             if value < scale or value % scale:
@@ -44,20 +43,20 @@ class Workload:
             whole_number(name, getattr(self, name), 1)
 
     @property
-    def scale(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels per latent along each side."""
-        return vae_scale_factor(self.model)
+        return self.model.vae.scale_factor
 
     @property
     def latents(self) -> tuple[int, int]:
         """Height and width of the latents."""
-        return self.height // self.scale, self.width // self.scale
+        return self.height // self.vae_scale_factor, self.width // self.vae_scale_factor
 
     @property
     def branches(self) -> int:
         return 2 if self.guided and self.model.unet.time_cond_proj_dim is None else 1
 
-    def slabs(self, parallel: Parallel) -> Rows:
+    def layout(self, parallel: Parallel) -> SlabLayout:
         """Return how the latents' rows are split over the devices.
 
         Raises:
@@ -67,21 +66,14 @@ class Workload:
             raise DistrijaxError("mode is 'tensor', whose steps are neither planned nor timed; choose another mode")
         because = "it is off, or an input of this model"
         parallel.check(pictures=self.pictures, guided=self.branches == 2, because=because)
-        return parallel.rows(self.latents[0], self.model.unet.factor)
+        return parallel.layout(self.latents[0], self.model.unet.row_multiple)
 
     def json(self) -> dict[str, object]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
         latents = [self.branches * self.pictures, *self.latents, self.model.unet.in_channels]
-        named = {"model": self.model.name, "random_weights": self.model.source is None}
+        named = {"model": self.model.name, "random_weights": not self.model.has_weights}
         return {**named, **fields, "latents": latents}
 
     def __str__(self) -> str:
         branches = "with guidance" if self.branches == 2 else "without guidance"
         return f"{self.model.name}, {self.height}x{self.width}, {self.pictures} a batch, {branches}, {self.dtype}"
-
-
-def vae_scale_factor(model: Model) -> int:
-    """Return the pixels per latent along each side."""
-    config = model.blueprints["vae"].config
-    assert isinstance(config, VAEConfig)
-    return config.factor

@@ -19,9 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from distrijax.models.vae import PixelAttention
-from distrijax.nn.attention import Transformer2D
-from distrijax.nn.resnet import ResnetBlock
 from distrijax.nn.exchange import WHOLE
+from distrijax.nn.resnet import ResnetBlock
+from distrijax.nn.transformer import Transformer2D
 
 WHOLE = WHOLE
 Tree = dict[str, Any]  # nested dicts of arrays

@@ -1,6 +1,5 @@
 """Stage `export`: write everything that was trained into one diffusers folder, in fp16."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,12 +7,10 @@ import numpy as np
 from flax import nnx
 
 from demo_training import autoencoder, common, denoiser, grow, text
-from demo_training.configs import JSON, SCHEDULER_JSON, UNET_JSON, VAE_JSON
-from distrijax.checkpoint.build import blueprint
+from demo_training.configs import SCHEDULER_JSON
+from distrijax.checkpoint import Checkpoint, Component
 from distrijax.checkpoint.export import write_folder
 from distrijax.checkpoint.files import appearing
-from distrijax.checkpoint.source import Component, Source
-from distrijax.checkpoint.tensors import Tensor
 from distrijax.checkpoint.tokenizers import read_tokenizer
 
 INDEX = {
@@ -32,15 +29,6 @@ INDEX = {
 }
 
 
-def _component(name: str, json: JSON, module: nnx.Module) -> Component:
-    prefix = "text_model." if name.startswith("text_encoder") else ""
-    tensors = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        array = np.asarray(leaf[...])
-        tensors[".".join(map(str, path))] = Tensor(array.shape, array.dtype, partial(np.asarray, array))
-    return Component(name, json, blueprint(name, json, name), tensors, name, prefix)
-
-
 def write(out: Path, target: Path, average: Path | None = None) -> None:
     """Write U-Net, autoencoder, text encoders, tokenizers and scheduler to `target`.
 
@@ -56,15 +44,15 @@ def write(out: Path, target: Path, average: Path | None = None) -> None:
         grow.assign_smaller(start, common.load_params(average))
         nnx.update(unet, jax.tree.map(lambda a, b: (a + b) / 2, nnx.state(unet), nnx.state(start)))
     modules = {
-        "unet": (UNET_JSON, unet),
-        "vae": (VAE_JSON, autoencoder.load(out)),
-        "text_encoder": (encoders[0].config.to_json(), encoders[0]),
-        "text_encoder_2": (encoders[1].config.to_json(), encoders[1]),
+        "unet": unet,
+        "vae": autoencoder.load(out),
+        "text_encoder": encoders[0],
+        "text_encoder_2": encoders[1],
     }
-    components = {name: _component(name, json, module) for name, (json, module) in modules.items()}
+    components = {name: Component.from_module(name, module) for name, module in modules.items()}
     tokenizers = {name: read_tokenizer(out / name) for name in ("tokenizer", "tokenizer_2")}
-    source = Source(str(out), components, SCHEDULER_JSON, INDEX, tokenizers)
+    checkpoint = Checkpoint(str(out), components, INDEX, SCHEDULER_JSON, tokenizers)
     with appearing(target, overwrite=True) as partial:
-        write_folder(source, partial, dtype=np.float16)
+        write_folder(checkpoint, partial, dtype=np.float16)
     size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
-    print(f"{target}: {sum(c.blueprint.parameters for c in components.values()):,} parameters, {size / 1e6:.1f} MB")
+    print(f"{target}: {checkpoint.parameters:,} parameters, {size / 1e6:.1f} MB")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distrijax.models.unet import UNet
-from distrijax.parallel.exchange import Whole
+from distrijax.nn.exchange import WHOLE
 from distrijax.tools.bench import peer_diffusers, peer_maxdiffusion
 from distrijax.tools.bench.peer import TIMESTEP, Peer, PeerSteps, StepInputs, Weights
 from distrijax.tools.bench.timing import TimedFunction
@@ -41,11 +41,12 @@ def compare(
 
 
 def _ours(workload: Workload, weights: Weights) -> PeerSteps:
-    unet: UNet = workload.model.blueprints["unet"].build(weights, workload.dtype)
+    unet = workload.model.components["unet"].build(weights, workload.dtype)
+    assert isinstance(unet, UNet)
     inputs = StepInputs.of(workload)
     text = jax.tree.map(jnp.asarray, (inputs.context, inputs.pooled, inputs.ids, inputs.guidance))
     cond, latents = jax.jit(UNet.condition)(unet, *text), jnp.asarray(inputs.latents)
-    step = jax.jit(lambda unet, latents, cond: unet(latents, jnp.float32(TIMESTEP), cond, Whole()))
+    step = jax.jit(lambda unet, latents, cond: unet(latents, jnp.float32(TIMESTEP), cond, WHOLE))
     start = time.perf_counter()
     program = step.lower(unet, latents, cond).compile()
     seconds = time.perf_counter() - start

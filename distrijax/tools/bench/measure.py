@@ -5,7 +5,7 @@ import gc
 from collections.abc import Mapping, Sequence
 
 from distrijax.models.unet import UNet
-from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.options import Parallel
 from distrijax.tools.bench import compare, pictures, steps, weights
 from distrijax.tools.bench.report import BenchReport, Measurement
 from distrijax.tools.bench.steps import DeviceShare
@@ -20,7 +20,7 @@ def measure_steps(
     workload: Workload, parallel: Parallel, settings: RunSettings, unet: UNet | None = None
 ) -> BenchReport:
     """Time a denoising step of each phase on these devices."""
-    workload.slabs(parallel)
+    workload.layout(parallel)
     functions = steps.steps(workload, unet or _unet(workload, parallel, settings), parallel)
     return BenchReport(f"one denoising step, {workload}, {_layout(parallel)}", _steps(functions, settings))
 
@@ -82,7 +82,7 @@ def sweep(
     else:
         workloads = [dataclasses.replace(workload, steps=value) for value in values]
     for each in workloads:
-        each.slabs(parallel)
+        each.layout(parallel)
     unet, lines = _unet(workload, parallel, settings), list[Measurement]()
     for value, each in zip(values, workloads, strict=True):
         settings.report(f"{what}: {value}")
@@ -101,7 +101,7 @@ def _steps(functions: Mapping[str, TimedFunction], settings: RunSettings, at: in
 
 def _unet(workload: Workload, parallel: Parallel, settings: RunSettings) -> UNet:
     gc.collect()  # an earlier model is dropped first
-    settings.report("making the model" if workload.model.source is None else "loading the model")
+    settings.report("loading the model" if workload.model.has_weights else "making the model")
     return weights.unet(workload.model, workload.dtype, parallel)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from distrijax.tools.bench.timing import TimedFunction
-from distrijax.tools.loop import random_text
+from distrijax.tools.loop import random_inputs
 from distrijax.tools.workload import Workload
 
 TIMESTEP = 501.0
@@ -33,9 +33,10 @@ class StepInputs:
 
     @classmethod
     def of(cls, workload: Workload) -> "StepInputs":
-        shape = (workload.branches * workload.pictures, *workload.latents, workload.model.unet.in_channels)
+        text, latents = random_inputs(workload)
+        # A U-Net for inpainting takes more channels than latents have.
+        shape = (workload.branches * workload.pictures, *latents.shape[1:3], workload.model.unet.in_channels)
         latents = np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
-        text = random_text(workload)
         return cls(latents, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), text))
 
 

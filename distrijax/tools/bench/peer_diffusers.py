@@ -60,8 +60,8 @@ def _steps(workload: Workload, weights: Weights) -> "tuple[Callable[[], torch.Te
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     dtype: torch.dtype = getattr(torch, workload.dtype)
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel.from_config(dict(workload.model.configs["unet"])).eval()
-    table, state = workload.model.blueprints["unet"].table(), {}
+        unet = diffusers.UNet2DConditionModel.from_config(dict(workload.model.components["unet"].json)).eval()
+    table, state = workload.model.components["unet"].table(), {}
     for name in unet.state_dict():
         entry = table.to_ours(name)
         assert entry is not None, name

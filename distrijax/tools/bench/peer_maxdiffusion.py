@@ -32,7 +32,7 @@ def check(workload: Workload) -> None:
     model = workload.model
     if find_spec("maxdiffusion") is None:
         raise DistrijaxError(f"to compare with maxdiffusion, install it: pip install git+{HOME}.git")
-    if model.configs["unet"].get("norm_num_groups", GROUPS) != GROUPS:
+    if model.components["unet"].json.get("norm_num_groups", GROUPS) != GROUPS:
         raise DistrijaxError(f"maxdiffusion's group norms have {GROUPS} groups, those of {model.name} do not")
     from flax.core import meta
     from flax.traverse_util import flatten_dict
@@ -40,7 +40,7 @@ def check(workload: Workload) -> None:
     latents, *rest = _arguments(workload)
     shapes = jax.eval_shape(_unet(workload).init, {"params": jax.random.key(0)}, jnp.moveaxis(latents, 3, 1), *rest)
     theirs = {path: leaf.shape for path, leaf in flatten_dict(meta.unbox(shapes["params"])).items()}
-    own = model.blueprints["unet"].shapes
+    own = model.components["unet"].shapes
     ours = {path: tuple(own[name][i] for i in axes) for path, (name, axes) in _names(workload).items()}
     if different := sorted(set(theirs.items()) ^ set(ours.items())):
         path, shape = different[0]
@@ -80,7 +80,7 @@ def _unet(workload: Workload) -> Any:
     except ImportError as error:
         raise DistrijaxError(f"maxdiffusion is installed but cannot be imported: {error}; see {HOME}") from error
     known = {field.name for field in dataclasses.fields(FlaxUNet2DConditionModel)} - {"parent", "name"}
-    config = {key: _hashable(value) for key, value in workload.model.configs["unet"].items() if key in known}
+    config = {key: _hashable(value) for key, value in workload.model.components["unet"].json.items() if key in known}
     dtype = jnp.dtype(workload.dtype)
     return FlaxUNet2DConditionModel(**config | {"split_head_dim": True, "dtype": dtype, "weights_dtype": dtype})
 
@@ -99,7 +99,7 @@ def _arguments(workload: Workload) -> tuple[Any, ...]:
 
 def _names(workload: Workload) -> Names:
     """Map the path of each of its parameters to the path of ours, and the axes of ours in its order."""
-    blueprint, names = workload.model.blueprints["unet"], Names()
+    blueprint, names = workload.model.components["unet"], Names()
     table = blueprint.table()
     for path, shape in blueprint.shapes.items():
         entry = table.to_torch(path)

@@ -2,8 +2,8 @@
 
 import time
 
-from distrijax.compile import Report
-from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.options import Parallel
+from distrijax.runtime.compile import Report
 from distrijax.tools.bench import weights
 from distrijax.tools.bench.timing import Times
 from distrijax.tools.workload import Workload
@@ -16,7 +16,7 @@ def pictures(
     workload: Workload, parallel: Parallel, *, steps: int, runs: int, report: Report
 ) -> tuple[dict[str, float], dict[str, Times]]:
     """Return the seconds until the first picture by part, and the times of `runs` more, in total and by part."""
-    workload.slabs(parallel)
+    workload.layout(parallel)
     report("loading the model")
     pipe, loading = weights.pipeline(workload.model, workload.dtype, parallel)
     pipe.set_progress_bar_config(disable=True)

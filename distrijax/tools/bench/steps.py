@@ -6,7 +6,6 @@ measure the arithmetic of an N-device step without N devices. The result is not 
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,10 @@ from jax import Array, lax
 
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
-from distrijax.parallel.mesh import Parallel
-from distrijax.parallel.rows import Rows
-from distrijax.parallel.wire import Copies, Edges
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.transport import Edges, LocalCopies
+from distrijax.sampling.inputs import LoopInputs
 from distrijax.tools import loop
 from distrijax.tools.bench.timing import TimedFunction
 from distrijax.tools.workload import Workload
@@ -27,7 +27,7 @@ def steps(workload: Workload, unet: UNet, parallel: Parallel) -> dict[str, Timed
     return _compiled(loop.random_call(workload, unet, parallel), parallel, workload.steps)
 
 
-class CopiedInPlace(Copies):
+class CopiedInPlace(LocalCopies):
     """Local copies in memory of their own, as a transfer leaves them: XLA would otherwise compute with one for all."""
 
     def swap(self, edges: Edges) -> Edges:
@@ -65,23 +65,23 @@ class DeviceShare:
 
     def validate(self) -> None:
         """Fail early if the image cannot be split over these devices."""
-        self.whole.slabs(self.layout)
+        self.whole.layout(self.layout)
 
     @property
-    def slabs(self) -> Rows:
-        return self.whole.slabs(self.layout)
+    def slabs(self) -> SlabLayout:
+        return self.whole.layout(self.layout)
 
     @property
     def own(self) -> Workload:
         """Its rows and guidance branches, as a workload of one device."""
         guided = self.whole.guided and self.layout.cfg == 1
-        return dataclasses.replace(self.whole, height=self.slabs.slab * self.whole.scale, guided=guided)
+        return dataclasses.replace(self.whole, height=self.slabs.slab * self.whole.vae_scale_factor, guided=guided)
 
     def call(self, unet: UNet) -> loop.LoopCall:
         """Return the call of the denoising program, on one device."""
         call = loop.random_call(self.own, unet, Parallel())
         alone = Parallel(mode=self.layout.mode, warmup_steps=0)
-        changed = {"parallel": alone, "rows": self.slabs, "wire": CopiedInPlace(self.layout.patch)}
+        changed = {"parallel": alone, "layout": self.slabs, "transport": CopiedInPlace(self.layout.patch)}
         return dataclasses.replace(call, static={**call.static, **changed})
 
     def steps(self, unet: UNet) -> dict[str, TimedFunction]:
@@ -92,7 +92,7 @@ class DeviceShare:
 def _compiled(call: loop.LoopCall, layout: Parallel, repeats: int) -> dict[str, TimedFunction]:
     functions: dict[str, TimedFunction] = {}
     before: loop.PhaseProgram | None = None
-    for _, phase in loop.phases(layout):
+    for phase in loop.phases(layout):
         if before is not None:  # a phase starts from the carry that the one before leaves
             call = call.with_carry(before.executable(*_copied(call))[0])
         before = loop.compile_phase(call, phase)
@@ -105,6 +105,6 @@ def _timed(program: loop.PhaseProgram, call: loop.LoopCall, repeats: int) -> Tim
     return TimedFunction(lambda inputs: program.executable(*inputs), lambda: _copied(call), repeats, seconds)
 
 
-def _copied(call: loop.LoopCall) -> tuple[Any, ...]:
+def _copied(call: loop.LoopCall) -> LoopInputs:
     """Return the inputs with a copy of the carry, which a call donates."""
     return call.with_carry(jax.tree.map(jnp.copy, call.carry)).inputs

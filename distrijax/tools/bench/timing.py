@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from distrijax.compile import Report
+from distrijax.runtime.compile import Report
 
 
 @dataclasses.dataclass(frozen=True)

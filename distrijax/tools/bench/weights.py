@@ -10,41 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from distrijax.checkpoint.component import Checkpoint as Model
+from distrijax.checkpoint import Checkpoint, open_source
 from distrijax.checkpoint.component import Placement, put
-from distrijax.checkpoint.load import open_source
 from distrijax.demo import MODEL as DEMO
 from distrijax.models.unet import UNet
-from distrijax.parallel.mesh import Parallel
-from distrijax.pipelines.sdxl import StableDiffusionXLPipeline
+from distrijax.parallel.options import Parallel
+from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 from distrijax.text.tokenizer import Tokenizer
 
 _PERIOD = 1_000_003  # random numbers before they repeat: a prime, so that no two rows of a matrix are equal
 
 
-def arrays(model: Model, component: str, dtype: DTypeLike, placement: Placement) -> dict[str, jax.Array]:
+def arrays(model: Checkpoint, component: str, dtype: DTypeLike, placement: Placement) -> dict[str, jax.Array]:
     """Return the weights of a component by path."""
-    if model.source is not None:
-        return dict(model.source.components[component].stream(jnp.dtype(dtype), placement))  # type: ignore[arg-type]
-    shapes = model.blueprints[component].shapes
+    described = model.components[component]
+    if model.has_weights:
+        return dict(described.stream(jnp.dtype(dtype), placement))  # type: ignore[arg-type]
+    shapes = described.shapes
     return {path: put(_random(path, shape).astype(dtype), placement) for path, shape in shapes.items()}
 
 
-def unet(model: Model, dtype: DTypeLike, parallel: Parallel) -> UNet:
+def unet(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> UNet:
     """Return the U-Net, whole on every device."""
-    built: UNet = model.blueprints["unet"].build(arrays(model, "unet", dtype, parallel.replicated), dtype)
+    built = model.components["unet"].build(arrays(model, "unet", dtype, parallel.replicated), dtype)
+    assert isinstance(built, UNet)
     return built
 
 
-def pipeline(model: Model, dtype: DTypeLike, parallel: Parallel) -> tuple[StableDiffusionXLPipeline, float]:
+def pipeline(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> tuple[StableDiffusionXLPipeline, float]:
     """Return the whole model on its devices, and the seconds that took. Random models use the demo's tokenizers."""
     start = time.perf_counter()
     parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer"))
-    for name, blueprint in model.blueprints.items():
-        parts[name] = blueprint.build(arrays(model, name, dtype, parallel.replicated), dtype)
+    for name, component in model.components.items():
+        parts[name] = component.build(arrays(model, name, dtype, parallel.replicated), dtype)
     jax.block_until_ready(parts)
-    files = model.source.tokenizers if model.source is not None else open_source(DEMO).tokenizers
+    files = model.tokenizers or open_source(DEMO).tokenizers
     for name in ("tokenizer", "tokenizer_2")[parts["text_encoder"] is None :]:
         parts[name] = Tokenizer(files[name], name)
     flags = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distrijax.checks import whole_number
-from distrijax.parallel.mesh import AXES, Parallel
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.specs import AXES
 from distrijax.tools import loop
 from distrijax.tools.plan.cards import Card, Rates
 from distrijax.tools.plan.hlo import renamed
@@ -89,7 +90,7 @@ class Plan:
     def memory_parts(self) -> dict[str, int]:
         """The same by what it is for."""
         workload = self.request.workload
-        unet = workload.model.unet_parameters * jnp.dtype(workload.dtype).itemsize
+        unet = workload.model.components["unet"].parameters * jnp.dtype(workload.dtype).itemsize
         return {
             "weights of the U-Net": unet,
             "weights of the other components": self.weights - unet,
@@ -189,7 +190,7 @@ def plan(request: Request, layout: Parallel, *, options: Mapping[str, object] | 
         DistrijaxError: the pictures do not fit the layout, or the CUDA compiler is missing.
     """
     workload = request.workload
-    workload.slabs(layout)
+    workload.layout(layout)
     parallel = on_absent_gpus(layout, request.card, request.nodes)
     config, dtype, (height, width) = workload.model.unet, jnp.dtype(workload.dtype), workload.latents
     guided, pictures = workload.branches == 2, workload.pictures
@@ -197,7 +198,7 @@ def plan(request: Request, layout: Parallel, *, options: Mapping[str, object] | 
         config, parallel, height=height, width=width, dtype=dtype, guided=guided, pictures=pictures
     )
     planned = []
-    for steps, phase in loop.phases(layout, workload.steps):
+    for steps, phase in layout.phases(workload.steps):
         # Without the devices no kernel can be tried out.
         program = loop.compile_phase(call, phase, {"xla_gpu_autotune_level": 0, **(options or {})})
         memory, text = program.executable.memory_analysis(), program.executable.as_text()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.options import Parallel
 from distrijax.tools.plan import estimate
 from distrijax.tools.plan.estimate import Plan, Request, layout_name
 
@@ -59,4 +59,4 @@ def ranked(plans: Sequence[Plan]) -> list[Plan]:
 
 def _most_slabs(request: Request) -> int:
     workload = request.workload
-    return -(-workload.latents[0] // workload.model.unet.factor)
+    return -(-workload.latents[0] // workload.model.unet.row_multiple)

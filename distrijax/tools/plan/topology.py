@@ -8,7 +8,7 @@ import jax
 from jax.experimental import topologies
 
 from distrijax.errors import DistrijaxError
-from distrijax.parallel.mesh import Parallel
+from distrijax.parallel.options import Parallel
 from distrijax.tools.plan.cards import Card
 
 
