@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr
 from jax.stages import Compiled
 from jax.typing import DTypeLike
 
@@ -83,8 +84,18 @@ def abstract_call(
         height, width: of the latents.
         steps: the number that one call takes.
     """
-    sizes: dict[str, Any] = {"height": height, "width": width, "pictures": pictures, "steps": steps}
-    return LoopCall(*arguments(config, parallel, dtype=dtype, guided=guided, scheduler=scheduler, **sizes))
+    inputs, static = arguments(
+        config,
+        parallel,
+        height=height,
+        width=width,
+        dtype=dtype,
+        guided=guided,
+        pictures=pictures,
+        steps=steps,
+        scheduler=scheduler,
+    )
+    return LoopCall(inputs, static)
 
 
 def random_call(workload: Workload, unet: UNet, parallel: Parallel) -> LoopCall:
@@ -119,7 +130,7 @@ def random_text(workload: Workload) -> Text:
     )
 
 
-def trace(call: LoopCall, phase: Phase) -> tuple[Any, LoopCall]:
+def trace(call: LoopCall, phase: Phase) -> tuple[Jaxpr, LoopCall]:
     """Return the traced program of `phase` as a jaxpr, and the call of the phase after it, as shapes."""
     program = partial(programs.denoise, displaced=phase.displaced, **call.static)
     closed, (carry, _) = jax.make_jaxpr(program, return_shape=True)(*call.inputs)
