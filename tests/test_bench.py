@@ -107,13 +107,13 @@ def test_a_share_has_the_shapes_of_one_device(case: Workload, unet: Any) -> None
 
 def test_steps_run_as_often_as_wanted(case: Workload, unet: Any) -> None:
     """The carry is donated to every run, and a displaced step starts from what a synchronous one left."""
-    for functions in (DeviceShare.of(case, 2).steps(unet), steps.steps(case, unet, Parallel(patch=2, emulate=True))):
-        assert set(functions) == {"synchronous", "displaced"}
-        for function in functions.values():
-            first, again = (function.run(function.prepare())[0].latents for _ in range(2))
-            assert function.repeats == 2
-            assert np.isfinite(first).all()
-            assert np.array_equal(first, again)
+    functions = steps.steps(case, unet, Parallel(patch=2, emulate=True))
+    assert set(functions) == {"synchronous", "displaced"}
+    for function in functions.values():
+        first, again = (function.run(function.prepare())[0].latents for _ in range(2))
+        assert function.repeats == 2
+        assert np.isfinite(first).all()
+        assert np.array_equal(first, again)
 
 
 def test_layers_of_a_share_equal_those_of_a_device_whose_neighbours_hold_the_same() -> None:

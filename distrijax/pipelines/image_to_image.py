@@ -106,7 +106,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             denoising_end=denoising_end,
         )
         if latents is not None:
-            size = np.shape(latents)[2:]
+            size = tuple(np.shape(latents))[2:]
             pictures, is_latent = np.zeros(0, np.float32), True
         elif image is None:
             raise DistrijaxError("there is no image: give image, or latents to begin with")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr
 from jax.stages import Compiled
 from jax.typing import DTypeLike
 
@@ -126,7 +127,7 @@ def random_inputs(workload: Workload) -> tuple[TextInputs, np.ndarray]:
     return text._replace(time_ids=np.full_like(text.time_ids, 1024)), latents
 
 
-def trace(call: LoopCall, phase: Phase) -> tuple[Any, LoopCall]:
+def trace(call: LoopCall, phase: Phase) -> tuple[Jaxpr, LoopCall]:
     """Return the traced program of `phase` as a jaxpr, and the call of the phase after it, as shapes."""
     program = partial(programs.denoise, phase=phase, **call.static)
     closed, (carry, _, _) = jax.make_jaxpr(program, return_shape=True)(*call.inputs)

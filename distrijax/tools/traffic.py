@@ -21,6 +21,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.sharding import AbstractMesh, AxisType
 from jax.typing import DTypeLike
 
@@ -111,7 +113,7 @@ class _AbstractParallel(Parallel):
         pass
 
     @cached_property
-    def mesh(self) -> Any:
+    def mesh(self) -> Any:  # an AbstractMesh, for a Mesh
         return AbstractMesh((self.data, self.cfg, self.patch), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -166,7 +168,7 @@ def _bytes(tree: object) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _count(jaxpr: Any, sizes: dict[str, int]) -> dict[str, Volume]:
+def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
     """Add up the collectives over mesh axes of these sizes. The body of a scan counts once: it is one step."""
     volumes = dict.fromkeys(KINDS, Volume())
     for equation in _equations(jaxpr):
@@ -175,7 +177,7 @@ def _count(jaxpr: Any, sizes: dict[str, int]) -> dict[str, Volume]:
         others = prod(sizes[axis] for axis in axes if axis in sizes) - 1
         if others == 0 or name in _SILENT:
             continue
-        arrays = [variable.aval for variable in equation.invars]
+        arrays = [variable.aval for variable in equation.invars if isinstance(variable.aval, ShapedArray)]
         copies: float = 1
         if name in ("all_gather", "all_gather_invariant"):
             copies = others
@@ -191,7 +193,7 @@ def _count(jaxpr: Any, sizes: dict[str, int]) -> dict[str, Volume]:
     return volumes
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Yield the equations of a jaxpr and of those inside it."""
     for equation in jaxpr.eqns:
         yield equation
