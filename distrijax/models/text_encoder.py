@@ -1,7 +1,7 @@
-"""The CLIP text encoder, as SDXL uses it twice: ViT-L of OpenAI, and bigG of OpenCLIP with its projection.
+"""The CLIP text encoder. SDXL has two: OpenAI's ViT-L, and OpenCLIP's bigG with its projection.
 
-A pre-norm transformer with a causal mask (Radford et al. 2021, arXiv 2103.00020). Attribute paths are the names in
-transformers' state dict without the leading `text_model.`; weights only, no state.
+A pre-norm transformer with a causal mask (Radford et al. 2021, arXiv 2103.00020). Attribute paths equal the names in
+transformers' state dict without the leading `text_model.`.
 """
 
 from typing import NamedTuple
@@ -17,12 +17,13 @@ from distrijax.nn.norm import LayerNorm
 
 
 class TextEncoding(NamedTuple):
-    """What an encoder says about B sequences of T tokens; D = hidden_size, P = projection_dim or D.
+    """Hidden states and pooled vectors of B sequences of T tokens; D = hidden_size, P = projection_dim or D.
 
-    hidden_states: the embeddings, then each layer's output, before the final layer norm: num_hidden_layers + 1 arrays
-        [B, T, D]. SDXL reads the last but one.
-    last: [B, T, D], the last of them after the final layer norm.
-    pooled: [B, P], `last` at the end-of-text token, projected if the model has a projection.
+    Attributes:
+        hidden_states: num_hidden_layers + 1 arrays [B, T, D]: the embeddings, then each layer's output, before the
+            final layer norm. SDXL reads the penultimate one.
+        last: [B, T, D], the last hidden state after the final layer norm.
+        pooled: [B, P], `last` at the end-of-text token, projected if the model has a projection.
     """
 
     hidden_states: tuple[Array, ...]
@@ -31,12 +32,16 @@ class TextEncoding(NamedTuple):
 
 
 class TextEncoder(nnx.Module):
-    """Token ids in, hidden states and a pooled vector out.
-
-    dtype: of the parameters and of the arithmetic; layer norm and softmax statistics are fp32 whatever it is.
-    """
+    """A CLIP text encoder: token ids in, hidden states and a pooled vector out."""
 
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
+        """Make an encoder with random weights.
+
+        Args:
+            config: sizes, activation, end-of-text id.
+            dtype: dtype of weights and arithmetic; statistics of layer norm and softmax are always fp32.
+            rngs: source of the random weights.
+        """
         self.config = config
         self.embeddings = Embeddings(config, dtype, rngs=rngs)
         self.encoder = Layers(config, dtype, rngs=rngs)
@@ -45,7 +50,7 @@ class TextEncoder(nnx.Module):
             self.text_projection = _linear(config.hidden_size, config.projection_dim, dtype, rngs, use_bias=False)
 
     def __call__(self, ids: Array) -> TextEncoding:
-        """ids: [B, T] integers below vocab_size, T at most max_position_embeddings."""
+        """Encode token ids [B, T], integers below vocab_size, with T at most max_position_embeddings."""
         length, limit = ids.shape[1], self.config.max_position_embeddings
         if length > limit:
             raise ValueError(f"text encoder: {length} tokens, but it has positions for {limit}")
@@ -65,20 +70,28 @@ class TextEncoder(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
+        """The dtype of the weights."""
         return self.embeddings.token_embedding.embedding.dtype
 
     def end_of_text(self, ids: Array) -> Array:
-        """Position of each sequence's end, [B]: of its highest id in old files, whose eos_token_id is the wrong 2."""
+        """Return the position [B] of each sequence's end token.
+
+        Old files have the wrong eos_token_id 2; with it, as in transformers, the highest id is taken for the end.
+        """
         if self.config.eos_token_id == 2:
             return jnp.argmax(ids, axis=1)
         return jnp.argmax(ids == self.config.eos_token_id, axis=1)
 
 
 class Embeddings(nnx.Module):
+    """Token embeddings plus learned position embeddings."""
+
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
-        def embed(rows: int) -> nnx.Embed:
+        def embed(entries: int) -> nnx.Embed:
             init = nnx.initializers.normal(0.02)
-            return nnx.Embed(rows, config.hidden_size, dtype=dtype, param_dtype=dtype, embedding_init=init, rngs=rngs)
+            return nnx.Embed(
+                entries, config.hidden_size, dtype=dtype, param_dtype=dtype, embedding_init=init, rngs=rngs
+            )
 
         self.token_embedding = embed(config.vocab_size)
         self.position_embedding = embed(config.max_position_embeddings)
@@ -89,11 +102,15 @@ class Embeddings(nnx.Module):
 
 
 class Layers(nnx.Module):
+    """The list of layers, under the name that it has in checkpoints."""
+
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         self.layers = nnx.List([Layer(config, dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
 
 class Layer(nnx.Module):
+    """A transformer layer: attention and MLP, each after a layer norm and added to its input."""
+
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
         self.self_attn = Attention(config, dtype, rngs=rngs)
@@ -106,10 +123,12 @@ class Layer(nnx.Module):
 
 
 class Attention(nnx.Module):
+    """Causal self-attention."""
+
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        # CLIP's own initial scales: the residual stream keeps its size at any depth.
+        # CLIP's own initial scales keep the size of the residual stream independent of depth.
         inner = width**-0.5 * (2 * config.num_hidden_layers) ** -0.5
         self.q_proj = _linear(width, width, dtype, rngs, inner)
         self.k_proj = _linear(width, width, dtype, rngs, inner)
@@ -123,14 +142,16 @@ class Attention(nnx.Module):
             return y.reshape(batch, length, self.heads, -1)  # [B, T, H, D/H]
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        # 77 tokens: nothing is won by a fused kernel, and those have rules for lengths and head sizes. JAX's own code
-        # mixes bfloat16 and float32 in the softmax, which strict promotion would refuse.
+        # A fused kernel gains nothing at 77 tokens and restricts lengths and head sizes. JAX's own code mixes bfloat16
+        # and float32 in the softmax, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
         return self.out_proj(y.reshape(batch, length, width))
 
 
 class MLP(nnx.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.intermediate_size
         self.act = config.hidden_act
