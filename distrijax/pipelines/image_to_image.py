@@ -106,20 +106,22 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             denoising_end=denoising_end,
         )
         if latents is not None:
-            size = tuple(np.shape(latents))[2:]
+            if np.ndim(latents) != 4:
+                raise DistrijaxError(f"latents have the shape {np.shape(latents)}; it must be (B, C, h, w)")
+            size = np.shape(latents)[2], np.shape(latents)[3]
             pictures, is_latent = np.zeros(0, np.float32), True
         elif image is None:
             raise DistrijaxError("there is no image: give image, or latents to begin with")
         else:
             pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
             _check_count(len(pictures), prompts.batch)
-            size = pictures.shape[1:3]
             scale_factor = 1 if is_latent else self.vae_scale_factor
-            size = size[0] // scale_factor, size[1] // scale_factor
-        shape = prompts.batch, self.vae.config.latent_channels, *size
+            size = pictures.shape[1] // scale_factor, pictures.shape[2] // scale_factor
+        rows, columns = size
+        shape = prompts.batch, self.vae.config.latent_channels, rows, columns
         given = None if latents is None else checked_latents(latents, shape)
-        self._layout(size[0])  # fails early if the rows are too few for the devices
-        pixels = size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor
+        self._layout(rows)  # fails early if the rows are too few for the devices
+        pixels = rows * self.vae_scale_factor, columns * self.vae_scale_factor
         ids = image_to_image_time_ids(
             batch=prompts.batch,
             original_size=original_size or pixels,
@@ -144,7 +146,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             start = clean if denoising_start is not None else _with_noise(clean, generators, schedule)
         guidance = Guidance.of(guidance_scale if guided else None, guidance_rescale)
         final = self._denoise(text, start, step_noise(generators, shape, schedule), schedule, guidance, callback)
-        return self._output(self._decode(final, size[0], output_type), seed, return_dict)
+        return self._output(self._decode(final, rows, output_type), seed, return_dict)
 
     def _encode_images(self, pictures: np.ndarray, generators: Generators, batch: int) -> np.ndarray:
         """Draw latents of pictures [N, H, W, 3] from the VAE's distribution, in the U-Net's scale, [N, h, w, C].

@@ -86,7 +86,7 @@ def denoise(
         prediction = prediction.astype(jnp.float32).reshape(x.shape)
         guided = guide(prediction, guidance, answers)
         latents, state = scheduler.step(now.coefficients, carry.state, guided, carry.latents, now.noise)
-        return Carry(latents, state, answers.carry()), prediction if record else None
+        return Carry(jnp.asarray(latents), state, answers.carry()), prediction if record else None
 
     if carry.pieces is None:  # the first step reads none, but a scan needs their shapes
         after, _ = jax.eval_shape(step, carry, steps[0])

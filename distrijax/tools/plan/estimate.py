@@ -14,6 +14,7 @@ import numpy as np
 from distrijax.checks import whole_number
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.specs import AXES
+from distrijax.runtime.xla_options import Options
 from distrijax.tools import loop
 from distrijax.tools.plan.cards import Card, Rates
 from distrijax.tools.plan.hlo import renamed
@@ -179,7 +180,7 @@ def layout_name(layout: Parallel) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one device"
 
 
-def plan(request: Request, layout: Parallel, *, options: Mapping[str, object] | None = None) -> Plan:
+def plan(request: Request, layout: Parallel, *, options: Options | None = None) -> Plan:
     """Compile a layout and estimate its cost.
 
     Args:
