@@ -196,6 +196,11 @@ class SDXLPipeline:
         return jnp.dtype(self.unet.dtype)
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of all calls so far, by stage: compiling, encoding, denoising and decoding."""
+        return self.programs.seconds
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels of a latent's side."""
         return self.vae.config.scale_factor

@@ -108,7 +108,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         if latents is not None:
             if np.ndim(latents) != 4:
                 raise DistrijaxError(f"latents have the shape {np.shape(latents)}; it must be (B, C, h, w)")
-            size = np.shape(latents)[2], np.shape(latents)[3]
+            rows, columns = (int(length) for length in np.shape(latents)[2:])
             pictures, is_latent = np.zeros(0, np.float32), True
         elif image is None:
             raise DistrijaxError("there is no image: give image, or latents to begin with")
@@ -116,8 +116,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
             _check_count(len(pictures), prompts.batch)
             scale_factor = 1 if is_latent else self.vae_scale_factor
-            size = pictures.shape[1] // scale_factor, pictures.shape[2] // scale_factor
-        rows, columns = size
+            rows, columns = (length // scale_factor for length in pictures.shape[1:3])
         shape = prompts.batch, self.vae.config.latent_channels, rows, columns
         given = None if latents is None else checked_latents(latents, shape)
         self._layout(rows)  # fails early if the rows are too few for the devices
