@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
     pipe = StableDiffusionXLPipeline.from_pretrained(options.model, dtype=dtype)
+    image: Image.Image
     if options.image is not None:
         image = Image.open(options.image)
     else:
