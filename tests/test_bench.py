@@ -19,7 +19,8 @@ from distrijax import DistrijaxError, Parallel
 from distrijax.bench import against, figure, peer_diffusers, peer_maxdiffusion, results, step, weights
 from distrijax.bench.share import Delivered, Share, layout
 from distrijax.bench.timing import Times, Work, take_turns
-from distrijax.checkpoint import Checkpoint, Component, find
+from distrijax.checkpoint.build import blueprint
+from distrijax.checkpoint.model import Model, find
 from distrijax.cli import main
 from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv

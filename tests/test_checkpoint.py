@@ -31,8 +31,8 @@ from helpers_checkpoint import (
 )
 from safetensors.torch import load_file, save_file
 
-from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder
 from distrijax.checkpoint import component as component_module
+from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder
 from distrijax.checkpoint import store as store_module
 from distrijax.checkpoint.tables import text_encoder_table
 from distrijax.demo import MODEL

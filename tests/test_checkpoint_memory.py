@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distrijax.checkpoint import Component
 from helpers_checkpoint import write_tokenizer
 
+from distrijax.checkpoint import Component
 from distrijax.checkpoint.hub import weight_names
 from distrijax.checkpoint.tensors import read_safetensors, write_safetensors
 
