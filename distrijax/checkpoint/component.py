@@ -200,15 +200,12 @@ class Checkpoint:
         return config
 
     def with_classes(self) -> "Checkpoint":
-        """Return the checkpoint with an index that names the classes of its text encoders and its scheduler."""
-        index = dict(self.index)
-        for name in ("text_encoder", "text_encoder_2"):
-            component = self.components.get(name)
-            kind = (
-                component.config.class_name if component and isinstance(component.config, TextEncoderConfig) else None
-            )
-            index[name] = [kind and "transformers", kind]
-        index["scheduler"] = ["diffusers", self.scheduler.get("_class_name")]
+        """Return the checkpoint with an index that names the classes of its components and its scheduler."""
+        index = dict(self.index) | {"scheduler": ["diffusers", self.scheduler.get("_class_name")]}
+        for name in COMPONENTS:
+            config = self.components[name].config if name in self.components else None
+            library = "transformers" if isinstance(config, TextEncoderConfig) else "diffusers"
+            index[name] = [None, None] if config is None else [library, config.class_name]
         return dataclasses.replace(self, index=index)
 
     @property

@@ -1,7 +1,7 @@
 """Configuration of the U-Net, built from the `config.json` that diffusers writes."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from distrijax.config.checks import Json, attribute_problems, per_block, refuse
 
@@ -54,6 +54,8 @@ class UNetConfig:
         up_transformer_layers: the same for each up block, in their order.
     """
 
+    class_name: ClassVar[str] = "UNet2DConditionModel"  # diffusers'
+
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     has_mid_block: bool
@@ -89,7 +91,7 @@ class UNetConfig:
             DistrijaxError: an attribute or value is not supported; all of them are named.
         """
         fields = {f.name for f in dataclasses.fields(cls)} - _DERIVED
-        problems = attribute_problems(json, _FIXED, fields | _READ | _IGNORED, "UNet2DConditionModel")
+        problems = attribute_problems(json, _FIXED, fields | _READ | _IGNORED, cls.class_name)
         if json.get("addition_embed_type") is None:
             problems.append("addition_embed_type is not set (SDXL: 'text_time'; a U-Net of SD 1.x or 2.x has none)")
         problems += [f"{name} is missing" for name in _REQUIRED if json.get(name) is None]
@@ -134,7 +136,7 @@ class UNetConfig:
         """Return a `config.json` that diffusers loads and `from_json` reads back."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in _DERIVED}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        values |= {"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}
+        values |= {"_class_name": self.class_name, "addition_embed_type": "text_time"}
         values |= {
             "attention_head_dim": list(self.attention_heads),
             "mid_block_type": _MID if self.has_mid_block else None,

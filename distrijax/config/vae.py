@@ -1,7 +1,7 @@
 """Configuration of the autoencoder, built from the `config.json` that diffusers writes."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from distrijax.config.checks import Json, attribute_problems, refuse
 
@@ -20,6 +20,8 @@ _FIXED: dict[str, tuple] = {
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
     """An `AutoencoderKL`, with diffusers' names and defaults."""
+
+    class_name: ClassVar[str] = "AutoencoderKL"  # diffusers'
 
     block_out_channels: tuple[int, ...] = (64,)
     in_channels: int = 3
@@ -44,7 +46,7 @@ class VAEConfig:
             DistrijaxError: an attribute or value is not supported; all of them are named.
         """
         fields = {f.name for f in dataclasses.fields(cls)}
-        problems = attribute_problems(json, _FIXED, fields | set(_BLOCKS), "AutoencoderKL")
+        problems = attribute_problems(json, _FIXED, fields | set(_BLOCKS), cls.class_name)
         channels = tuple(json.get("block_out_channels", (64,)))
         for name, kind in _BLOCKS.items():
             if tuple(json.get(name, (kind,) * len(channels))) != (kind,) * len(channels):
@@ -57,4 +59,4 @@ class VAEConfig:
         """Return a `config.json` that diffusers loads and `from_json` reads back."""
         blocks = {name: [kind] * len(self.block_out_channels) for name, kind in _BLOCKS.items()}
         values = dataclasses.asdict(self) | {"block_out_channels": list(self.block_out_channels)}
-        return {"_class_name": "AutoencoderKL", **blocks, **values}
+        return {"_class_name": self.class_name, **blocks, **values}

@@ -116,7 +116,8 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
             _check_count(len(pictures), prompts.batch)
             scale_factor = 1 if is_latent else self.vae_scale_factor
-            rows, columns = (length // scale_factor for length in pictures.shape[1:3])
+            _, height, width, _ = pictures.shape
+            rows, columns = height // scale_factor, width // scale_factor
         shape = prompts.batch, self.vae.config.latent_channels, rows, columns
         given = None if latents is None else checked_latents(latents, shape)
         self._layout(rows)  # fails early if the rows are too few for the devices
