@@ -109,15 +109,14 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             if np.ndim(latents) != 4:
                 raise DistrijaxError(f"latents have the shape {np.shape(latents)}; it must be (B, C, h, w)")
             rows, columns = (int(length) for length in np.shape(latents)[2:])
-            pictures, is_latent = np.zeros(0, np.float32), True
+            pictures, is_latent = np.empty((0, 0, 0, 0), np.float32), True
         elif image is None:
             raise DistrijaxError("there is no image: give image, or latents to begin with")
         else:
             pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
             _check_count(len(pictures), prompts.batch)
             scale_factor = 1 if is_latent else self.vae_scale_factor
-            _, height, width, _ = pictures.shape
-            rows, columns = height // scale_factor, width // scale_factor
+            rows, columns = pictures.shape[1] // scale_factor, pictures.shape[2] // scale_factor
         shape = prompts.batch, self.vae.config.latent_channels, rows, columns
         given = None if latents is None else checked_latents(latents, shape)
         self._layout(rows)  # fails early if the rows are too few for the devices
