@@ -7,34 +7,24 @@ from typing import Any, ClassVar, Self, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 from tqdm import tqdm
 
 from distrijax.checkpoint import Parts, load, load_single_file, save_diffusers
 from distrijax.checkpoint.load import DTypes, SourceOptions
-from distrijax.checks import finite_number, one_of, whole_number
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
-from distrijax.nn.embeddings import guidance_embedding
-from distrijax.nn.module import Weights
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import replicate
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
-from distrijax.pipelines.loop import CALLBACK_INPUTS, Callback, run_loop
-from distrijax.pipelines.output import OUTPUT_TYPES, Seed, StableDiffusionXLPipelineOutput, to_pil
+from distrijax.pipelines.loop import CALLBACK_INPUTS
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.unsupported import ADVICE
 from distrijax.runtime.processes import is_first
-from distrijax.sampling.guidance import Guidance
-from distrijax.sampling.inputs import TextInputs, loop_inputs
-from distrijax.schedulers import Schedule, Scheduler
-from distrijax.text.prompt import PromptEmbeds, PromptInputs, encode_prompt
-from distrijax.text.time_ids import check_time_ids
+from distrijax.schedulers import Scheduler
 from distrijax.text.tokenizer import Tokenizer
 
 
@@ -210,156 +200,32 @@ class SDXLPipeline:
 
         With several processes, only the first shows anything.
         """
-        self._progress: dict[str, Any] = config if is_first() else config | {"disable": True}
+        self.progress_options: dict[str, Any] = config if is_first() else config | {"disable": True}
 
     def _report(self, message: str) -> None:
-        if not self._progress.get("disable"):
-            tqdm.write(message, file=self._progress.get("file", sys.stderr))
+        if not self.progress_options.get("disable"):
+            tqdm.write(message, file=self.progress_options.get("file", sys.stderr))
 
     def __getattr__(self, name: str) -> Any:
         if name in ADVICE:
             raise UnsupportedError(f"{name}: {ADVICE[name]}")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    # ---------------------------------------------------------------------------------------------------------- stages
+    # ----------------------------------------------------------------------------------------------- used by the stages
 
     _callback_tensor_inputs: ClassVar = CALLBACK_INPUTS
 
-    def _check_call(
-        self,
-        batch: int,
-        guidance_scale: float,
-        guidance_rescale: float,
-        output_type: str,
-        cross_attention_kwargs: object,
-    ) -> bool:
-        """Check what every call takes, before anything is compiled; return whether there are two guidance branches."""
-        if output_type == "pt":
-            raise DistrijaxError(
-                "output_type is 'pt', but there is no torch here; use 'np' and "
-                "torch.from_numpy(images).permute(0, 3, 1, 2)"
-            )
-        one_of("output_type", output_type, OUTPUT_TYPES)
-        if cross_attention_kwargs:
-            raise DistrijaxError(
-                f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be "
-                "loaded yet: leave it out"
-            )
-        if self.dtype == jnp.float16 and jax.default_backend() == "cpu":
-            raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
-        finite_number("guidance_scale", guidance_scale)
-        finite_number("guidance_rescale", guidance_rescale)
-        channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
-        if channels != latent_channels:
-            raise DistrijaxError(
-                f"this U-Net takes {channels} channels where latents have {latent_channels}; models for inpainting or "
-                "editing are not supported by this pipeline"
-            )
-        guided = guidance_scale > 1 and not self._distilled
-        because = "this model takes it as an input" if self._distilled else f"guidance_scale is {guidance_scale}"
-        self.parallel.check(pictures=batch, guided=guided, because=because)
-        return guided
-
     @property
-    def _distilled(self) -> bool:
+    def distilled(self) -> bool:
         """Whether guidance is an input of the U-Net (LCM) instead of a combination of two of its outputs."""
         return self.unet.config.time_cond_proj_dim is not None
 
-    def _layout(self, rows: int) -> SlabLayout:
-        """Divide rows of latents among the devices."""
+    def layout(self, rows: int) -> SlabLayout:
+        """Divide rows of latents among the devices; raises DistrijaxError if there are too few."""
         return self.parallel.layout(rows, self.unet.config.row_multiple)
 
-    def _place_parts(self) -> None:
+    def place_parts(self) -> None:
         """Move parts that the caller has replaced to where the others are."""
         for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
             place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else replicate
             setattr(self, name, place(getattr(self, name), self.parallel))
-
-    def _encode_prompt(self, prompts: PromptInputs, guided: bool) -> PromptEmbeds:
-        with self.programs.timed("encoding"):
-            text = encode_prompt(
-                prompts,
-                [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None],
-                [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None],
-                guided=guided,
-                force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
-                encode=self.programs.encode_prompt,
-            )
-        if text.context.shape[-1] != self.unet.config.cross_attention_dim:
-            raise DistrijaxError(
-                f"the prompt's embeddings are {text.context.shape[-1]} wide, but the U-Net takes "
-                f"{self.unet.config.cross_attention_dim}; they are not of this model's text encoders"
-            )
-        return text
-
-    def _text_inputs(self, text: PromptEmbeds, time_ids: np.ndarray, guidance_scale: float) -> TextInputs:
-        """Return what the U-Net is conditioned on; `time_ids` are [2, B, …], of which one branch may not be needed."""
-        config = self.unet.config
-        check_time_ids(
-            time_ids.shape[-1],
-            text.pooled.shape[-1],
-            config.addition_time_embed_dim,
-            config.projection_class_embeddings_input_dim,
-        )
-        embedding = None
-        if config.time_cond_proj_dim is not None:
-            scale = jnp.full(text.pooled.shape[1], guidance_scale, jnp.float32)
-            embedding = np.asarray(guidance_embedding(scale, config.time_cond_proj_dim))[None]  # [1, B, E]
-        return TextInputs(text.context, text.pooled, time_ids[-len(text.context) :], embedding)
-
-    def _denoise(
-        self,
-        text: TextInputs,
-        latents: np.ndarray,
-        noise: np.ndarray | None,
-        schedule: Schedule,
-        guidance: Guidance,
-        callback: Callback | None,
-    ) -> Array:
-        """Take all steps of `schedule`: latents [B, h, W, C] in, [B, >= h, W, C] out, with rows of padding below."""
-        layout = self._layout(latents.shape[1])
-        with self.programs.timed("denoising"):
-            inputs = loop_inputs(
-                Weights.of(self.unet),
-                text,
-                latents,
-                noise,
-                guidance,
-                schedule,
-                scheduler=self.scheduler,
-                parallel=self.parallel,
-                layout=layout,
-                condition=self.programs.condition,
-            )
-            return run_loop(self, inputs, text, schedule, layout, callback, self._progress)
-
-    def _decode(self, latents: Array, height: int, output_type: str) -> Any:
-        """Turn latents into what the caller wants; `height` is the rows of the picture's latents."""
-        if output_type == "latent":
-            whole = self.programs.crop(latents, parallel=self.parallel.program_key, height=height)
-            return whole.transpose(0, 3, 1, 2)
-        with self.programs.timed("decoding"):
-            parallel = self.parallel.without_branches
-            pictures = [
-                np.asarray(self.programs.decode(self.vae, latents, jnp.int32(i), parallel=parallel, height=height))
-                for i in range(len(latents) // self.parallel.data)
-            ]
-        images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
-        images = images.reshape(-1, *images.shape[2:])
-        return images if output_type == "np" else to_pil(images)
-
-    def _output(self, images: Any, seed: Seed, return_dict: bool) -> Any:
-        return StableDiffusionXLPipelineOutput(images, seed) if return_dict else (images,)
-
-
-def picture_size(name: str, value: int | None, default: int, multiple: int) -> int:
-    """Return a side of the picture in pixels, checked to be a multiple of the VAE's scale factor."""
-    if value is None:
-        return default
-    size = whole_number(name, value)
-    if size < multiple or size % multiple:
-        below = max(multiple, size // multiple * multiple)
-        raise DistrijaxError(
-            f"{name} is {value}; it must be a multiple of {multiple} pixels, such as {below} or {below + multiple}"
-        )
-    return size

@@ -11,9 +11,9 @@ from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.images import ImageInput, preprocess_images
 from distrijax.pipelines.loop import Callback, StepFunction
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
-from distrijax.pipelines.randomness import Generators, checked_latents, make_generators, step_noise
+from distrijax.pipelines.randomness import Generators, checked_latents
+from distrijax.pipelines.stages import check_call, make_pictures
 from distrijax.pipelines.steps import call_schedule
-from distrijax.sampling.guidance import Guidance
 from distrijax.sampling.noise import randn
 from distrijax.schedulers import Schedule
 from distrijax.text.prompt import PromptInputs
@@ -93,8 +93,18 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             pooled_prompt_embeds,
             negative_pooled_prompt_embeds,
         )
-        guided = self._check_call(prompts.batch, guidance_scale, guidance_rescale, output_type, cross_attention_kwargs)
-        callback = Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        if latents is not None:
+            if np.ndim(latents) != 4:
+                raise DistrijaxError(f"latents have the shape {np.shape(latents)}; it must be (B, C, h, w)")
+            pictures, is_latent = np.empty((0, 0, 0, 0), np.float32), True
+            rows, columns = (int(length) for length in np.shape(latents)[2:])
+        elif image is None:
+            raise DistrijaxError("there is no image: give image, or latents to begin with")
+        else:
+            pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
+            _check_count(len(pictures), prompts.batch)
+            scale_factor = 1 if is_latent else self.vae_scale_factor
+            rows, columns = pictures.shape[1] // scale_factor, pictures.shape[2] // scale_factor
         schedule = call_schedule(
             self.scheduler,
             num_inference_steps,
@@ -105,21 +115,21 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             denoising_start=denoising_start,
             denoising_end=denoising_end,
         )
-        if latents is not None:
-            if np.ndim(latents) != 4:
-                raise DistrijaxError(f"latents have the shape {np.shape(latents)}; it must be (B, C, h, w)")
-            rows, columns = (int(length) for length in np.shape(latents)[2:])
-            pictures, is_latent = np.empty((0, 0, 0, 0), np.float32), True
-        elif image is None:
-            raise DistrijaxError("there is no image: give image, or latents to begin with")
-        else:
-            pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
-            _check_count(len(pictures), prompts.batch)
-            scale_factor = 1 if is_latent else self.vae_scale_factor
-            rows, columns = pictures.shape[1] // scale_factor, pictures.shape[2] // scale_factor
-        shape = prompts.batch, self.vae.config.latent_channels, rows, columns
-        given = None if latents is None else checked_latents(latents, shape)
-        self._layout(rows)  # fails early if the rows are too few for the devices
+        call = check_call(
+            self,
+            prompts,
+            schedule,
+            (rows, columns),
+            Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs),
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            generator=generator,
+            seed=seed,
+            noise=noise,
+            output_type=output_type,
+            return_dict=return_dict,
+            cross_attention_kwargs=cross_attention_kwargs,
+        )
         pixels = rows * self.vae_scale_factor, columns * self.vae_scale_factor
         ids = image_to_image_time_ids(
             batch=prompts.batch,
@@ -133,19 +143,15 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             negative_aesthetic_score=negative_aesthetic_score,
             requires_aesthetics_score=self.requires_aesthetics_score,
         )
-        generators, seed = make_generators(generator, seed, noise, prompts.batch)
-
-        self._place_parts()
-        text = self._text_inputs(self._encode_prompt(prompts, guided), ids, guidance_scale)
-        if given is not None:
-            start = given.transpose(0, 2, 3, 1)
+        self.place_parts()
+        if latents is not None:
+            start = checked_latents(latents, call.shape).transpose(0, 2, 3, 1)
         else:
-            clean = pictures if is_latent else self._encode_images(pictures, generators, prompts.batch)
-            clean = np.concatenate([clean] * (prompts.batch // len(clean)))
-            start = clean if denoising_start is not None else _with_noise(clean, generators, schedule)
-        guidance = Guidance.of(guidance_scale if guided else None, guidance_rescale)
-        final = self._denoise(text, start, step_noise(generators, shape, schedule), schedule, guidance, callback)
-        return self._output(self._decode(final, rows, output_type), seed, return_dict)
+            start = pictures if is_latent else self._encode_images(pictures, call.generators, prompts.batch)
+            start = np.concatenate([start] * (prompts.batch // len(start)))
+            if denoising_start is None:
+                start = _with_noise(start, call.generators, schedule)
+        return make_pictures(self, call, ids, start)
 
     def _encode_images(self, pictures: np.ndarray, generators: Generators, batch: int) -> np.ndarray:
         """Draw latents of pictures [N, H, W, 3] from the VAE's distribution, in the U-Net's scale, [N, h, w, C].

@@ -63,7 +63,6 @@ def run_loop(
     schedule: Schedule,
     layout: SlabLayout,
     callback: Callback | None,
-    progress: Mapping[str, Any],
 ) -> Array:
     """Take all steps, and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
 
@@ -75,7 +74,7 @@ def run_loop(
     pipe.interrupt = False
     carry = inputs.carry
     choices = {"parallel": pipe.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
-    with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | dict(progress)) as bar:
+    with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
         for part, phase in segments(pipe.parallel, total, one_by_one=callback is not None):
             if part.start and not phase.policy.carries:
                 carry = dataclasses.replace(carry, pieces=None)
@@ -105,7 +104,7 @@ def segments(parallel: Parallel, total: int, *, one_by_one: bool) -> Iterator[tu
         warnings.warn(
             f"all {total} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more are; with a "
             "lower warmup_steps, transfers hide behind the arithmetic in the others",
-            stacklevel=5,
+            stacklevel=6,
         )
     for count, phase in phases:
         length = 1 if one_by_one else segment_length(count)

@@ -5,12 +5,14 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
-from distrijax.pipelines.base import SDXLPipeline, picture_size
+from distrijax.checks import whole_number
+from distrijax.errors import DistrijaxError
+from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.loop import Callback, StepFunction
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
-from distrijax.pipelines.randomness import initial_latents, make_generators, step_noise
+from distrijax.pipelines.randomness import initial_latents
+from distrijax.pipelines.stages import check_call, make_pictures
 from distrijax.pipelines.steps import call_schedule
-from distrijax.sampling.guidance import Guidance
 from distrijax.text.prompt import PromptInputs
 from distrijax.text.time_ids import time_ids
 
@@ -96,8 +98,8 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             DistrijaxError: arguments that cannot be used, before anything is compiled.
         """
         default, multiple = self.unet.config.sample_size * self.vae_scale_factor, self.vae_scale_factor
-        height = picture_size("height", height, default, multiple)
-        width = picture_size("width", width, default, multiple)
+        height = _picture_size("height", height, default, multiple)
+        width = _picture_size("width", width, default, multiple)
         prompts = PromptInputs(
             prompt,
             prompt_2,
@@ -110,13 +112,21 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             pooled_prompt_embeds,
             negative_pooled_prompt_embeds,
         )
-        guided = self._check_call(prompts.batch, guidance_scale, guidance_rescale, output_type, cross_attention_kwargs)
-        callback = Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        schedule = call_schedule(
-            self.scheduler, num_inference_steps, timesteps, sigmas, eta, denoising_end=denoising_end
+        call = check_call(
+            self,
+            prompts,
+            call_schedule(self.scheduler, num_inference_steps, timesteps, sigmas, eta, denoising_end=denoising_end),
+            (height // multiple, width // multiple),
+            Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs),
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            generator=generator,
+            seed=seed,
+            noise=noise,
+            output_type=output_type,
+            return_dict=return_dict,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
-        rows, columns = height // multiple, width // multiple
-        self._layout(rows)  # fails early if the rows are too few for the devices
         ids = time_ids(
             batch=prompts.batch,
             original_size=original_size or (height, width),
@@ -129,12 +139,19 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             negative_aesthetic_score=negative_aesthetic_score,
             requires_aesthetics_score=self.requires_aesthetics_score,
         )
-        generators, seed = make_generators(generator, seed, noise, prompts.batch)
-        shape = prompts.batch, self.vae.config.latent_channels, rows, columns
-        start = initial_latents(generators, shape, schedule, latents)
+        start = initial_latents(call.generators, call.shape, call.schedule, latents)
+        self.place_parts()
+        return make_pictures(self, call, ids, start)
 
-        self._place_parts()
-        text = self._text_inputs(self._encode_prompt(prompts, guided), ids, guidance_scale)
-        guidance = Guidance.of(guidance_scale if guided else None, guidance_rescale)
-        final = self._denoise(text, start, step_noise(generators, shape, schedule), schedule, guidance, callback)
-        return self._output(self._decode(final, rows, output_type), seed, return_dict)
+
+def _picture_size(name: str, value: int | None, default: int, multiple: int) -> int:
+    """Return a side of the picture in pixels, checked to be a multiple of the VAE's scale factor."""
+    if value is None:
+        return default
+    size = whole_number(name, value)
+    if size < multiple or size % multiple:
+        below = max(multiple, size // multiple * multiple)
+        raise DistrijaxError(
+            f"{name} is {value}; it must be a multiple of {multiple} pixels, such as {below} or {below + multiple}"
+        )
+    return size

@@ -1,0 +1,190 @@
+"""The stages of a call: check it, condition on the text, denoise, decode. Frozen values pass between them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from distrijax.checks import finite_number, one_of
+from distrijax.errors import DistrijaxError
+from distrijax.nn.embeddings import guidance_embedding
+from distrijax.nn.module import Weights
+from distrijax.pipelines.loop import Callback, run_loop
+from distrijax.pipelines.output import OUTPUT_TYPES, Seed, StableDiffusionXLPipelineOutput, to_pil
+from distrijax.pipelines.randomness import Generators, make_generators, step_noise
+from distrijax.runtime.processes import check_same_everywhere
+from distrijax.sampling.guidance import Guidance
+from distrijax.sampling.inputs import TextInputs, loop_inputs
+from distrijax.schedulers import Schedule
+from distrijax.text.prompt import PromptInputs, encode_prompt
+from distrijax.text.time_ids import check_time_ids
+
+if TYPE_CHECKING:
+    from distrijax.pipelines.base import SDXLPipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What a caller asks for, checked.
+
+    Attributes:
+        shape: of the latents in diffusers' order, (B, C, h, w).
+        guided: whether there are two guidance branches.
+        generators: one for the batch, or one for each picture.
+        seed: what makes the generators again.
+    """
+
+    prompts: PromptInputs
+    schedule: Schedule
+    shape: tuple[int, int, int, int]
+    guided: bool
+    guidance_scale: float
+    guidance_rescale: float
+    generators: Generators
+    seed: Seed
+    callback: Callback | None
+    output_type: str
+    return_dict: bool
+
+
+def check_call(
+    pipe: "SDXLPipeline",
+    prompts: PromptInputs,
+    schedule: Schedule,
+    size: tuple[int, int],
+    callback: Callback | None,
+    *,
+    guidance_scale: float,
+    guidance_rescale: float,
+    generator: Any,
+    seed: Seed,
+    noise: str,
+    output_type: str,
+    return_dict: bool,
+    cross_attention_kwargs: Mapping[str, object] | None,
+) -> Call:
+    """Check what every call takes, before anything is compiled.
+
+    Args:
+        size: rows and columns of the latents.
+
+    Raises:
+        DistrijaxError: an argument cannot be used, or differs between processes.
+    """
+    if output_type == "pt":
+        raise DistrijaxError(
+            "output_type is 'pt', but there is no torch here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
+        )
+    one_of("output_type", output_type, OUTPUT_TYPES)
+    if cross_attention_kwargs:
+        raise DistrijaxError(
+            f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be loaded "
+            "yet: leave it out"
+        )
+    if pipe.dtype == jnp.float16 and jax.default_backend() == "cpu":
+        raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
+    finite_number("guidance_scale", guidance_scale)
+    finite_number("guidance_rescale", guidance_rescale)
+    channels, latent_channels = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if channels != latent_channels:
+        raise DistrijaxError(
+            f"this U-Net takes {channels} channels where latents have {latent_channels}; models for inpainting or "
+            "editing are not supported by this pipeline"
+        )
+    guided = guidance_scale > 1 and not pipe.distilled
+    because = "this model takes it as an input" if pipe.distilled else f"guidance_scale is {guidance_scale}"
+    pipe.parallel.check(pictures=prompts.batch, guided=guided, because=because)
+    rows, columns = size
+    pipe.layout(rows)
+    generators, seed = make_generators(generator, seed, noise, prompts.batch)
+    texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
+    check_same_everywhere(
+        {"prompts": texts, "size": size, "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
+    )
+    shape = prompts.batch, latent_channels, rows, columns
+    options = callback, output_type, return_dict
+    return Call(prompts, schedule, shape, guided, guidance_scale, guidance_rescale, generators, seed, *options)
+
+
+def make_pictures(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray, latents: np.ndarray) -> Any:
+    """Take the stages after the latents to begin with, [B, h, w, C], are there, and return what the caller asked for.
+
+    Args:
+        time_ids: of both guidance branches, [2, B, 6] or [2, B, 5].
+    """
+    text = condition_on_text(pipe, call, time_ids)
+    final = denoise(pipe, call, text, latents)
+    images = decode(pipe, final, call.shape[2], call.output_type)
+    return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
+
+
+def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) -> TextInputs:
+    """Encode the prompts and join them with what else the U-Net is conditioned on."""
+    config = pipe.unet.config
+    with pipe.programs.timed("encoding"):
+        text = encode_prompt(
+            call.prompts,
+            [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None],
+            [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None],
+            guided=call.guided,
+            force_zeros_for_empty_prompt=pipe.force_zeros_for_empty_prompt,
+            encode=pipe.programs.encode_prompt,
+        )
+    if text.context.shape[-1] != config.cross_attention_dim:
+        raise DistrijaxError(
+            f"the prompt's embeddings are {text.context.shape[-1]} wide, but the U-Net takes "
+            f"{config.cross_attention_dim}; they are not of this model's text encoders"
+        )
+    check_time_ids(
+        time_ids.shape[-1],
+        text.pooled.shape[-1],
+        config.addition_time_embed_dim,
+        config.projection_class_embeddings_input_dim,
+    )
+    embedding = None
+    if config.time_cond_proj_dim is not None:
+        scale = jnp.full(call.prompts.batch, call.guidance_scale, jnp.float32)
+        embedding = np.asarray(guidance_embedding(scale, config.time_cond_proj_dim))[None]  # [1, B, E]
+    return TextInputs(text.context, text.pooled, time_ids[-len(text.context) :], embedding)
+
+
+def denoise(pipe: "SDXLPipeline", call: Call, text: TextInputs, latents: np.ndarray) -> Array:
+    """Take all steps from `latents` [B, h, W, C]: [B, >= h, W, C], where rows below the picture are padding."""
+    layout = pipe.layout(latents.shape[1])
+    with pipe.programs.timed("denoising"):
+        inputs = loop_inputs(
+            Weights.of(pipe.unet),
+            text,
+            latents,
+            step_noise(call.generators, call.shape, call.schedule),
+            Guidance.of(call.guidance_scale if call.guided else None, call.guidance_rescale),
+            call.schedule,
+            scheduler=pipe.scheduler,
+            parallel=pipe.parallel,
+            layout=layout,
+            condition=pipe.programs.condition,
+        )
+        return run_loop(pipe, inputs, text, call.schedule, layout, call.callback)
+
+
+def decode(pipe: "SDXLPipeline", latents: Array, height: int, output_type: str) -> Any:
+    """Turn latents into what the caller wants.
+
+    Args:
+        height: rows of the picture's latents.
+    """
+    if output_type == "latent":
+        return pipe.programs.crop(latents, parallel=pipe.parallel.program_key, height=height).transpose(0, 3, 1, 2)
+    with pipe.programs.timed("decoding"):
+        parallel = pipe.parallel.without_branches
+        pictures = [
+            np.asarray(pipe.programs.decode(pipe.vae, latents, jnp.int32(i), parallel=parallel, height=height))
+            for i in range(len(latents) // pipe.parallel.data)
+        ]
+    images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
+    images = images.reshape(-1, *images.shape[2:])
+    return images if output_type == "np" else to_pil(images)
