@@ -47,10 +47,11 @@ MODES = {
     "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
     "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
     "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
+    "halo_sync": Policy(FreshHalos(), StaleAttention(), CorrectedMoments()),
     "full_sync": FULL_SYNC,
     "naive_patch": Policy(ZeroHalos(), OwnAttention(), OwnMoments(), fresh=frozenset()),
 }
-"""The modes of the original (arXiv 2402.19481) under its names, the default first."""
+"""The modes by name, the default first. All but `halo_sync` are those of the original (arXiv 2402.19481)."""
 
 TENSOR = "tensor"
 """A mode that spreads weights instead of rows, so that no layer has to ask: see `tensor.py`."""
