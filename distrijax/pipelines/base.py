@@ -20,7 +20,7 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import replicate
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
-from distrijax.pipelines.loop import CALLBACK_INPUTS
+from distrijax.pipelines.callback import CALLBACK_INPUTS
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.unsupported import ADVICE
 from distrijax.runtime.processes import is_first

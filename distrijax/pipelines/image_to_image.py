@@ -8,8 +8,8 @@ from jax.typing import ArrayLike
 
 from distrijax.errors import DistrijaxError
 from distrijax.pipelines.base import SDXLPipeline
+from distrijax.pipelines.callback import Callback, StepFunction
 from distrijax.pipelines.images import ImageInput, preprocess_images
-from distrijax.pipelines.loop import Callback, StepFunction
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import Generators, checked_latents
 from distrijax.pipelines.stages import check_call, make_pictures

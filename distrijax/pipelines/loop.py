@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.phases import Phase
 from distrijax.parallel.placement import place
+from distrijax.pipelines.callback import CALLBACK_INPUTS, Callback
 from distrijax.runtime.processes import is_first
 from distrijax.sampling import programs
 from distrijax.sampling.denoise import Carry
@@ -24,36 +25,7 @@ from distrijax.schedulers import Schedule
 if TYPE_CHECKING:
     from distrijax.pipelines.base import SDXLPipeline
 
-StepFunction = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
-
-CALLBACK_INPUTS = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 _TEXT_FIELDS = {"prompt_embeds": "context", "add_text_embeds": "pooled", "add_time_ids": "time_ids"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Callback:
-    """What a caller wants after each step.
-
-    Attributes:
-        function: called as `function(pipe, step, timestep, tensors)`; it may return tensors to replace.
-        inputs: names of the tensors that it gets.
-    """
-
-    function: StepFunction
-    inputs: Sequence[str] = ("latents",)
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.inputs) - set(CALLBACK_INPUTS))
-        if unknown:
-            raise DistrijaxError(
-                f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}; it may have {', '.join(CALLBACK_INPUTS)}"
-            )
-
-    @classmethod
-    def of(cls, function: StepFunction | None, inputs: Sequence[str]) -> "Callback | None":
-        """Return the callback of a call's arguments; None if there is no function."""
-        checked = cls(function or (lambda *args: None), tuple(inputs))
-        return None if function is None else checked
 
 
 def run_loop(

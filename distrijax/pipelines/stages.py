@@ -13,7 +13,8 @@ from distrijax.checks import finite_number, one_of
 from distrijax.errors import DistrijaxError
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
-from distrijax.pipelines.loop import Callback, run_loop
+from distrijax.pipelines.callback import Callback
+from distrijax.pipelines.loop import run_loop
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed, StableDiffusionXLPipelineOutput, to_pil
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
 from distrijax.runtime.processes import check_same_everywhere

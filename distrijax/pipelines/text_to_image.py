@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from distrijax.checks import whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.pipelines.base import SDXLPipeline
-from distrijax.pipelines.loop import Callback, StepFunction
+from distrijax.pipelines.callback import Callback, StepFunction
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import initial_latents
 from distrijax.pipelines.stages import check_call, make_pictures
