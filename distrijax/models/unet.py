@@ -1,7 +1,6 @@
 """The U-Net of SDXL (`UNet2DConditionModel` in diffusers, arXiv 2307.01952): structure and weights, nothing else."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from distrijax.config import UNetConfig
 from distrijax.nn.conv import Conv, Downsample, Upsample
 from distrijax.nn.embeddings import TimestepEmbedding, sinusoidal_embedding
 from distrijax.nn.exchange import WHOLE, Exchange
-from distrijax.nn.module import name_layers
+from distrijax.nn.module import Init, name_layers
 from distrijax.nn.norm import GroupNorm
 from distrijax.nn.resnet import ResnetBlock
 from distrijax.nn.transformer import CrossAttention, KeysValues, Transformer2D
@@ -48,17 +47,27 @@ class Block(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        init: Init = {"dtype": dtype, "rngs": rngs}
         out, groups, time_dim = channels[-1][1], config.norm_num_groups, 4 * config.block_out_channels[0]
         self.resnets = nnx.List(
-            [ResnetBlock(i, o, time_dim, groups=groups, eps=config.norm_eps, **kw) for i, o in channels]
+            [ResnetBlock(i, o, time_dim, groups=groups, eps=config.norm_eps, **init) for i, o in channels]
         )
-        transformer: dict[str, Any] = {"groups": groups, "linear_projection": config.use_linear_projection} | kw
         self.attentions = nnx.List(
-            [Transformer2D(out, config.cross_attention_dim, heads, depth, **transformer) for depth in depths or ()]
+            [
+                Transformer2D(
+                    out,
+                    config.cross_attention_dim,
+                    heads,
+                    depth,
+                    groups=groups,
+                    linear_projection=config.use_linear_projection,
+                    **init,
+                )
+                for depth in depths or ()
+            ]
         )
-        self.downsamplers = nnx.List([Downsample(out, **kw)] if downsample else [])
-        self.upsamplers = nnx.List([Upsample(out, **kw)] if upsample else [])
+        self.downsamplers = nnx.List([Downsample(out, **init)] if downsample else [])
+        self.upsamplers = nnx.List([Upsample(out, **init)] if upsample else [])
 
     def layer(self, i: int, x: Array, time: Array, cross: dict[str, KeysValues], exchange: Exchange) -> Array:
         x = self.resnets[i](x, exchange, time)
@@ -106,21 +115,21 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        init: Init = {"dtype": dtype, "rngs": rngs}
         widths, time_dim = config.block_out_channels, 4 * config.block_out_channels[0]
         last = len(widths) - 1
-        self.conv_in = Conv(config.in_channels, widths[0], **kw)
-        self.time_embedding = TimestepEmbedding(widths[0], time_dim, cond_dim=config.time_cond_proj_dim, **kw)
-        self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time_dim, **kw)
+        self.conv_in = Conv(config.in_channels, widths[0], **init)
+        self.time_embedding = TimestepEmbedding(widths[0], time_dim, cond_dim=config.time_cond_proj_dim, **init)
+        self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time_dim, **init)
 
         down, skips, x = [], [widths[0]], widths[0]
         for i, kind in enumerate(config.down_block_types):
             channels = [(x if j == 0 else widths[i], widths[i]) for j in range(config.layers_per_block[i])]
             depths = config.transformer_layers[i] if kind.startswith("CrossAttn") else None
-            down.append(DownBlock(config, channels, depths, config.attention_heads[i], downsample=i < last, **kw))
+            down.append(DownBlock(config, channels, depths, config.attention_heads[i], downsample=i < last, **init))
             skips += [widths[i]] * (len(channels) + (i < last))
             x = widths[i]
-        mid = MidBlock(config, [(x, x), (x, x)], (config.mid_transformer_layers,), config.attention_heads[-1], **kw)
+        mid = MidBlock(config, [(x, x), (x, x)], (config.mid_transformer_layers,), config.attention_heads[-1], **init)
         up = []
         for i, kind in enumerate(config.up_block_types):
             width = widths[last - i]
@@ -129,12 +138,12 @@ class UNet(nnx.Module):
                 channels.append((x + skips.pop(), width))
                 x = width
             depths = config.up_transformer_layers[i] if kind.startswith("CrossAttn") else None
-            up.append(UpBlock(config, channels, depths, config.attention_heads[last - i], upsample=i < last, **kw))
+            up.append(UpBlock(config, channels, depths, config.attention_heads[last - i], upsample=i < last, **init))
 
         self.down_blocks, self.up_blocks = nnx.List(down), nnx.List(up)
         self.mid_block = nnx.data(mid if config.has_mid_block else None)
         self.conv_norm_out = GroupNorm(x, config.norm_num_groups, eps=config.norm_eps, dtype=dtype)
-        self.conv_out = Conv(x, config.out_channels, **kw)
+        self.conv_out = Conv(x, config.out_channels, **init)
         name_layers(self, ROOT)
 
     def condition(self, context: Array, pooled: Array, time_ids: Array, guidance: Array | None = None) -> Conditioning:
@@ -151,7 +160,7 @@ class UNet(nnx.Module):
         added = self.add_embedding(jnp.concatenate([pooled.astype(self.dtype), sizes], -1))
         context = context.astype(self.dtype)
         cross = {m.path: m.keys_values(context) for _, m in nnx.iter_modules(self) if isinstance(m, CrossAttention)}
-        if guidance is not None:
+        if guidance is not None and self.time_embedding.cond_proj is not None:
             guidance = self.time_embedding.cond_proj(guidance.astype(self.dtype))
         return Conditioning(cross, added, guidance)
 

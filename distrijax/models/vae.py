@@ -1,7 +1,5 @@
 """The autoencoder of SDXL, diffusers' `AutoencoderKL`: pixels to latents and back."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -10,7 +8,7 @@ from jax.typing import DTypeLike
 from distrijax.config import VAEConfig
 from distrijax.nn.conv import Conv, Downsample, PointwiseConv, Upsample
 from distrijax.nn.exchange import WHOLE, Exchange
-from distrijax.nn.module import name_layers
+from distrijax.nn.module import Init, name_layers
 from distrijax.nn.norm import GroupNorm
 from distrijax.nn.resnet import ResnetBlock
 from distrijax.nn.transformer import SelfAttention
@@ -43,12 +41,12 @@ class Block(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        init: Init = {"dtype": dtype, "rngs": rngs}
         out = channels[-1][1]
-        self.resnets = nnx.List([ResnetBlock(i, o, None, groups=groups, eps=_EPS, **kw) for i, o in channels])
+        self.resnets = nnx.List([ResnetBlock(i, o, None, groups=groups, eps=_EPS, **init) for i, o in channels])
         # Zeros only below and to the right: the encoder was trained with torch.nn.functional.pad(x, (0, 1, 0, 1)).
-        self.downsamplers = nnx.List([Downsample(out, padding=((0, 1), (0, 1)), **kw)] if downsample else [])
-        self.upsamplers = nnx.List([Upsample(out, **kw)] if upsample else [])
+        self.downsamplers = nnx.List([Downsample(out, padding=((0, 1), (0, 1)), **init)] if downsample else [])
+        self.upsamplers = nnx.List([Upsample(out, **init)] if upsample else [])
 
     def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, C]
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
@@ -71,18 +69,18 @@ class Encoder(nnx.Module):
     """Turns a picture [B, H, W, 3] into the moments of its latents [B, h, w, 2C], before `quant_conv`."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        init: Init = {"dtype": dtype, "rngs": rngs}
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = Conv(config.in_channels, widths[0], **kw)
+        self.conv_in = Conv(config.in_channels, widths[0], **init)
         down, x = [], widths[0]
         for i, width in enumerate(widths):
             channels = [(x if j == 0 else width, width) for j in range(config.layers_per_block)]
-            down.append(Block(channels, groups, downsample=i < len(widths) - 1, **kw))
+            down.append(Block(channels, groups, downsample=i < len(widths) - 1, **init))
             x = width
         self.down_blocks = nnx.List(down)
-        self.mid_block = MidBlock(x, groups, **kw)
+        self.mid_block = MidBlock(x, groups, **init)
         self.conv_norm_out = GroupNorm(x, groups, eps=_EPS, dtype=dtype)
-        self.conv_out = Conv(x, 2 * config.latent_channels, **kw)
+        self.conv_out = Conv(x, 2 * config.latent_channels, **init)
 
     def __call__(self, x: Array, exchange: Exchange) -> Array:
         x = self.conv_in(x, exchange)
@@ -95,19 +93,19 @@ class Decoder(nnx.Module):
     """Turns latents [B, h, w, C], after `post_quant_conv`, into a picture [B, H, W, 3]."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        init: Init = {"dtype": dtype, "rngs": rngs}
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         x = widths[0]
-        self.conv_in = Conv(config.latent_channels, x, **kw)
-        self.mid_block = MidBlock(x, groups, **kw)
+        self.conv_in = Conv(config.latent_channels, x, **init)
+        self.mid_block = MidBlock(x, groups, **init)
         up = []
         for i, width in enumerate(widths):
             channels = [(x if j == 0 else width, width) for j in range(config.layers_per_block + 1)]
-            up.append(Block(channels, groups, upsample=i < len(widths) - 1, **kw))
+            up.append(Block(channels, groups, upsample=i < len(widths) - 1, **init))
             x = width
         self.up_blocks = nnx.List(up)
         self.conv_norm_out = GroupNorm(x, groups, eps=_EPS, dtype=dtype)
-        self.conv_out = Conv(x, config.out_channels, **kw)
+        self.conv_out = Conv(x, config.out_channels, **init)
 
     def __call__(self, x: Array, exchange: Exchange) -> Array:
         x = self.mid_block(self.conv_in(x, exchange), exchange)
@@ -126,11 +124,11 @@ class VAE(nnx.Module):
 
     def __init__(self, config: VAEConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        init: Init = {"dtype": dtype, "rngs": rngs}
         channels = config.latent_channels
-        self.encoder, self.decoder = Encoder(config, **kw), Decoder(config, **kw)
-        self.quant_conv = PointwiseConv(2 * channels, 2 * channels, **kw)
-        self.post_quant_conv = PointwiseConv(channels, channels, **kw)
+        self.encoder, self.decoder = Encoder(config, **init), Decoder(config, **init)
+        self.quant_conv = PointwiseConv(2 * channels, 2 * channels, **init)
+        self.post_quant_conv = PointwiseConv(channels, channels, **init)
         name_layers(self, "vae")
 
     def encode(self, image: Array, exchange: Exchange = WHOLE) -> tuple[Array, Array]:

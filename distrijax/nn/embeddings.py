@@ -1,16 +1,17 @@
-"""Embeddings of numbers: of the timestep, and of the sizes of SDXL's micro-conditioning."""
+"""Embeddings of numbers: the timestep, and the sizes of SDXL's micro-conditioning."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from distrijax.nn.module import Init, linear
+
 
 def sinusoidal_embedding(x: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Array:
-    """Sine and cosine of `x` [N] at `dim / 2` frequencies from 1 down to about 1/10000: fp32 [N, dim].
+    """Return sine and cosine of `x` [N] at `dim / 2` frequencies from 1 down to about 1/10000: fp32 [N, dim].
 
     Transformer positions (arXiv 1706.03762, section 3.5), with the cosines first if `flip_sin_to_cos`.
     """
@@ -22,20 +23,20 @@ def sinusoidal_embedding(x: Array, dim: int, *, flip_sin_to_cos: bool = True, fr
 
 
 def guidance_embedding(scale: Array, dim: int) -> Array:
-    """Embedding of the guidance scale [B] for U-Nets distilled to take it as an input (LCM): fp32 [B, dim].
+    """Return the embedding of a guidance scale [B], for U-Nets that take it as an input (LCM): fp32 [B, dim].
 
-    `diffusers.StableDiffusionXLPipeline.get_guidance_scale_embedding`: of `1000 (scale - 1)`, sines first.
+    As `diffusers.StableDiffusionXLPipeline.get_guidance_scale_embedding`: `1000 (scale - 1)`, sines first.
     """
     return sinusoidal_embedding((scale - 1) * 1000.0, dim, flip_sin_to_cos=False, freq_shift=1)
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers with SiLU between; `cond_proj` projects what LCM adds to the input, its guidance scale."""
+    """Two linear layers with SiLU between. `cond_proj` projects the guidance scale that LCM adds to the input."""
 
     def __init__(self, in_dim: int, dim: int, *, cond_dim: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
-        self.linear_1, self.linear_2 = nnx.Linear(in_dim, dim, **kw), nnx.Linear(dim, dim, **kw)
-        self.cond_proj: Any = nnx.data(nnx.Linear(cond_dim, in_dim, use_bias=False, **kw) if cond_dim else None)
+        init: Init = {"dtype": dtype, "rngs": rngs}
+        self.linear_1, self.linear_2 = linear(in_dim, dim, **init), linear(dim, dim, **init)
+        self.cond_proj = nnx.data(linear(cond_dim, in_dim, bias=False, **init) if cond_dim else None)
 
     def __call__(self, x: Array) -> Array:  # [B, in_dim] -> [B, dim]
         return self.linear_2(nnx.silu(self.linear_1(x)))

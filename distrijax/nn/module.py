@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypedDict, TypeVar
 
 import jax
 from flax import nnx
@@ -12,6 +12,23 @@ from jax.typing import DTypeLike
 
 C = TypeVar("C")
 M = TypeVar("M", bound=nnx.Module)
+
+
+class Init(TypedDict):
+    """How parameters are made: a model passes it on to every layer.
+
+    Attributes:
+        dtype: of weights and arithmetic.
+        rngs: draws the initial weights.
+    """
+
+    dtype: DTypeLike
+    rngs: nnx.Rngs
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return a linear layer whose weights have the dtype of its arithmetic."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
 class Layer(nnx.Module):

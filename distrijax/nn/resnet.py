@@ -1,13 +1,12 @@
 """The residual block of the U-Net and of the autoencoder."""
 
-from typing import Any
-
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from distrijax.nn.conv import Conv, PointwiseConv
 from distrijax.nn.exchange import Exchange
+from distrijax.nn.module import linear
 from distrijax.nn.norm import GroupNorm
 
 
@@ -31,9 +30,7 @@ class ResnetBlock(nnx.Module):
     ):
         self.norm1 = GroupNorm(in_channels, groups, eps=eps, dtype=dtype)
         self.conv1 = Conv(in_channels, out_channels, dtype=dtype, rngs=rngs)
-        self.time_emb_proj: Any = nnx.data(
-            nnx.Linear(time_dim, out_channels, dtype=dtype, param_dtype=dtype, rngs=rngs) if time_dim else None
-        )
+        self.time_emb_proj = nnx.data(linear(time_dim, out_channels, dtype=dtype, rngs=rngs) if time_dim else None)
         self.norm2 = GroupNorm(out_channels, groups, eps=eps, dtype=dtype)
         self.conv2 = Conv(out_channels, out_channels, dtype=dtype, rngs=rngs)
         self.conv_shortcut = nnx.data(
@@ -42,7 +39,7 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: Array, exchange: Exchange, time: Array | None = None) -> Array:  # [B, H, W, C], [B, D]
         y = self.conv1(nnx.silu(self.norm1(x, exchange)), exchange)
-        if time is not None:
+        if time is not None and self.time_emb_proj is not None:
             y = y + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
         y = self.conv2(nnx.silu(self.norm2(y, exchange)), exchange)
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))

@@ -1,7 +1,6 @@
 """The transformer of the U-Net: attention and feed-forward over the pixels of a feature map."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 from distrijax.nn.attention import attend
 from distrijax.nn.conv import PointwiseConv
 from distrijax.nn.exchange import Exchange
-from distrijax.nn.module import Layer
+from distrijax.nn.module import Init, Layer, linear
 from distrijax.nn.norm import GroupNorm, LayerNorm
 
 KeysValues = tuple[Array, Array]  # [T, B, C] each
@@ -24,11 +23,11 @@ class SelfAttention(Layer):
     def __init__(self, channels: int, heads: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
         if channels % heads:
             raise ValueError(f"attention: {channels} channels cannot be split into {heads} equal heads")
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
-        self.to_q = nnx.Linear(channels, channels, use_bias=bias, **kw)
-        self.to_k = nnx.Linear(channels, channels, use_bias=bias, **kw)
-        self.to_v = nnx.Linear(channels, channels, use_bias=bias, **kw)
-        self.to_out = nnx.Linear(channels, channels, **kw)
+        init: Init = {"dtype": dtype, "rngs": rngs}
+        self.to_q = linear(channels, channels, bias=bias, **init)
+        self.to_k = linear(channels, channels, bias=bias, **init)
+        self.to_v = linear(channels, channels, bias=bias, **init)
+        self.to_out = linear(channels, channels, **init)
         self.heads = heads
 
     def project(self, x: Array) -> tuple[Array, Array, Array]:  # queries, keys, values
@@ -43,11 +42,11 @@ class CrossAttention(Layer):
     """Lets every token attend to the text, whose keys and values are computed once a picture."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
-        self.to_q = nnx.Linear(channels, channels, use_bias=False, **kw)
-        self.to_k = nnx.Linear(context_dim, channels, use_bias=False, **kw)
-        self.to_v = nnx.Linear(context_dim, channels, use_bias=False, **kw)
-        self.to_out = nnx.Linear(channels, channels, **kw)
+        init: Init = {"dtype": dtype, "rngs": rngs}
+        self.to_q = linear(channels, channels, bias=False, **init)
+        self.to_k = linear(context_dim, channels, bias=False, **init)
+        self.to_v = linear(context_dim, channels, bias=False, **init)
+        self.to_out = linear(channels, channels, **init)
         self.heads = heads
 
     def keys_values(self, context: Array) -> KeysValues:  # [B, T, D] -> [T, B, C] each
@@ -62,8 +61,8 @@ class FeedForward(Layer):
     """A gated linear unit with exact GELU (arXiv 2002.05202): the tanh form is 2e-4 off at its worst point."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
-        self.proj_in, self.proj_out = nnx.Linear(channels, 8 * channels, **kw), nnx.Linear(4 * channels, channels, **kw)
+        init: Init = {"dtype": dtype, "rngs": rngs}
+        self.proj_in, self.proj_out = linear(channels, 8 * channels, **init), linear(4 * channels, channels, **init)
 
     def __call__(self, x: Array) -> Array:  # [..., C]
         with jax.named_scope(self.path):
@@ -103,7 +102,7 @@ class Transformer2D(nnx.Module):
     ):
         def projection() -> nnx.Linear | PointwiseConv:
             if linear_projection:
-                return nnx.Linear(channels, channels, dtype=dtype, param_dtype=dtype, rngs=rngs)
+                return linear(channels, channels, dtype=dtype, rngs=rngs)
             return PointwiseConv(channels, channels, dtype=dtype, rngs=rngs)
 
         self.norm = GroupNorm(channels, groups, eps=1e-6, dtype=dtype)  # 1e-6 here, 1e-5 in the residual blocks

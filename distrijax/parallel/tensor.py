@@ -1,22 +1,22 @@
-"""Tensor parallelism, the baseline: the U-Net's weights are spread over the patch axis, and every device has all rows.
+"""Tensor parallelism, a baseline: the U-Net's weights are spread over the patch axis, and every device has all rows.
 
-The compiler (GSPMD) cuts the arithmetic after the weights and adds the sums over devices. As in Megatron-LM (arXiv
-1909.08053), pairs of layers are cut so that there is one sum a pair: attention by heads, the feed-forward and the
+The compiler (GSPMD) partitions the arithmetic like the weights and adds the all-reduces. As in Megatron-LM (arXiv
+1909.08053), layers are partitioned in pairs with one all-reduce each: attention by heads, the feed-forward and the
 residual blocks by their inner channels.
 """
 
 import re
-from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from distrijax.models.unet import UNet
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.transport import AXIS
 
-# How weights are cut, by name. Kernels of linear layers are [in, out], of convolutions [O, h, w, I].
+# How weights are partitioned, by name. Kernels of linear layers are [I, O], those of convolutions [O, h, w, I].
 _CUTS = {
     r"attn[12]\.to_[qkv]\.kernel": P(None, AXIS),
     r"attn[12]\.to_out\.kernel": P(AXIS),
@@ -31,10 +31,10 @@ _CUTS = {
 }
 
 
-def spread_weights(unet: Any, parallel: Parallel) -> Any:
-    """`unet` with its weights on the devices: cut where the number of devices divides them, else whole on each."""
+def spread_weights(unet: UNet, parallel: Parallel) -> UNet:
+    """Put the U-Net's weights on the devices: partitioned where their number divides the size, otherwise whole."""
 
-    def place(path: Any, weight: jax.Array) -> jax.Array:
+    def place(path: tuple[jax.tree_util.KeyEntry, ...], weight: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
         cut = next((cut for pattern, cut in _CUTS.items() if re.search(rf"\.{pattern}$", name)), P())
         fits = all(size % parallel.patch == 0 for size, axis in zip(weight.shape, cut, strict=False) if axis == AXIS)
