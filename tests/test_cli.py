@@ -91,7 +91,7 @@ def test_nothing_is_overwritten_unless_asked(capsys: pytest.CaptureFixture[str])
         (["generate", "x", "--output", "nowhere/x.png"], "no folder nowhere"),
         (["generate", "x", "--num-images", "0"], "--num-images is 0"),
         (["generate", "x", "--scheduler", "euler_a", *FAST], "euler_ancestral"),
-        (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a whole multiple of 8"),
+        (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a multiple of 8 pixels"),
         (["generate", "x", "--steps", "0"], "num_inference_steps"),
         (["generate", "x", "--model", "no/such/folder/here"], "no/such/folder/here"),
         (["generate", "--like", "absent.png"], "absent.png: there is no such picture"),
@@ -249,7 +249,7 @@ def test_devices_of_a_picture_made_before(pipes: list[Pipe]) -> None:
         (["--patch", "0"], "patch is 0; it must be a whole number, 1 or more"),
         (["--warmup-steps", "-1"], "warmup_steps is -1"),
         (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as cfg=2 x patch=4"),
-        (["--mode", "async"], "mode is 'async'; it must be one of full_sync, corrected_async_gn"),
+        (["--mode", "async"], "mode is 'async'; it must be one of corrected_async_gn, stale_gn"),
         (["--auto", "--patch", "2", "--emulate"], "leave out --patch and --emulate, or --auto"),
         (
             ["--data", "2", "--num-images", "3"],

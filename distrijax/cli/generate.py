@@ -36,11 +36,13 @@ def add(commands: Commands) -> None:
         "generate",
         help="make pictures from prompts",
         description="Make a picture of each prompt, as PNG with its settings inside. Without --model, the built-in "
-        "demo model draws coloured shapes. The first run of a size compiles it, later ones start at once.",
+        "demo model draws coloured shapes. The first run of a size compiles it, later runs start at once.",
         argument_default=argparse.SUPPRESS,  # what is absent can come from --like
     )
     command.set_defaults(run=_generate)
-    command.add_argument("prompts", nargs="*", metavar="PROMPT", default=[], help="what to draw")
+    command.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", default=[], help="what to draw; each prompt makes a picture of its own"
+    )
     command.add_argument("--like", metavar="PNG", type=Path, help="use the settings of a picture made earlier")
 
     model = command.add_argument_group("model")
@@ -51,19 +53,22 @@ def add(commands: Commands) -> None:
     )
     add_parts(model)
     model.add_argument(
-        "--dtype", choices=DTYPES, help="of weights and arithmetic (default: bfloat16 on a GPU, float32 on a CPU)"
+        "--dtype", choices=DTYPES, help="dtype of weights and arithmetic (default: bfloat16 on a GPU, float32 on a CPU)"
     )
 
     picture = command.add_argument_group("picture")
-    picture.add_argument("--prompt-2", metavar="TEXT", help="for the second text encoder (default: the prompt)")
-    picture.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
+    picture.add_argument("--prompt-2", metavar="TEXT", help="a prompt for the second text encoder (default: the same)")
+    picture.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid")
     picture.add_argument("--negative-prompt-2", metavar="TEXT", help="the same for the second text encoder")
     picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
     picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
     picture.add_argument(
-        "--seed", type=int, metavar="N", help="of the first picture; the next have N + 1, ... (default: a new one)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the first picture of a prompt; the next has N + 1 (default: a new one)",
     )
-    picture.add_argument("--num-images", type=int, metavar="N", help="pictures of each prompt (default: 1)")
+    picture.add_argument("--num-images", type=int, metavar="N", help="number of pictures of each prompt (default: 1)")
 
     start = command.add_argument_group(
         "image to image", "Start from a picture instead of noise. The result has its size, rounded down."
@@ -78,15 +83,29 @@ def add(commands: Commands) -> None:
 
     sampling = command.add_argument_group("sampling")
     sampling.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 30)")
-    sampling.add_argument("--guidance-scale", type=float, metavar="X", help="up to 1: no guidance (default: 5)")
-    sampling.add_argument("--guidance-rescale", type=float, metavar="X", help="0 to 1 (default: 0)")
+    sampling.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help="how closely to follow the prompt; 1 or less turns guidance off (default: 5)",
+    )
+    sampling.add_argument(
+        "--guidance-rescale",
+        type=float,
+        metavar="X",
+        help="against over-exposure by strong guidance, 0 to 1 (default: 0)",
+    )
     sampling.add_argument(
         "--scheduler",
         metavar="NAME",
         help="ddim, euler, euler_ancestral, dpmsolver++, lcm, tcd or unipc (default: the checkpoint's)",
     )
-    sampling.add_argument("--eta", type=float, metavar="X", help="noise of ddim and tcd, 0 to 1 (default: 0)")
-    sampling.add_argument("--clip-skip", type=int, metavar="N", help="layers of the text encoders to leave out")
+    sampling.add_argument(
+        "--eta", type=float, metavar="X", help="noise that ddim and tcd add in each step, 0 to 1 (default: 0)"
+    )
+    sampling.add_argument(
+        "--clip-skip", type=int, metavar="N", help="number of last layers of the text encoders to skip"
+    )
 
     devices = command.add_argument_group(
         "devices",
@@ -198,7 +217,7 @@ def _start(options: argparse.Namespace, settings: Settings) -> tuple[Settings, I
             f"{path} has changed since {options.like} was made from it; to use it as it is now, add --image {path}"
         )
     strength = STRENGTH if settings.strength is None else settings.strength
-    return dataclasses.replace(settings, image_sha256=digest, strength=strength, height=None, width=None), image
+    return dataclasses.replace(settings, image_sha256=digest, strength=strength), image
 
 
 def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *, image_to_image: bool) -> Pipeline:
