@@ -104,7 +104,7 @@ def add(commands: Commands) -> None:
         "--eta", type=float, metavar="X", help="noise that ddim and tcd add in each step, 0 to 1 (default: 0)"
     )
     sampling.add_argument(
-        "--clip-skip", type=int, metavar="N", help="number of last layers of the text encoders to skip"
+        "--clip-skip", type=int, metavar="N", help="number of text encoder layers to skip below the penultimate one"
     )
 
     devices = command.add_argument_group(
