@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from distrijax import DistrijaxError, Parallel, cli
-from distrijax.cli import generate
+from distrijax.cli import devices, generate, targets
+from distrijax.cli.pictures import METADATA
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
 
@@ -32,7 +34,7 @@ def run(*arguments: str) -> int:
 
 def settings(path: str | Path) -> dict[str, Any]:
     with Image.open(path) as image:
-        return json.loads(image.info[generate.METADATA])
+        return json.loads(image.info[METADATA])
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -68,7 +70,7 @@ def test_several_pictures_are_numbered_and_each_has_its_own_seed() -> None:
     assert np.abs(pixels("alone.png").astype(int) - pixels("set-2.png")).max() <= 2
 
 
-def test_nothing_is_overwritten_without_being_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.png").write_bytes(b"precious")
     assert run("generate", "a red circle", *FAST, "--output", "mine.png") == 2
     assert "mine.png exists" in capsys.readouterr().err
@@ -89,7 +91,7 @@ def test_nothing_is_overwritten_without_being_told(capsys: pytest.CaptureFixture
         (["generate", "x", "--output", "nowhere/x.png"], "no folder nowhere"),
         (["generate", "x", "--num-images", "0"], "--num-images is 0"),
         (["generate", "x", "--scheduler", "euler_a", *FAST], "euler_ancestral"),
-        (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a whole multiple of 8"),
+        (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a multiple of 8 pixels"),
         (["generate", "x", "--steps", "0"], "num_inference_steps"),
         (["generate", "x", "--model", "no/such/folder/here"], "no/such/folder/here"),
         (["generate", "--like", "absent.png"], "absent.png: there is no such picture"),
@@ -109,22 +111,39 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
 def test_pictures_without_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save("plain.png")
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    for name, message in (("plain.png", "carries no settings"), ("broken.png", "cannot be read as a picture")):
+    info = PngInfo()
+    info.add_itxt(METADATA, json.dumps({"steps": "many"}))
+    Image.new("RGB", (8, 8)).save("edited.png", pnginfo=info)
+    for name, message in (
+        ("plain.png", "carries no settings"),
+        ("broken.png", "cannot be read as a picture"),
+        ("edited.png", "edited.png: the setting steps is 'many'"),
+    ):
         assert run("generate", "--like", name) == 2
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["generate", "convert"])
+@pytest.mark.parametrize("command", ["generate", "convert", "plan", "bench"])
 def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(command, "--help")
     assert stopped.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     parser = cli._parser()
     subparsers = next(a for a in parser._actions if isinstance(a.choices, dict))
     for action in subparsers.choices[command]._actions:
         assert action.help, action.dest
         assert all(option in text for option in action.option_strings)
+    assert not re.search(r"\b(either|so many|besides|told)\b", text)
+
+
+def test_names_of_files_are_free_and_differ(capsys: pytest.CaptureFixture[str], pipes: list["Pipe"]) -> None:
+    """Different prompts may give one name, and a number at the end of a prompt looks like one that was added."""
+    Path("a-cat-3.png").write_bytes(b"precious")
+    assert run("generate", "a cat", "A cat!", "a cat 2", "a cat") == 0
+    names = ["a-cat.png", "a-cat-2.png", "a-cat-2-2.png", "a-cat-4.png"]
+    assert capsys.readouterr().out.split() == names
+    assert [settings(name)["prompt"] for name in names] == ["a cat", "A cat!", "a cat 2", "a cat"]
 
 
 def test_interrupting_writes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,20 +163,21 @@ def test_devices_belong_to_the_picture(capsys: pytest.CaptureFixture[str]) -> No
     made_by = ["--cfg", "2", "--patch", "2", "--emulate", "--warmup-steps", "0", "--mode", "stale_gn"]
     small = ["--height", "64", "--width", "64", "--steps", "3", "--seed", "5"]
     assert run("generate", "a red circle", *small, *made_by, "--verbose", "--output", "four.png") == 0
-    said = capsys.readouterr()
-    assert said.out == "four.png\n"
-    assert "4 devices (data=1 x cfg=2 x patch=2), mode stale_gn; each of them\n" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "four.png\n"
+    assert "4 devices (data=1 x cfg=2 x patch=2), mode stale_gn; each of them\n" in printed.err
     for line in ("in a displaced step", "keys and values", "carries from step to step"):
-        assert said.err.index(line) < said.err.index("compiling")  # known before anything is waited for
+        assert printed.err.index(line) < printed.err.index("compiling")  # known before anything is waited for
     times = re.search(
-        r"^loading (\S+) s, compiling (\S+) s, encoding (\S+) s, denoising (\S+) s, decoding (\S+) s$", said.err, re.M
+        r"^loading (\S+) s, compiling (\S+) s, encoding (\S+) s, denoising (\S+) s, decoding (\S+) s$",
+        printed.err,
+        re.M,
     )
     assert times
     assert float(times[2]) > 0
     made = settings("four.png")
-    assert {name: made[name] for name in generate.DEVICES} == {
-        "data": 1, "cfg": 2, "patch": 2, "mode": "stale_gn", "warmup_steps": 0, "emulate": True
-    }  # fmt: skip
+    mesh = {"data": 1, "cfg": 2, "patch": 2, "mode": "stale_gn", "warmup_steps": 0, "emulate": True}
+    assert {name: made[name] for name in mesh} == mesh
     assert run("generate", "--like", "four.png", "--quiet", "--output", "again.png") == 0
     assert settings("again.png") == made
     assert np.array_equal(pixels("again.png"), pixels("four.png"))
@@ -170,6 +190,7 @@ class Pipe:
         self.parallel, self.dtype, self.seconds = parallel, np.float32, dict[str, float]()
         self.calls: list[dict[str, Any]] = []
         self.unet = SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=8 if distilled else None))
+        self.vae_scale_factor, self.scheduler = 8, None
         self.set_progress_bar_config = lambda **_: None
 
     def __call__(self, prompt: str, **options: Any) -> Any:
@@ -186,7 +207,8 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> list[Pipe]:
         loaded.append(Pipe(parallel, distilled="lcm" in str(source)))
         return loaded[-1]
 
-    monkeypatch.setattr(generate.StableDiffusionXLPipeline, "from_pretrained", load)
+    for kind in (generate.StableDiffusionXLPipeline, generate.StableDiffusionXLImg2ImgPipeline):
+        monkeypatch.setattr(kind, "from_pretrained", load)
     return loaded
 
 
@@ -226,12 +248,18 @@ def test_devices_of_a_picture_made_before(pipes: list[Pipe]) -> None:
     [
         (["--patch", "0"], "patch is 0; it must be a whole number, 1 or more"),
         (["--warmup-steps", "-1"], "warmup_steps is -1"),
-        (["--patch", "16"], "takes 16 devices; there: 8. Choose at most 8, such as cfg=2 x patch=4"),
-        (["--mode", "async"], "mode is 'async'; it must be one of full_sync, corrected_async_gn"),
+        (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as cfg=2 x patch=4"),
+        (["--mode", "async"], "mode is 'async'; it must be one of corrected_async_gn, stale_gn"),
         (["--auto", "--patch", "2", "--emulate"], "leave out --patch and --emulate, or --auto"),
-        (["--data", "2", "--num-images", "3"], "3 pictures cannot be dealt to data=2; ask for 4"),
+        (
+            ["--data", "2", "--num-images", "3"],
+            "3 pictures cannot be divided among data=2 groups of devices; ask for 4",
+        ),
         (["--cfg", "2", "--patch", "2", "--guidance-scale", "1"], "guidance_scale is 1.0; use cfg=1, patch=4"),
-        (["--coordinator", "here:1", "--process-id", "0"], "--num-processes: missing"),
+        (
+            ["--coordinator", "here:1", "--process-id", "0"],
+            "--num-processes: missing; every process needs all of --coordinator and",
+        ),
         (["--distributed", "--process-id", "0"], "--distributed finds the other processes by itself"),
     ],
 )
@@ -247,13 +275,13 @@ def test_devices_that_cannot_be_used(
 def test_processes_join_before_anything_asks_for_devices(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def join(*given: Any) -> None:
-        raise DistrijaxError(f"joined with {given}")
+    def join(*address: Any) -> None:
+        raise DistrijaxError(f"joined with {address}")
 
     def too_early(*_: Any) -> None:
         raise AssertionError("devices were asked for before the processes had joined")
 
-    monkeypatch.setattr(generate.processes, "initialize", join)
+    monkeypatch.setattr(devices.processes, "initialize", join)
     for name in ("devices", "default_backend", "process_index", "process_count", "local_devices"):
         monkeypatch.setattr(jax, name, too_early)
     assert run("generate", "x", *(arguments or ["--distributed"])) == 2
@@ -261,7 +289,7 @@ def test_processes_join_before_anything_asks_for_devices(
 
 
 def test_nothing_touches_devices_while_it_is_imported() -> None:
-    """Else the real thing refuses, whatever is said to it."""
+    """JAX refuses to join other processes once its devices are in use."""
     command = ["generate", "x", "--distributed", "--coordinator", "here:1"]  # a mistake: it stops before anything else
     code = f"from distrijax import cli; cli.main({command!r}); from jax._src import xla_bridge as b; print(b._backends)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -273,18 +301,18 @@ def test_only_the_first_process_writes(
     pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All make the picture, of the first one's seed; a first one that cannot write stops all."""
-    monkeypatch.setattr(generate.processes, "is_first", lambda: False)
-    monkeypatch.setattr(generate.processes, "same_everywhere", lambda value: {True: 1}.get(value, 77))
+    monkeypatch.setattr(targets.processes, "is_first", lambda: False)
+    monkeypatch.setattr(targets.processes, "same_everywhere", lambda value: {True: 1}.get(value, 77))
     assert run("generate", "x", "--verbose") == 0
     assert pipes[0].calls[0]["seed"] == [77]
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(generate.processes, "same_everywhere", lambda value: 0)
+    monkeypatch.setattr(targets.processes, "same_everywhere", lambda value: 0)
     assert run("generate", "x") == 2
     assert "the first process cannot write" in capsys.readouterr().err
     assert len(pipes) == 1
     assert not list(Path().iterdir())
-    monkeypatch.setattr(generate.processes, "is_first", lambda: True)
-    monkeypatch.setattr(generate.processes, "same_everywhere", lambda value: int(value))
+    monkeypatch.setattr(targets.processes, "is_first", lambda: True)
+    monkeypatch.setattr(targets.processes, "same_everywhere", lambda value: int(value))
     assert run("generate", "x", "--output", "nowhere/x.png") == 2
     assert "no folder nowhere" in capsys.readouterr().err
 

@@ -1,10 +1,10 @@
-"""The command line, a file for each command. Thin: every option is an argument of the library."""
+"""The command line, with a file for each command. It is thin: every option is an argument of the library."""
 
 import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TextIO
 
 from distrijax import __version__
 from distrijax.cli import bench, convert, generate, plan
@@ -12,7 +12,7 @@ from distrijax.errors import DistrijaxError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 2 a mistake of the user's, 130 interrupted."""
+    """Run a command and return the exit code: 0 for success, 2 for a user's mistake, 130 if interrupted."""
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistrijaxError as error:
         print(f"distrijax: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, or a folder that may not be written
         print(f"distrijax: error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -30,8 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """One line, without the place in the code."""
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning in one line, without its place in the code."""
     print(f"distrijax: {'warning' if category is UserWarning else category.__name__}: {message}", file=sys.stderr)
 
 

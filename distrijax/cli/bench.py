@@ -6,12 +6,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from distrijax.checks import one_of, whole_number
-from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
+from distrijax.cli.options import (
+    DTYPES,
+    Axes,
+    Commands,
+    add_layout,
+    add_workload,
+    check_output,
+    default_dtype,
+    layout,
+    workload,
+)
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.runtime.compile import keep_compiled_programs
@@ -68,8 +75,7 @@ def _bench(options: argparse.Namespace) -> None:
     _check(options, sizes)
     if options.against:  # by default JAX takes three quarters of a GPU's memory for itself
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    dtype = options.dtype or ("bfloat16" if jax.default_backend() == "gpu" else "float32")
-    case = workload(options, dtype=dtype, steps=options.scan)
+    case = workload(options, dtype=options.dtype or default_dtype(), steps=options.scan)
     keep_compiled_programs()
     reports = []
     for report in _reports(options, sizes, case):
@@ -84,7 +90,7 @@ def _bench(options: argparse.Namespace) -> None:
         plots.draw_sweep(options.plot, axis, reports[0].measurements, reports[0].title)
 
 
-def _reports(options: argparse.Namespace, sizes: dict[str, Any], case: Workload) -> Iterator[BenchReport]:
+def _reports(options: argparse.Namespace, sizes: Axes, case: Workload) -> Iterator[BenchReport]:
     """Measure what was asked for."""
     settings = RunSettings(options.runs, options.warm_up, (lambda message: None) if options.quiet else _announce)
     cfg, values = sizes.get("cfg", 1), _values(options)
@@ -104,7 +110,7 @@ def _reports(options: argparse.Namespace, sizes: dict[str, Any], case: Workload)
             yield measure.measure_pictures(case, parallel, settings, count=options.steps)
 
 
-def _check(options: argparse.Namespace, sizes: dict[str, int]) -> None:
+def _check(options: argparse.Namespace, sizes: Axes) -> None:
     """Refuse what can be refused before anything is read or compiled."""
     for name, least in (("runs", 1), ("warm-up", 0), ("scan", 1), ("steps", 1)):
         whole_number(f"--{name}", getattr(options, name.replace("-", "_")), least)

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from distrijax.checkpoint import convert, export
-from distrijax.cli.options import DTYPES
+from distrijax.cli.options import DTYPES, Commands, add_parts
 from distrijax.errors import DistrijaxError
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add_parser(
         "convert",
@@ -24,10 +24,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
     command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own)")
-    command.add_argument("--variant", metavar="NAME", help='of the source\'s files of weights, e.g. "fp16"')
+    add_parts(command)
     command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
-    command.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
-    command.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
     command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
     command.add_argument("--overwrite", action="store_true", help="replace a checkpoint at the target")
     command.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict, cast
+
+import jax
 
 from distrijax.checkpoint import KNOWN, find
 from distrijax.checks import whole_number
@@ -22,6 +24,14 @@ AXES = {
 }
 
 
+class Axes(TypedDict, total=False):
+    """Sizes of mesh axes, as arguments of `Parallel`."""
+
+    data: int
+    cfg: int
+    patch: int
+
+
 def add_workload(command: argparse.ArgumentParser, *, steps: int) -> Group:
     """Add the options that describe the pictures."""
     group = command.add_argument_group("pictures")
@@ -38,10 +48,27 @@ def add_workload(command: argparse.ArgumentParser, *, steps: int) -> Group:
 def add_layout(command: argparse.ArgumentParser) -> Group:
     """Add the options that describe the mesh."""
     group = command.add_argument_group("devices")
-    for axis, meaning in AXES.items():
-        group.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning} (default: 1)")
+    add_axes(group)
     group.add_argument("--mode", default=Parallel.mode, metavar="NAME", help=f"one of {', '.join(MODES)}")
     return group
+
+
+def add_axes(group: Group) -> None:
+    """Add the sizes of the mesh axes."""
+    for axis, meaning in AXES.items():
+        group.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning} (default: 1)")
+
+
+def add_parts(group: "argparse._ActionsContainer") -> None:
+    """Add the options that say how a checkpoint is read."""
+    group.add_argument("--variant", metavar="NAME", help='which files of weights to read, such as "fp16"')
+    group.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
+    group.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
+
+
+def default_dtype() -> str:
+    """Return the dtype of weights and arithmetic on this machine."""
+    return "bfloat16" if jax.default_backend() == "gpu" else "float32"
 
 
 def workload(options: argparse.Namespace, *, dtype: str, steps: int) -> Workload:
@@ -59,10 +86,10 @@ def workload(options: argparse.Namespace, *, dtype: str, steps: int) -> Workload
     )
 
 
-def layout(options: argparse.Namespace) -> dict[str, Any]:
+def layout(options: argparse.Namespace) -> Axes:
     """Return the size of each mesh axis that was given."""
     sizes = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
-    return {axis: whole_number(f"--{axis}", size, 1) for axis, size in sizes.items()}
+    return cast(Axes, {axis: whole_number(f"--{axis}", size, 1) for axis, size in sizes.items()})
 
 
 def check_output(option: str, path: Path | None) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from distrijax.checks import whole_number
-from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
+from distrijax.cli.options import DTYPES, Axes, Commands, add_layout, add_workload, check_output, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.tools import plots
@@ -81,7 +81,7 @@ def _plan(options: argparse.Namespace) -> None:
     print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
 
 
-def _check(options: argparse.Namespace, sizes: dict[str, int]) -> None:
+def _check(options: argparse.Namespace, sizes: Axes) -> None:
     """Refuse what can be refused before anything is read or compiled."""
     if options.mode == "tensor":
         raise DistrijaxError("--mode is 'tensor', whose program is not planned; choose another, such as full_sync")

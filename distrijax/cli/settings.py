@@ -1,0 +1,61 @@
+"""What a picture is made from: the settings that its PNG carries, and that `--like` takes from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Self, get_type_hints
+
+from distrijax.errors import DistrijaxError
+from distrijax.parallel.options import Parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of a picture; where they are options, they have the option's name.
+
+    Attributes:
+        image: path of the picture to start from, as it was typed.
+        image_sha256: digest of that file, as hexadecimal digits.
+        strength: None without `image`.
+        height, width: in pixels. With `image`, they are those of the result, and no option.
+        seed: that of this picture alone.
+    """
+
+    prompt: str | None = None
+    model: str = "demo"
+    variant: str | None = None
+    vae: str | None = None
+    tokenizer: str | None = None
+    dtype: str | None = None
+    scheduler: str | None = None
+    image: str | None = None
+    image_sha256: str | None = None
+    strength: int | float | None = None
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
+    height: int | None = None
+    width: int | None = None
+    steps: int = 30
+    guidance_scale: int | float = 5.0
+    guidance_rescale: int | float = 0.0
+    eta: int | float = 0.0
+    clip_skip: int | None = None
+    seed: int | None = None
+    data: int = Parallel.data
+    cfg: int = Parallel.cfg
+    patch: int = Parallel.patch
+    mode: str = Parallel.mode
+    warmup_steps: int = Parallel.warmup_steps
+    emulate: bool = Parallel.emulate
+
+    def updated(self, values: Mapping[str, object]) -> Self:
+        """Return these settings with those of `values`, in which other names are ignored.
+
+        Raises:
+            DistrijaxError: a value has the wrong type, as in a PNG that another program has edited.
+        """
+        types = get_type_hints(type(self))
+        for name, value in values.items():
+            if name in types and not isinstance(value, types[name]):
+                raise DistrijaxError(f"the setting {name} is {value!r}; it must be {types[name]}")
+        return type(self)(**vars(self) | {name: value for name, value in values.items() if name in types})
