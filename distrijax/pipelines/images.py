@@ -71,7 +71,7 @@ def _check_size(size: tuple[int, ...], of: tuple[int, ...], multiple: int) -> No
 
 def _on_host(image: Any) -> np.ndarray:
     if hasattr(image, "detach"):  # a torch tensor, perhaps on a GPU or with a gradient
-        image = image.detach().cpu().float()
+        image = image.detach().cpu().float().numpy()
     try:
         array = np.asarray(image)
     except (TypeError, ValueError):
