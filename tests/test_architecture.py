@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-ORDER = """errors checks config nn models parallel runtime schedulers checkpoint text sampling pipelines __init__ tools
-cli""".split()  # `distrijax/__init__.py` holds the public names; the data of `demo` may be imported by all
+# `distrijax/__init__.py` holds the public names. The data of `demo` may be imported by all.
+ORDER = [
+    "errors", "checks", "config", "nn", "models", "parallel", "runtime", "schedulers", "checkpoint", "text", "sampling",
+    "pipelines", "__init__", "tools", "cli",
+]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "distrijax"
 
 pytestmark = pytest.mark.fast
@@ -18,7 +21,7 @@ def imported_rooms(file: Path) -> set[str]:
     assert not any(getattr(node, "level", 0) for node in nodes), f"{file}: write imports in full"
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names]
-    second = {(name.split(".") + ["__init__"])[1] for name in names if name.split(".")[0] == "distrijax"}
+    second = {f"{name}.__init__".split(".")[1] for name in names if name.split(".")[0] == "distrijax"}
     return {name if name in (*ORDER, "demo") else "__init__" for name in second}
 
 
