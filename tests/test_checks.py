@@ -48,6 +48,7 @@ def test_accepted(check: Callable[..., Any], value: Any, bounds: dict[str, Any],
         *((finite_number, value, {"least": 0, "most": 1}, "from 0 to 1") for value in (-0.1, 1.1, 2)),
         (finite_number, 1, {"most": 0.5}, "to 0.5"),
         *((one_of, value, {"choices": ("pil", "np")}, "pil, np") for value in ("pt", None, 1)),
+        (one_of, "pt", {"choices": (name for name in ("pil", "np"))}, "pil, np"),
         *((true_or_false, value, {}, "True or False") for value in (0, 1, "yes", None)),
     ],
 )
