@@ -36,7 +36,7 @@ def test_two_pipelines_side_by_side() -> None:
 
     first = with_random_weights(UNet, UNetConfig.from_json(SMALLER))
     second = jax.tree.map(lambda x: 0.9 * x, first)
-    one, alone = pipeline(first, Parallel()), pipeline(second, Parallel())
+    one, alone = pipeline(first, Parallel()), pipeline(second, Parallel(devices=(jax.devices()[1],)))
     expected, other = one(**call).images, alone(**call).images
     assert np.abs(expected - other).max() > 0.01, "the pictures are the same: they would hide any mix-up"
 
