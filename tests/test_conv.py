@@ -14,6 +14,8 @@ from distrijax.nn import conv
 from distrijax.nn.conv import Conv, PointwiseConv
 from distrijax.nn.exchange import WHOLE
 
+pytestmark = pytest.mark.fast
+
 PADDINGS = {"all around": ((1, 1), (1, 1)), "below and right": ((0, 1), (0, 1))}
 
 

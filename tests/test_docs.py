@@ -53,6 +53,7 @@ def test_a_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("code", COMPILED)
 def test_a_block_that_is_not_run_names_what_exists(code: str) -> None:
     """Compile the block, look up each name that it imports, and bind the arguments of calls to distrijax."""
@@ -84,6 +85,7 @@ def check_calls(tree: ast.Module) -> None:
         signature.bind(*arguments, **{str(keyword.arg): None for keyword in call.keywords})
 
 
+@pytest.mark.fast
 def test_wrong_calls_in_blocks_are_seen() -> None:
     for code in ("pipe('a', num_steps=3)", "Parallel(patches=2)", "pipe('a', height=8, width=8, prompt='b')"):
         with pytest.raises(TypeError, match="argument"):
@@ -99,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+@pytest.mark.fast
 def test_the_command_line_takes_each_command() -> None:
     known = re.compile(r"distrijax (generate|convert|plan|bench) \S")
     lines = [(page, line) for page, line in commands() if known.match(line)]
@@ -111,6 +114,7 @@ def test_the_command_line_takes_each_command() -> None:
             pytest.fail(f"{page}: {line}: {error}")
 
 
+@pytest.mark.fast
 def test_scripts_tests_and_markers_of_commands_exist() -> None:
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     known = {marker.split(":")[0] for marker in markers}
@@ -125,6 +129,7 @@ def test_scripts_tests_and_markers_of_commands_exist() -> None:
     assert len(seen) > 8
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_resolve(page: Path) -> None:
     text = FENCE.sub("", page.read_text())
@@ -139,6 +144,7 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
 
 
+@pytest.mark.fast
 def test_each_picture_is_shown_somewhere() -> None:
     shown = {
         (page.parent / target).resolve()
@@ -148,6 +154,7 @@ def test_each_picture_is_shown_somewhere() -> None:
     assert {path.resolve() for path in (ROOT / "docs").rglob("*.png")} == shown
 
 
+@pytest.mark.fast
 def test_the_readme_is_short_and_has_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150

@@ -8,6 +8,8 @@ import pytest
 from distrijax.nn.exchange import WHOLE, group_moments
 from distrijax.nn.norm import GroupNorm
 
+pytestmark = pytest.mark.fast
+
 SHAPE, GROUPS = (2, 6, 16, 24), 4
 
 

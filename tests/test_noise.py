@@ -7,6 +7,8 @@ import torch
 from distrijax.errors import DistrijaxError
 from distrijax.sampling.noise import KeyGenerator, TorchGenerator, randn
 
+pytestmark = pytest.mark.fast
+
 # torch's vectorised logarithm, sine and cosine are off by up to 3 ulp (measured over 12 million numbers: 4.8e-7); its
 # scalar ones, used on a processor without AVX2, round the angle differently (2.4e-6)
 TOLERANCE = 3e-6

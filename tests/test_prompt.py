@@ -215,6 +215,7 @@ def test_encoders_run_once_for_each_text(base):
         calls.clear()
 
 
+@pytest.mark.fast
 def test_batch_is_known_before_encoding():
     assert PromptInputs("a").batch == 1
     assert PromptInputs(["a", "b"], num_images_per_prompt=np.int64(3)).batch == 6
@@ -230,6 +231,7 @@ def test_dtype_follows_the_encoders(base):
         assert {array.dtype for array in other.encode(**arguments | images)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, torch.tensor, lambda x: jnp.asarray(x, jnp.bfloat16)])
 def test_embeds_of_any_library_need_no_encoder(kind):
     arguments = {name: kind(value) for name, value in (GIVEN | NEGATIVE).items()}
@@ -243,6 +245,7 @@ def test_embeds_of_any_library_need_no_encoder(kind):
             np.testing.assert_array_equal(array[branch], expected)
 
 
+@pytest.mark.fast
 def test_float64_embeds_become_float32():
     doubles = {name: value.astype(np.float64) for name, value in GIVEN.items()}
     ours = encode_prompt(PromptInputs(**doubles), [], [], guided=True, force_zeros_for_empty_prompt=True)

@@ -13,6 +13,8 @@ from test_schedulers import SDXL
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 
+pytestmark = pytest.mark.fast
+
 SDXL_BASE = {
     "_class_name": "EulerDiscreteScheduler",
     "_diffusers_version": "0.19.0.dev0",

@@ -28,6 +28,8 @@ from distrijax.errors import DistrijaxError
 from distrijax.sampling.noise import TorchGenerator
 from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 
+pytestmark = pytest.mark.fast
+
 # (steps, first step that runs): DPM-Solver++ lowers its order at the end of runs of less than 15 steps
 BEGINNINGS = [(8, 1), (8, 6), (8, 7), (18, 9), (18, 16)]
 

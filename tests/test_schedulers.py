@@ -14,6 +14,8 @@ import torch
 from distrijax.sampling.noise import TorchGenerator
 from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
 
+pytestmark = pytest.mark.fast
+
 SHAPE = (1, 4, 6, 6)
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 

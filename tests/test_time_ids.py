@@ -10,6 +10,8 @@ from test_tokenizer import write_clip_tokenizer
 from distrijax.errors import DistrijaxError
 from distrijax.text.time_ids import check_time_ids, image_to_image_time_ids, time_ids
 
+pytestmark = pytest.mark.fast
+
 SIZES = {"original_size": (100, 200), "crops_coords_top_left": (3, 4), "target_size": (16, 8)}
 NEGATIVES = [
     {},

@@ -13,6 +13,8 @@ from distrijax.checkpoint.tokenizers import write_tokenizer
 from distrijax.errors import DistrijaxError
 from distrijax.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.fast
+
 WORDS = ["the", "and", "red", "blue", "cat", "dog", "circle", "square", "above", "below", "photo", "don't", "abc"]
 
 
