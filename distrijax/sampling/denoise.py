@@ -56,22 +56,41 @@ class Steps:
         return jax.tree.map(lambda x: x[part], self)
 
 
+Maps = Mapping[str, Array]
+"""Arrays that are divided like latents, [B, h, W, …], and are the same in every step, by name."""
+
+EXTRA_CHANNELS = "extra_channels"
+"""The map that the U-Net sees beside the latents: the mask and the masked picture of an inpainting model."""
+
+AfterStep = Callable[[Array, Steps, Maps], Array]
+"""Changes the latents after a step, given what the step had and the maps: inpainting blends in what is not masked."""
+
+
+def keep_latents(latents: Array, now: Steps, maps: Maps) -> Array:
+    """Return the latents as they are."""
+    return latents
+
+
 def denoise(
     unet: UNet,
     carry: Carry,
     steps: Steps,
     cond: Conditioning,
     guidance: Guidance,
+    maps: Maps,
     *,
     scheduler: Scheduler,
     exchange: Callable[[Carried | None], StepExchange],
+    after_step: AfterStep = keep_latents,
     record: bool = False,
 ) -> tuple[Carry, Array | None]:
     """Take denoising steps with this device's rows, guidance branches and pictures.
 
     Args:
         cond: conditioning of `branches * B` pictures, all of the first branch first.
+        maps: what every step sees beside the latents.
         exchange: makes each step's exchange object from what the step before left.
+        after_step: changes the latents after each step; elementwise, so that nothing more is sent.
         record: whether to return every step's predictions.
 
     Returns:
@@ -82,11 +101,15 @@ def denoise(
         answers = exchange(carry.pieces)
         branches = jnp.ones_like(guidance.weights)[:, None, None, None, None]  # those of this device
         x = branches * scheduler.scale_model_input(now.coefficients, carry.latents)[None]  # [branches, B, h, W, C]
-        prediction = unet(x.reshape(-1, *x.shape[2:]), now.timesteps, cond, answers)
+        seen = x
+        if EXTRA_CHANNELS in maps:
+            seen = jnp.concatenate([x, branches * maps[EXTRA_CHANNELS][None]], -1)
+        prediction = unet(seen.reshape(-1, *seen.shape[2:]), now.timesteps, cond, answers)
         prediction = prediction.astype(jnp.float32).reshape(x.shape)
         guided = guide(prediction, guidance, answers)
         latents, state = scheduler.step(now.coefficients, carry.state, guided, carry.latents, now.noise)
-        return Carry(jnp.asarray(latents), state, answers.carry()), prediction if record else None
+        latents = after_step(jnp.asarray(latents), now, maps)
+        return Carry(latents, state, answers.carry()), prediction if record else None
 
     if carry.pieces is None:  # the first step reads none, but a scan needs their shapes
         after, _ = jax.eval_shape(step, carry, steps[0])

@@ -1,8 +1,8 @@
 """The inputs of the denoising program, built in one place: from arrays, or from shapes to compile without weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place
 from distrijax.sampling import programs
-from distrijax.sampling.denoise import Carry, Steps
+from distrijax.sampling.denoise import Carry, Maps, Steps
 from distrijax.sampling.guidance import Guidance
 from distrijax.schedulers import Schedule, Scheduler
 
@@ -55,6 +55,7 @@ class LoopInputs(NamedTuple):
     steps: Steps
     cond: Conditioning
     guidance: Guidance
+    maps: Maps
 
     def with_steps(self, part: slice, parallel: Parallel) -> Self:
         """Return the inputs of a dispatch that takes this part of the steps."""
@@ -73,6 +74,7 @@ def loop_inputs(
     parallel: Parallel,
     layout: SlabLayout,
     condition: Callable[..., Conditioning],
+    maps: Mapping[str, Host] | None = None,
 ) -> LoopInputs:
     """Place what the denoising program takes for its first step, but for the steps; see `LoopInputs.with_steps`.
 
@@ -82,11 +84,13 @@ def loop_inputs(
         latents: to begin with, [B, h, W, C], the rows of the picture alone.
         noise: of every step, [S, B, h, W, C]; None if the schedule draws none.
         condition: `programs.condition`, compiled; `jax.eval_shape` of it for shapes.
+        maps: [B, h, W, …], what every step sees beside the latents.
     """
     latents = pad_rows(latents, layout, axis=1)
     state = jax.eval_shape(scheduler.init_state, jax.ShapeDtypeStruct(latents.shape, np.float32))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     padded_noise = None if noise is None else pad_rows(noise, layout, axis=2)
+    padded_maps: Any = {name: pad_rows(x, layout, axis=1) for name, x in (maps or {}).items()}
     steps = Steps(schedule.coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # on the host yet
     if isinstance(latents, jax.ShapeDtypeStruct):
         state, steps, guidance = jax.tree.map(_shape, (state, steps, guidance))
@@ -96,6 +100,7 @@ def loop_inputs(
         steps,
         condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key),
         place(guidance, programs.GUIDANCE, parallel),
+        place(padded_maps, programs.LATENTS, parallel),
     )
 
 

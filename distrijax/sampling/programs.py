@@ -21,7 +21,7 @@ from distrijax.parallel.transport import MESH, Transport
 from distrijax.runtime import xla_options
 from distrijax.runtime.compile import Program, Report
 from distrijax.runtime.xla_options import Options
-from distrijax.sampling.denoise import Carry, Steps
+from distrijax.sampling.denoise import AfterStep, Carry, Maps, Steps, keep_latents
 from distrijax.sampling.denoise import denoise as denoise_locally
 from distrijax.sampling.guidance import Guidance
 from distrijax.schedulers import Scheduler
@@ -60,12 +60,14 @@ def denoise(
     steps: Steps,
     cond: Conditioning,
     guidance: Guidance,
+    maps: Maps,
     *,
     parallel: Parallel,
     layout: SlabLayout,
     scheduler: Scheduler,
     phase: Phase,
     transport: Transport = MESH,
+    after_step: AfterStep = keep_latents,
     record: bool = False,
 ) -> tuple[Carry, Array, Array | None]:
     """Take some steps of one phase. If `carry.pieces` is None, they begin anew.
@@ -76,7 +78,7 @@ def denoise(
     """
 
     def local(
-        unet: Weights[UNet], carry: Carry, steps: Steps, cond: Conditioning, guidance: Guidance
+        unet: Weights[UNet], carry: Carry, steps: Steps, cond: Conditioning, guidance: Guidance, maps: Maps
     ) -> tuple[Carry, Array, Array | None]:
         carry, predictions = denoise_locally(
             unet.module(),
@@ -84,16 +86,18 @@ def denoise(
             steps,
             _drop_device_axis(cond),
             guidance,
+            maps,
             scheduler=scheduler,
             exchange=phase.exchange(layout, transport),
+            after_step=after_step,
             record=record,
         )
         carry = Carry(carry.latents, carry.state, _add_device_axis(carry.pieces))
         return carry, jnp.asarray(steps.timesteps)[-1], predictions
 
-    in_specs = [P(), CARRY, STEPS, BRANCH, GUIDANCE]
+    in_specs = [P(), CARRY, STEPS, BRANCH, GUIDANCE, LATENTS]
     out_specs = CARRY, P(), P(None, "cfg", "data", "patch")
-    return spread(local, parallel, in_specs, out_specs)(unet, carry, steps, cond, guidance)
+    return spread(local, parallel, in_specs, out_specs)(unet, carry, steps, cond, guidance, maps)
 
 
 def denoising(name: str, report: Report) -> Program:
@@ -103,7 +107,7 @@ def denoising(name: str, report: Report) -> Program:
         name: for announcements.
         report: takes the announcements.
     """
-    static = ("parallel", "layout", "scheduler", "phase", "transport", "record")
+    static = ("parallel", "layout", "scheduler", "phase", "transport", "after_step", "record")
     return Program(name, denoise, static=static, donated=("carry",), options=denoising_options, report=report)
 
 
