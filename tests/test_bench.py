@@ -11,19 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from distrijax.checkpoint.build import blueprint
-from distrijax.checkpoint.model import Model, find
-from distrijax.parallel.rows import Rows
-from distrijax.parallel.slabs import Synchronous
 from flax import nnx
 from parallel_helpers import UNET, relative
 
 from distrijax import DistrijaxError, Parallel
+from distrijax.checkpoint import Checkpoint, Component, find
 from distrijax.cli import main
-from distrijax.nn.attention import SelfAttention
 from distrijax.nn.conv import Conv
 from distrijax.nn.exchange import WHOLE
 from distrijax.nn.norm import GroupNorm
+from distrijax.nn.transformer import SelfAttention
+from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.phases import SYNCHRONOUS
 from distrijax.tools import loop
 from distrijax.tools.bench import compare, measure, peer_diffusers, peer_maxdiffusion, steps, weights
 from distrijax.tools.bench.steps import CopiedInPlace, DeviceShare
@@ -36,10 +35,11 @@ TINY = UNET | {"projection_class_embeddings_input_dim": 8 + 6 * 4}
 @pytest.fixture(scope="module")
 def case() -> Workload:
     demo = find("demo")
-    tiny = blueprint("unet", TINY, "test")
-    model = Model("tiny", {"unet": TINY}, {"unet": tiny, "vae": demo.blueprints["vae"]}, {}, {}, None)
-    factor = demo.blueprints["vae"].config.factor
-    return Workload(model, height=32 * factor, width=16 * factor, dtype="float32")
+    tiny = Component.from_json("unet", TINY, "test")
+    vae = Component.from_json("vae", demo.components["vae"].json, "test")
+    scale = demo.vae.scale_factor
+    model = Checkpoint("tiny", {"unet": tiny, "vae": vae}, {}, {}, {})
+    return Workload(model, height=32 * scale, width=16 * scale, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def operations(jaxpr: Any) -> int:
 def multiplications(call: loop.LoopCall, layout: Parallel) -> list[int]:
     """Of the program of each phase of `layout`."""
     counts = []
-    for _, phase in loop.phases(layout):
+    for phase in loop.phases(layout):
         jaxpr, after = loop.trace(call, phase)
         counts.append(operations(jaxpr))
         call = after
@@ -95,7 +95,7 @@ def test_a_share_is_an_nth_of_the_arithmetic(case: Workload, unet: Any, devices:
 def test_a_share_has_the_shapes_of_one_device(case: Workload, unet: Any) -> None:
     """Of N virtual devices, each with its own place along the first axis of the pieces."""
     parallel, part = Parallel(patch=4, emulate=True), DeviceShare.of(case, 4)
-    ((_, synchronous), _) = loop.phases(parallel)
+    synchronous, _ = loop.phases(parallel)
     pieces = [
         loop.trace(call, synchronous)[1].carry.pieces
         for call in (loop.random_call(case, unet, parallel), part.call(unet))
@@ -120,17 +120,17 @@ def test_layers_of_a_share_equal_those_of_a_device_whose_neighbours_hold_the_sam
     """By hand: a picture of three equal slabs, of which the middle one is looked at."""
     own = jnp.asarray(np.random.RandomState(0).randn(2, 4, 6, 8), jnp.float32)
     whole = jnp.concatenate([own] * 3, 1)
-    px = Synchronous(Rows(12, 3), CopiedInPlace(3))
+    exchange = SYNCHRONOUS.exchange(SlabLayout(12, 3), CopiedInPlace(3))(None)
     conv = Conv(8, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
     norm = GroupNorm(8, 4, eps=1e-5, dtype=jnp.float32)
     attention = SelfAttention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     conv.path, norm.path, attention.path = "conv", "norm", "attention"
     neutral = WHOLE
-    assert relative(conv(own, px), conv(whole, neutral)[:, 4:8]) < 1e-6
-    assert relative(norm(own, px), norm(whole, neutral)[:, 4:8]) < 1e-6
+    assert relative(conv(own, exchange), conv(whole, neutral)[:, 4:8]) < 1e-6
+    assert relative(norm(own, exchange), norm(whole, neutral)[:, 4:8]) < 1e-6
     tokens, all_tokens = (x.transpose(1, 2, 0, 3) for x in (own, whole))
-    assert relative(attention(tokens, px), attention(all_tokens, neutral)[4:8]) < 1e-6
-    assert px.tokens("more", tokens, tokens)[0].shape == (3 * 4 * 6, 2, 8)  # all are there, not one for three
+    assert relative(attention(tokens, exchange), attention(all_tokens, neutral)[4:8]) < 1e-6
+    assert CopiedInPlace(3).gather(tokens).shape == (3 * 4, 6, 2, 8)  # all are there, not one for three
 
 
 def test_turns_are_taken_and_the_warm_up_does_not_count() -> None:
@@ -173,10 +173,9 @@ def test_maxdiffusion_beside_predicts_the_same(case: Workload) -> None:
     with pytest.raises(DistrijaxError, match="32 groups, those of tiny do not"):
         compare.check(case, ["maxdiffusion"])
     config = TINY | {"block_out_channels": [32, 32, 64], "norm_num_groups": 32}
-    plans = case.model.blueprints | {"unet": blueprint("unet", config, "test")}
-    case = dataclasses.replace(
-        case, model=dataclasses.replace(case.model, configs={"unet": config}, blueprints=plans), height=256, width=256
-    )
+    components = {**case.model.components, "unet": Component.from_json("unet", config, "test")}
+    model = dataclasses.replace(case.model, components=components)
+    case = dataclasses.replace(case, model=model, height=256, width=256)
     arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         compare.check(case, ["maxdiffusion"])
@@ -283,9 +282,10 @@ def test_sweep_of_pixels_and_steps(case: Workload, monkeypatch: pytest.MonkeyPat
 
 
 def test_known_models_have_the_shapes_of_their_names() -> None:
-    assert find("sdxl-base").blueprints["unet"].parameters == 2_567_463_684
-    assert "text_encoder" not in find("sdxl-refiner").configs
-    tiny = dataclasses.replace(find("demo"), source=None)
+    assert find("sdxl-base").components["unet"].parameters == 2_567_463_684
+    assert "text_encoder" not in find("sdxl-refiner").components
+    vae = Component.from_json("vae", find("demo").components["vae"].json, "test")
+    tiny = Checkpoint("tiny", {"vae": vae}, {}, {}, {})
     arrays = weights.arrays(tiny, "vae", "bfloat16", Parallel().replicated)
-    assert {path: x.shape for path, x in arrays.items()} == dict(tiny.blueprints["vae"].shapes)
+    assert {path: x.shape for path, x in arrays.items()} == dict(vae.shapes)
     assert next(iter(arrays.values())).dtype == jnp.bfloat16

@@ -25,7 +25,7 @@ import json, sys
 from distrijax.tools.plan.topology import prepare_cuda_compiler
 prepare_cuda_compiler()
 from distrijax import Parallel
-from distrijax.checkpoint.model import find
+from distrijax.checkpoint import find
 from distrijax.tools.plan import estimate
 from distrijax.tools.plan.cards import CARDS, Rates
 from distrijax.tools.workload import Workload

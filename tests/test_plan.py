@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distrijax.checkpoint.model import find
 
 from distrijax import DistrijaxError, Parallel, cli
+from distrijax.checkpoint import find
 from distrijax.tools import plots
 from distrijax.tools.plan import estimate, hlo, layouts, report, schedule, topology
 from distrijax.tools.plan.cards import CARDS, Rates
@@ -278,7 +278,7 @@ def test_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_known_models() -> None:
     base = find("sdxl-base")
-    assert base.unet_parameters == 2_567_463_684
+    assert base.components["unet"].parameters == 2_567_463_684
     assert base.parameters == 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840
     assert find("sdxl-refiner").unet.block_out_channels[0] == 384
 

@@ -8,9 +8,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from distrijax.checkpoint.model import find
 
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig, cli, scheduler_from_config
+from distrijax.checkpoint import find
+from distrijax.parallel import policies
+from distrijax.parallel.answers.attention import StaleAttention
+from distrijax.parallel.answers.halos import FreshHalos
+from distrijax.parallel.answers.moments import StaleMoments
+from distrijax.parallel.policies import Policy
 from distrijax.tools.traffic import Traffic, Volume, count_traffic
 
 SMALL = UNetConfig.from_json(
@@ -60,14 +65,14 @@ def test_by_hand(dtype: str, cfg: int, patch: int) -> None:
         "halos": sent(2, 2 * branches * (EDGE - FIRST), each),
         "moments": sent(1, 2 * others * branches * MOMENTS, 4),
         "tokens": tokens,
-        "latents": sent(2, 2 * branches * (12 * 4 + FIRST), each),
+        "fresh_halos": sent(2, 2 * branches * (12 * 4 + FIRST), each),
         "guidance": sent(1, 16 // patch * 12 * 4, 4) if cfg == 2 else Volume(),
     }
     assert counted.steps["displaced"] == displaced
     # In a synchronous step there are as many messages as layers ask, and moments are gathered: half as much as a sum.
     assert counted.steps["synchronous"] == displaced | {
         "halos": sent(2 * CONVS, 2 * branches * EDGE, each),
-        "latents": sent(2, 2 * branches * 12 * 4, each),
+        "fresh_halos": sent(2, 2 * branches * 12 * 4, each),
         "moments": sent(NORMS, others * branches * MOMENTS, 4),
     }
     total = counted.step("displaced")
@@ -86,7 +91,7 @@ def test_modes_differ_in_what_they_send_and_hold() -> None:
     def kinds(mode: str) -> tuple[set[str], set[str]]:
         counted = small(patch=2, mode=mode)
         last = list(counted.steps.values())[-1] if "displaced" in counted.steps else {}
-        sends = {kind for kind, volume in last.items() if volume.messages}
+        sends = {"latents" if kind == "fresh_halos" else kind for kind, volume in last.items() if volume.messages}
         return sends, {kind for kind, held in counted.carry.items() if held}
 
     assert kinds("stale_gn") == ({"halos", "moments", "tokens", "latents"},) * 2
@@ -100,6 +105,17 @@ def test_modes_differ_in_what_they_send_and_hold() -> None:
     for mode, messages in (("full_sync", 2 * CONVS + NORMS + 2 * ATTENTIONS + 2), ("naive_patch", 0)):
         assert kinds(mode) == (set(), {"latents"})
         assert small(patch=2, mode=mode).step("synchronous").messages == messages
+
+
+def test_a_policy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh halos in a displaced step: a message of each convolution, and none of them carried or along with others."""
+    policy = Policy(FreshHalos(), StaleAttention(), StaleMoments())
+    monkeypatch.setitem(policies.MODES, "by_hand", policy)
+    counted, stale = small(patch=2, mode="by_hand"), small(patch=2, mode="stale_gn")
+    synchronous, displaced = counted.steps["synchronous"], counted.steps["displaced"]
+    assert displaced == stale.steps["displaced"] | {kind: synchronous[kind] for kind in ("halos", "fresh_halos")}
+    assert displaced["halos"].messages == 2 * CONVS
+    assert counted.carry == stale.carry | {"halos": 0}
 
 
 def test_pictures_branches_and_groups_of_devices() -> None:
@@ -129,7 +145,7 @@ def test_one_device_sends_nothing() -> None:
     [
         (Parallel(patch=2, mode="tensor"), {}, "mode is 'tensor'.*choose another"),
         (Parallel(cfg=2, emulate=True), {"guided": False}, "cfg is 2.*no guidance.*use cfg=1"),
-        (Parallel(data=2, emulate=True), {"pictures": 3}, "3 pictures cannot be dealt to data=2"),
+        (Parallel(data=2, emulate=True), {"pictures": 3}, "3 pictures cannot be divided among data=2"),
     ],
 )
 def test_what_cannot_be_counted(parallel: Parallel, options: dict[str, Any], message: str) -> None:

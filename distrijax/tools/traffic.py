@@ -185,9 +185,10 @@ def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
             copies = 2 * others / (others + 1)
         elif name != "ppermute":
             raise NotImplementedError(f"traffic is not counted for {name} over {axes}")
-        # Every question of the exchange sends under a scope of its own name (see `parallel/exchange.py`).
-        scopes = str(equation.source_info.name_stack).split("/")
-        kind = "guidance" if axes == ("cfg",) else next(kind for kind in KINDS if kind in scopes)
+        # Every question of the exchange sends under a scope of its own name (see `parallel/exchange.py`). What mode
+        # `no_sync` keeps for good is sent under none: edges, then keys and values.
+        scopes, unnamed = str(equation.source_info.name_stack).split("/"), "halos" if name == "ppermute" else "tokens"
+        kind = "guidance" if axes == ("cfg",) else next((kind for kind in KINDS if kind in scopes), unnamed)
         elements, size = round(copies * sum(x.size for x in arrays)), round(copies * _bytes(arrays))
         volumes[kind] += Volume(1, elements, size, size)
     return volumes
