@@ -60,7 +60,7 @@ def workload(options: argparse.Namespace, *, dtype: str, steps: int) -> Workload
 
 
 def layout(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the size of each mesh axis that was given."""
+    """Return the size of each mesh axis that the options name."""
     sizes = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
     return {axis: whole_number(f"--{axis}", size, 1) for axis, size in sizes.items()}
 

@@ -1,13 +1,10 @@
-"""Plots: of a plan, the kernels and transfers of a step over time and the memory of a device; of a sweep, its cost."""
+"""A plot of a plan: the kernels and transfers of its steps over time, and the memory of a device."""
 
-import textwrap
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from distrijax.errors import DistrijaxError
-from distrijax.tools.bench.report import Measurement
 from distrijax.tools.plan.estimate import Plan, PlannedPhase
 from distrijax.tools.plan.schedule import CATEGORIES
 
@@ -68,35 +65,6 @@ def _memory(axis: Any, plan: Plan) -> None:
     axis.text(card, 0.45, "the card ", color=WAITING, ha="right", va="bottom", fontsize=8)
     axis.set(yticks=[], xlim=(0, 1.02 * max(card, left)), xlabel="GB a device (compiled)")
     axis.legend(loc="upper right", fontsize=7, frameon=False, bbox_to_anchor=(0.97, 1.05), labelspacing=0.2)
-
-
-def draw_sweep(path: Path, axis: str, measurements: Sequence[Measurement], title: str) -> None:
-    """Draw medians with the range of all runs on logarithmic axes, where a cost in proportion is a line of slope 1.
-
-    Args:
-        axis: what grows, with its unit.
-    """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name in dict.fromkeys(line.name for line in measurements):
-        points = {line.at: line.times for line in measurements if line.name == name}
-        below = [times.median - min(times.seconds) for times in points.values()]
-        above = [max(times.seconds) - times.median for times in points.values()]
-        medians = [times.median for times in points.values()]
-        axes.errorbar(list(points), medians, (below, above), marker="o", capsize=3, label=name)
-    axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds")
-    axes.set_title(textwrap.fill(title, 64), fontsize=10)
-    values = sorted({line.at for line in measurements if line.at is not None})
-    axes.set_xticks(values, [f"{value:,}" for value in values], minor=False)
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    low, high = axes.get_ylim()
-    ticks = [m * 10.0**e for e in range(-6, 6) for m in (1, 2, 3, 5) if low <= m * 10.0**e <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_ylim(low, high)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def _pyplot() -> Any:

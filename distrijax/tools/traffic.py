@@ -157,7 +157,7 @@ def count_traffic(
     for phase in loop.phases(parallel):
         jaxpr, call = loop.trace(call, phase)
         steps[phase.name] = _count(jaxpr, sizes)
-    carry, kinds = call.carry, ("halos", "moments", "tokens")
+    carry, kinds = call.inputs.carry, ("halos", "moments", "tokens")
     held = {kind: _bytes(getattr(carry.pieces, kind, ())) // parallel.size for kind in kinds}
     held["halos"] += _bytes(getattr(carry.pieces, "riders", ())) // parallel.size
     held["latents"] = _bytes((carry.latents, carry.state)) // (parallel.data * parallel.patch)
