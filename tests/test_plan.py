@@ -14,9 +14,8 @@ import pytest
 
 from distrijax import DistrijaxError, Parallel, cli
 from distrijax.checkpoint import find
-from distrijax.tools import plots
-from distrijax.tools.plan import estimate, hlo, layouts, report, schedule, topology
-from distrijax.tools.plan.cards import CARDS, Rates
+from distrijax.tools.plan import estimate, gpus, layouts, plot, report, schedule
+from distrijax.tools.plan.gpus import CARDS, Rates
 from distrijax.tools.traffic import Traffic, Volume
 from distrijax.tools.workload import Workload
 
@@ -162,29 +161,6 @@ def test_a_step_by_kind_of_layer() -> None:
     assert not any(part.isdigit() for layer, _ in layers for part in layer.split("."))
 
 
-def test_two_programs_in_one_file() -> None:
-    """No name twice, so that a reader of the file sees both bodies, each as it is alone."""
-    text = PROGRAM.replace("GROUPS", FOUR)
-    both = hlo.parse(text + "\n" + hlo.renamed(text, ".displaced"))
-    assert hlo.loop_bodies(both) == ["body", "body.displaced"]
-    assert schedule.walk(both, "body", RATES, 4) == timeline()
-    second = schedule.walk(both, "body.displaced", RATES, 4)
-    assert (second.seconds, second.waiting) == (timeline().seconds, timeline().waiting)
-    names = [instruction.name for instructions in both.values() for instruction in instructions]
-    assert len(names) == 2 * sum(map(len, hlo.parse(text).values()))
-    assert sum(name.endswith(".displaced") for name in names) == len(names) // 2
-
-
-def test_two_compiled_programs_in_one_file() -> None:
-    """The names of both begin alike: without other ones, the second would be read as parts of the first."""
-    texts = [compiled(name) for name in ("synchronous", "displaced")]
-    both = hlo.parse(texts[0] + "\n" + hlo.renamed(texts[1], ".displaced"))
-    assert len(both) == sum(len(hlo.parse(text)) for text in texts)
-    for name, text in zip(hlo.loop_bodies(both), texts, strict=True):
-        alone, beside = schedule.read(text, RATES, 8), schedule.walk(both, name, RATES, 8)
-        assert (beside.seconds, beside.waiting, beside.flops) == (alone.seconds, alone.waiting, alone.flops)
-
-
 def request(**choices: Any) -> estimate.Request:
     card = CARDS["h100"]
     sizes = {"height": 256, "width": 256, "dtype": "bfloat16", "steps": 50}
@@ -201,7 +177,7 @@ def plan_of(
     phases = []
     for name, steps, each in zip(names, (5, 45), (seconds, displaced or seconds), strict=True):
         step = dataclasses.replace(timeline(), seconds=each)
-        phases.append(estimate.PlannedPhase(name, steps, PROGRAM, step, {}, 10**8, held, 0.1, 1.0))
+        phases.append(estimate.PlannedPhase(name, steps, step, {}, 10**8, held, 1.0))
     return estimate.Plan(request(pictures=pictures), parallel, traffic, phases)
 
 
@@ -211,9 +187,8 @@ def test_a_picture_is_its_steps() -> None:
     assert plan.memory == plan.weights + 10**9 + 10**8 == sum(plan.memory_parts.values())
     assert plan.weights == 2 * find("demo").parameters
     parsed = json.loads(json.dumps(plan.json()))
-    assert [loop["wait_share"] for loop in parsed["loops"]] == [phase.step.wait_share for phase in plan.phases]
-    assert [loop["sent_bytes"] for loop in parsed["loops"]] == [{"halos": 60}, {"halos": 20, "moments": 4}]
-    assert parsed["memory_bytes"]["carry"] == 110
+    assert [phase["estimated_step_seconds"] for phase in parsed["phases"]] == [0.1, 0.01]
+    assert (parsed["patch"], parsed["memory_bytes"], parsed["carry_bytes"]) == (4, plan.memory, 110)
     assert "moments of group norms" in report.report(plan)
 
 
@@ -222,13 +197,13 @@ def test_the_fastest_that_fits_is_recommended() -> None:
     large = plan_of({"patch": 4}, 0.5, 10**12)
     assert layouts.ranked([slow, fast, large]) == [fast, slow]
     assert not large.fits
-    table = report.comparison([slow, fast, large])
+    table = layouts.comparison([slow, fast, large])
     assert "recommended: cfg 2 x patch 2" in table
     assert "100.0 % longer\n" in table
     assert table.count("does not fit") == 1
-    close = report.comparison([plan_of({"patch": 4}, 1.02), fast])
+    close = layouts.comparison([plan_of({"patch": 4}, 1.02), fast])
     assert "2.0 % longer; so close that only a measurement can tell" in close
-    assert "none fits" in report.comparison([large])
+    assert "none fits" in layouts.comparison([large])
 
 
 def test_more_pictures_an_hour_are_not_a_picture_sooner() -> None:
@@ -236,9 +211,9 @@ def test_more_pictures_an_hour_are_not_a_picture_sooner() -> None:
     fast, many = plan_of({"patch": 4}, 1.0), plan_of({"data": 4}, 3.0, pictures=4)
     assert layouts.ranked([fast, many]) == [fast]
     assert many.pictures_per_hour == pytest.approx(4 * 3600 / 150)
-    assert "most pictures an hour: data 4, 4 at a time: 96" in report.comparison([fast, many])
+    assert "most pictures an hour: data 4, 4 at a time: 96" in layouts.comparison([fast, many])
     slower = plan_of({"data": 4}, 9.0, pictures=4)
-    assert "most pictures an hour" not in report.comparison([fast, slower])
+    assert "most pictures an hour" not in layouts.comparison([fast, slower])
 
 
 def sizes(parallel: Parallel) -> tuple[int, int, int]:
@@ -295,14 +270,14 @@ def test_rates_that_are_given_replace_ours() -> None:
 
 
 def test_the_picture_of_a_plan(tmp_path: Path) -> None:
-    plots.draw_plan(plan_of({"patch": 4}), tmp_path / "plan.png")
+    plot.draw(plan_of({"patch": 4}), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
 @pytest.fixture
 def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a CUDA compiler; nothing here gets as far as using it."""
-    for module in (cli.plan, topology):
+    for module in (cli.plan, gpus):
         monkeypatch.setattr(module, "missing_compiler", lambda: None)
     monkeypatch.setattr(cli.plan, "prepare_cuda_compiler", lambda: None)
 
@@ -318,8 +293,7 @@ def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--compare", "0"], "--compare is 0"),
         (["--compare", "8", "--plot", "x.png"], "leave out --plot"),
         (["--plot", "x.gif"], ".png"),
-        (["--hlo", "/"], "--hlo: / is a folder"),
-        (["--hlo", "nowhere/x.hlo"], "no folder nowhere"),
+        (["--plot", "nowhere/x.png"], "no folder nowhere"),
         (["--flops", "-1"], "flops is -1.0"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--cfg", "2", "--no-guidance"], "cfg is 2, but there is no second guidance branch"),
@@ -347,7 +321,7 @@ def test_comparing_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_a_plot_without_matplotlib_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
     assert cli.main(["plan", "--plot", "x.png"]) == 2
     assert "pip install 'distrijax[train]'" in capsys.readouterr().err
 
@@ -359,6 +333,6 @@ def test_without_a_compiler_it_says_what_to_install(
         if "." in name:  # as importlib does where the package around it is missing
             raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(topology, "find_spec", absent)
+    monkeypatch.setattr(gpus, "find_spec", absent)
     assert cli.main(["plan"]) == 2
     assert "pip install 'jax[cuda12]==" in capsys.readouterr().err

@@ -103,11 +103,6 @@ def loop_bodies(computations: Computations) -> list[str]:
     return [name for name in computations if name in every - inner]
 
 
-def renamed(text: str, suffix: str) -> str:
-    """Return the program with `suffix` appended to the name of every computation and instruction."""
-    return re.sub(r"%([A-Za-z_][\w.\-]*)", rf"%\1{suffix}", text)
-
-
 def _instruction(line: str) -> Instruction | None:
     line = re.sub(r"/\*index=\d+\*/", "", line.strip()).removeprefix("ROOT ")
     name, _, right = line.partition(" = ")

@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from math import prod
 
-from distrijax.tools.plan.cards import Rates
+from distrijax.tools.plan.gpus import Rates
 from distrijax.tools.plan.hlo import COLLECTIVES, Computations, Instruction, loop_bodies, parse
 
 KERNELS = frozenset(

@@ -13,7 +13,7 @@ COLOURS = dict(zip(CATEGORIES, ("#4c78a8", "#72b7b2", "#54a24b", "#bab0ac", "#ee
 LINK, WAITING = "#b279a2", "#e45756"
 
 
-def check_plot(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Raise DistrijaxError if no plot can be written to `path`, before anything is computed."""
     if path.suffix.lower() not in FORMATS:
         raise DistrijaxError(f"plot is {str(path)!r}; it must end in {', '.join(FORMATS)}")
@@ -21,7 +21,7 @@ def check_plot(path: Path) -> None:
         raise DistrijaxError("a plot needs matplotlib: pip install 'distrijax[train]'; or leave out --plot")
 
 
-def draw_plan(plan: Plan, path: Path) -> None:
+def draw(plan: Plan, path: Path) -> None:
     """Draw one layout: a timeline for each phase, and the memory of a device."""
     pyplot = _pyplot()
     count, workload = len(plan.phases), plan.request.workload
