@@ -84,7 +84,6 @@ def test_by_hand(dtype: str, cfg: int, patch: int) -> None:
         "tokens": branches * TOKENS // patch * each,
         "latents": 16 // patch * 12 * 4 * 4,
     }
-    assert counted.carry_bytes_per_branch == sum(counted.carry.values()) / branches
 
 
 def test_modes_differ_in_what_they_send_and_hold() -> None:
@@ -124,10 +123,7 @@ def test_pictures_branches_and_groups_of_devices() -> None:
     assert three.carry_bytes == 3 * one.carry_bytes
     assert small(data=3, patch=2, pictures=3).steps["displaced"] == one.steps["displaced"]
     alone = small(patch=2, guided=False)
-    assert (alone.branches, alone.steps["displaced"]) == (
-        1,
-        small(patch=2, cfg=2).steps["displaced"] | {"guidance": Volume()},
-    )
+    assert alone.steps["displaced"] == small(patch=2, cfg=2).steps["displaced"] | {"guidance": Volume()}
 
 
 def test_real_devices_count_the_same() -> None:
@@ -175,12 +171,12 @@ def test_sdxl_on_eight_devices() -> None:
     tokens = 2 * (10 * 64 * 64 * 640 + 60 * 32 * 32 * 1280)  # keys and values of a branch
     assert counted.carry["tokens"] == 2 * 2 * tokens // 8
     assert counted.steps["displaced"]["tokens"].elements_received == 2 * tokens * 7 // 8
-    assert 60e6 < counted.carry_bytes_per_branch < 62e6
+    assert 120e6 < counted.carry_bytes < 124e6  # two branches
     assert 0.37e9 < counted.step("displaced").elements_received < 0.38e9
     # 39 halos, 46 moments, 70 keys and values: the 155 tensors of the original. And the latents, to both sides.
     assert counted.step("synchronous").messages == 2 * 39 + 46 + 2 * 70 + 2
     assert counted.step("displaced").messages == 2 + 1 + 2 * 70 + 2
     table = str(counted)
     print(table)
-    for shown in ("8 devices", "corrected_async_gn", "734.003 MB", "60.649 MB", "in a displaced step", "145"):
+    for shown in ("cfg=1 x patch=8", "corrected_async_gn", "734.003 MB", "121.298 MB", "in a displaced step", "145"):
         assert shown in table

@@ -8,9 +8,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr
 from jax.stages import Compiled
-from jax.typing import DTypeLike
 
-from distrijax.config import UNetConfig
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.phases import Phase
@@ -20,7 +18,7 @@ from distrijax.runtime.compile import compile_with
 from distrijax.runtime.xla_options import Options
 from distrijax.sampling import programs
 from distrijax.sampling.denoise import Carry
-from distrijax.sampling.inputs import LoopInputs, abstract_inputs
+from distrijax.sampling.inputs import LoopInputs
 from distrijax.schedulers import EulerDiscreteScheduler, Scheduler
 
 SCHEDULER = EulerDiscreteScheduler()  # the choice hardly matters: any step costs next to nothing beside the U-Net
@@ -52,36 +50,6 @@ def phases(parallel: Parallel) -> list[Phase]:
     return [phase for _, phase in parallel.phases(parallel.warmup_steps + 2)]
 
 
-def abstract_call(
-    config: UNetConfig,
-    parallel: Parallel,
-    *,
-    height: int,
-    width: int,
-    dtype: DTypeLike,
-    guided: bool = True,
-    pictures: int = 1,
-    scheduler: Scheduler = SCHEDULER,
-) -> LoopCall:
-    """Return a call of the first steps of a picture, with shapes in place of arrays.
-
-    Args:
-        height: rows of the latents.
-        width: columns of the latents.
-    """
-    inputs, layout = abstract_inputs(
-        config,
-        parallel=parallel,
-        scheduler=scheduler,
-        height=height,
-        width=width,
-        dtype=dtype,
-        guided=guided,
-        pictures=pictures,
-    )
-    return LoopCall(inputs, parallel, layout, scheduler)
-
-
 def trace(call: LoopCall, phase: Phase) -> tuple[Jaxpr, LoopCall]:
     """Return the traced program of `phase` as a jaxpr, and the call of the phase after it, as shapes."""
     program = partial(programs.denoise, phase=phase, **call.static)
@@ -95,12 +63,11 @@ class PhaseProgram:
 
     Attributes:
         after: the call of the phase after it, as shapes.
-        trace_seconds, compile_seconds: the time that tracing and then compilation took.
+        compile_seconds: the time that tracing and compilation took.
     """
 
     executable: Compiled
     after: LoopCall
-    trace_seconds: float
     compile_seconds: float
 
 
@@ -112,9 +79,8 @@ def compile_phase(call: LoopCall, phase: Phase, options: Options | None = None) 
     """
     start = time.perf_counter()
     lowered = programs.denoising("denoising", lambda message: None).lower(*call.inputs, **call.static, phase=phase)
-    traced = time.perf_counter()
     ours = programs.denoising_options(*call.inputs, **call.static, phase=phase)
     executable = compile_with(lowered, {**ours, **(options or {})})
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info[0])
-    carry = place(shapes, programs.CARRY, call.parallel)
-    return PhaseProgram(executable, call.with_carry(carry), traced - start, time.perf_counter() - traced)
+    after = call.with_carry(place(shapes, programs.CARRY, call.parallel))
+    return PhaseProgram(executable, after, time.perf_counter() - start)

@@ -117,8 +117,7 @@ def _compiled(call: loop.LoopCall, layout: Parallel, repeats: int) -> dict[str, 
         if before is not None:  # a phase starts from the carry that the one before leaves
             call = call.with_carry(_prepared(before, call)()[0])
         before = loop.compile_phase(call, phase)
-        seconds = before.trace_seconds + before.compile_seconds
-        functions[phase.name] = TimedFunction(partial(_prepared, before, call), repeats, seconds)
+        functions[phase.name] = TimedFunction(partial(_prepared, before, call), repeats, before.compile_seconds)
     return functions
 
 

@@ -119,7 +119,5 @@ def machine() -> dict[str, object]:
         "cpu": cpus[0] if cpus else platform.machine(),
         "cores": os.cpu_count(),
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,  # includes that of other programs
-        "system": platform.platform(),
-        "python": platform.python_version(),
         "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }

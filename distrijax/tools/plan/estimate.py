@@ -15,6 +15,7 @@ from distrijax.checks import whole_number
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.specs import AXES
 from distrijax.runtime.xla_options import Options
+from distrijax.sampling.inputs import abstract_inputs
 from distrijax.tools import loop
 from distrijax.tools.plan.gpus import Card, Rates, on_absent_gpus
 from distrijax.tools.plan.schedule import Timeline, largest_copies, read
@@ -89,25 +90,19 @@ class Plan:
         return layout_name(self.parallel)
 
     @property
-    def weights(self) -> int:
-        """Bytes of all components: text encoders and autoencoder stay on the device too."""
-        workload = self.request.workload
-        return workload.model.parameters * jnp.dtype(workload.dtype).itemsize
-
-    @property
     def memory(self) -> int:
         """Bytes that a device holds while it denoises."""
         return sum(self.memory_parts.values())
 
     @property
     def memory_parts(self) -> dict[str, int]:
-        """The same by what it is for."""
-        workload = self.request.workload
-        unet = workload.model.components["unet"].parameters * jnp.dtype(workload.dtype).itemsize
+        """The same by what it is for. Text encoders and autoencoder stay on the device too."""
+        model, itemsize = self.request.workload.model, jnp.dtype(self.request.workload.dtype).itemsize
+        unet = model.components["unet"].parameters
         largest = max(self.phases, key=lambda phase: phase.held + phase.temporaries)
         return {
-            "weights of the U-Net": unet,
-            "weights of the other components": self.weights - unet,
+            "weights of the U-Net": unet * itemsize,
+            "weights of the other components": (model.parameters - unet) * itemsize,
             "carried from step to step": self.traffic.carry_bytes,
             f"temporaries ({largest.name} steps)": largest.temporaries,
             "keys and values of the text, and others": largest.held - self.traffic.carry_bytes,
@@ -164,17 +159,18 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
     parallel = on_absent_gpus(layout, request.card, request.nodes)
     config, dtype, (height, width) = workload.model.unet, jnp.dtype(workload.dtype), workload.latents
     guided, pictures = workload.branches == 2, workload.pictures
-    call = loop.abstract_call(
-        config, parallel, height=height, width=width, dtype=dtype, guided=guided, pictures=pictures
-    )
-    planned = []
+    inputs, slabs = abstract_inputs(
+        config, parallel=parallel, scheduler=loop.SCHEDULER, height=height, width=width, dtype=dtype, guided=guided,
+        pictures=pictures,
+    )  # fmt: skip
+    call, planned = loop.LoopCall(inputs, parallel, slabs), list[PlannedPhase]()
     for steps, phase in layout.phases(workload.steps):
         # Without the devices no kernel can be tried out.
         program = loop.compile_phase(call, phase, {"xla_gpu_autotune_level": 0, **(options or {})})
         memory, text = program.executable.memory_analysis(), program.executable.as_text()
         assert text is not None
         assert memory is not None
-        inputs = sum(map(_bytes_of_device, jax.tree.leaves(call.inputs[1:])))
+        input_bytes = sum(map(_bytes_of_device, jax.tree.leaves(call.inputs[1:])))
         planned.append(
             PlannedPhase(
                 phase.name,
@@ -182,8 +178,8 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
                 read(text, request.rates, parallel.size // request.nodes),
                 largest_copies(text),
                 temporaries=memory.temp_size_in_bytes,
-                held=inputs + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-                compile_seconds=program.trace_seconds + program.compile_seconds,
+                held=input_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+                compile_seconds=program.compile_seconds,
             )
         )
         call = program.after
