@@ -171,7 +171,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     (report,) = json.loads(written.read_text())
     assert {"device", "cpu", "versions"} <= set(report["machine"])
     assert report["settings"]["dtype"] == "float32"
-    assert report["settings"]["latents"] == [2, 32, 32, 4]
+    assert (report["settings"]["height"], report["settings"]["random_weights"]) == (256, False)
     lines = report["measurements"]
     assert [(line["devices"], len(line["seconds"])) for line in lines] == [(1, 2), (1, 2), (2, 2), (2, 2)]
 

@@ -7,6 +7,7 @@ One schedule is written by hand. Two were compiled for eight H100s, cfg=2 x patc
 import dataclasses
 import json
 import lzma
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from distrijax import DistrijaxError, Parallel, cli
 from distrijax.checkpoint import find
-from distrijax.tools.plan import estimate, gpus, layouts, plot, report, schedule
+from distrijax.tools.plan import estimate, gpus, layouts, report, schedule
 from distrijax.tools.plan.gpus import CARDS, Rates
 from distrijax.tools.traffic import Traffic, Volume
 from distrijax.tools.workload import Workload
@@ -171,7 +172,7 @@ def plan_of(
     axes: dict[str, int], seconds: float = 1.0, held: int = 10**9, pictures: int = 1, displaced: float | None = None
 ) -> estimate.Plan:
     """A plan of 50 steps that nobody compiled: `seconds` for each step, or `displaced` for displaced ones."""
-    volumes = [{"halos": Volume(2, 30, 60, 60)}, {"halos": Volume(1, 10, 20, 20), "moments": Volume(1, 1, 4, 4)}]
+    volumes = [{"halos": Volume(2, 30, 60)}, {"halos": Volume(1, 10, 20), "moments": Volume(1, 1, 4)}]
     parallel, names = Parallel(**axes, emulate=True), ("synchronous", "displaced")
     traffic = Traffic(parallel, dict(zip(names, volumes, strict=True)), {"halos": 100, "latents": 10})
     phases = []
@@ -269,7 +270,8 @@ def test_rates_that_are_given_replace_ours() -> None:
 
 
 def test_the_picture_of_a_plan(tmp_path: Path) -> None:
-    plot.draw(plan_of({"patch": 4}), tmp_path / "plan.png")
+    script = Path(__file__).parents[1] / "docs" / "figures" / "plan.py"
+    runpy.run_path(str(script))["draw"](plan_of({"patch": 4}), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
@@ -290,9 +292,6 @@ def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--steps", "0"], "steps is 0"),
         (["--compare", "8", "--patch", "2"], "leave out --patch"),
         (["--compare", "0"], "--compare is 0"),
-        (["--compare", "8", "--plot", "x.png"], "leave out --plot"),
-        (["--plot", "x.gif"], ".png"),
-        (["--plot", "nowhere/x.png"], "no folder nowhere"),
         (["--flops", "-1"], "flops is -1.0"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--cfg", "2", "--no-guidance"], "cfg is 2, but there is no second guidance branch"),
@@ -315,14 +314,6 @@ def test_comparing_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "recommended: patch 8" in capsys.readouterr().out
     assert cli.main(["plan", "--model", "demo", "--compare", "6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["patch"] == 6
-
-
-def test_a_plot_without_matplotlib_is_refused_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    assert cli.main(["plan", "--plot", "x.png"]) == 2
-    assert "pip install 'distrijax[train]'" in capsys.readouterr().err
 
 
 def test_without_a_compiler_it_says_what_to_install(

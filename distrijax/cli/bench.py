@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from distrijax.checks import whole_number
-from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
+from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.runtime.compile import keep_compiled_programs
@@ -48,7 +48,8 @@ def _bench(options: argparse.Namespace) -> None:
     sizes, shares = layout(options), _shares(options.share)
     for name in ("runs", "scan", "steps"):
         whole_number(f"--{name}", getattr(options, name), 1)
-    check_output("--json", options.json)
+    if options.json is not None and not options.json.parent.is_dir():
+        raise DistrijaxError(f"--json: there is no folder {options.json.parent}; make it first")
     ignored = [f"--{axis}" for axis in sizes if axis != "cfg"] + ["--emulate"] * options.emulate
     if shares and ignored:
         raise DistrijaxError(f"{' and '.join(ignored)}: a share is measured on one device; leave it out")

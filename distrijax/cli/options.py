@@ -1,12 +1,10 @@
 """Options that several commands share."""
 
 import argparse
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from distrijax.checkpoint import KNOWN, find
 from distrijax.checks import whole_number
-from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES
 from distrijax.tools.workload import Workload
@@ -63,11 +61,3 @@ def layout(options: argparse.Namespace) -> dict[str, Any]:
     """Return the size of each mesh axis that the options name."""
     sizes = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
     return {axis: whole_number(f"--{axis}", size, 1) for axis, size in sizes.items()}
-
-
-def check_output(option: str, path: Path | None) -> None:
-    """Raise DistrijaxError if no file can be written to `path`."""
-    if path is not None and not path.parent.is_dir():
-        raise DistrijaxError(f"{option}: there is no folder {path.parent}; make it first")
-    if path is not None and path.is_dir():
-        raise DistrijaxError(f"{option}: {path} is a folder; name a file in it")

@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from distrijax.checks import whole_number
-from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, check_output, layout, workload
+from distrijax.cli.options import DTYPES, Commands, add_layout, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
-from distrijax.tools.plan import estimate, layouts, plot, report
+from distrijax.tools.plan import estimate, layouts, report
 from distrijax.tools.plan.gpus import CARDS, Rates, missing_compiler, prepare_cuda_compiler
 
 RATES = {
@@ -45,9 +44,7 @@ def add(commands: Commands) -> None:
     for name, meaning in RATES.items():
         rates.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=meaning)
 
-    output = command.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the totals as JSON")
-    output.add_argument("--plot", type=Path, metavar="FILE", help="draw the timelines of the steps and the memory")
+    command.add_argument("--json", action="store_true", help="print the totals as JSON")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -71,8 +68,6 @@ def _plan(options: argparse.Namespace) -> None:
         return
     _announce("both programs" if parallel.patch > 1 else "the program")
     plan = estimate.plan(request, parallel)
-    if options.plot is not None:
-        plot.draw(plan, options.plot)
     print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
 
 
@@ -82,12 +77,9 @@ def _check(options: argparse.Namespace, sizes: dict[str, int]) -> None:
         raise DistrijaxError("--mode is 'tensor', whose program is not planned; choose another, such as full_sync")
     if options.compare is not None:
         whole_number("--compare", options.compare, 1)
-        unused = [f"--{name}" for name in (*sizes, "plot") if getattr(options, name) is not None]
+        unused = [f"--{name}" for name in sizes]
         if unused:
             raise DistrijaxError(f"--compare plans several layouts of its own choice; leave out {' and '.join(unused)}")
-    check_output("--plot", options.plot)
-    if options.plot is not None:
-        plot.check_path(options.plot)
 
 
 def _announce(what: str) -> None:

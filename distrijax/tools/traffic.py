@@ -49,12 +49,11 @@ MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What one device exchanges in a step."""
+    """What one device sends in a step, which is as much as it receives."""
 
     messages: int = 0
-    elements_received: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    elements: int = 0
+    bytes: int = 0
 
     def __add__(self, other: "Volume") -> "Volume":
         return Volume(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -83,19 +82,17 @@ class Traffic:
         return sum(self.steps[phase].values(), start=Volume())
 
     def __str__(self) -> str:
-        p = self.parallel
-        lines = [f"each device of data={p.data} x cfg={p.cfg} x patch={p.patch}, mode {p.mode}"]
+        p, devices = self.parallel, "device" if self.parallel.size == 1 else "devices"
+        lines = [f"{p.size} {devices} (data={p.data} x cfg={p.cfg} x patch={p.patch}), mode {p.mode}; each of them"]
         for phase, kinds in self.steps.items():
-            lines.append(f"  {f'in a {phase} step':<26}{'sends':>12}{'receives':>12}{'messages':>10}")
+            lines.append(f"  {f'in a {phase} step':<28}sends and receives{'messages':>14}")
             volumes = {KINDS[kind]: volume for kind, volume in kinds.items() if volume.messages}
             for label, volume in (volumes | {"total": self.step(phase)}).items():
-                sent, received = volume.bytes_sent / MB, volume.bytes_received / MB
-                lines.append(f"    {label:<26}{sent:>9.3f} MB{received:>9.3f} MB{volume.messages:>8}")
+                lines.append(f"    {label:<26}{volume.bytes / MB:>9.3f} MB{volume.messages:>20}")
         lines.append("  carries from step to step")
         held = {KINDS.get(kind, kind): size for kind, size in self.carry.items() if size}
-        lines += [
-            f"    {label:<26}{size / MB:>9.3f} MB" for label, size in (held | {"total": self.carry_bytes}).items()
-        ]
+        held["total"] = self.carry_bytes
+        lines += [f"    {label:<26}{size / MB:>9.3f} MB" for label, size in held.items()]
         return "\n".join(lines)
 
 
@@ -185,7 +182,7 @@ def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
         scopes, unnamed = str(equation.source_info.name_stack).split("/"), "halos" if name == "ppermute" else "tokens"
         kind = "guidance" if axes == ("cfg",) else next((kind for kind in KINDS if kind in scopes), unnamed)
         elements, size = round(copies * sum(x.size for x in arrays)), round(copies * _bytes(arrays))
-        volumes[kind] += Volume(1, elements, size, size)
+        volumes[kind] += Volume(1, elements, size)
     return volumes
 
 

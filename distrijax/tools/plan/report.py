@@ -36,7 +36,7 @@ def report(plan: Plan) -> str:
     if plan.parallel.size > 1:
         lines += ["", f"sent by each device in a {last.name} step, in MB (counted)"]
         volumes = plan.traffic.steps[last.name]
-        lines += [f"  {KINDS[kind]:<44}{v.bytes_sent / MB:8.1f}" for kind, v in volumes.items() if v.messages]
+        lines += [f"  {KINDS[kind]:<44}{v.bytes / MB:8.1f}" for kind, v in volumes.items() if v.messages]
     lines += ["", "estimated"]
     for phase in plan.phases:
         step = phase.step
