@@ -1,5 +1,6 @@
 """`distrijax bench`: a share computes what one device of N computes; runs are counted, taken in turn, and reported."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from math import prod
@@ -24,7 +25,7 @@ from distrijax.nn.transformer import SelfAttention
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.phases import SYNCHRONOUS
 from distrijax.tools import loop
-from distrijax.tools.bench import steps, weights
+from distrijax.tools.bench import measure, steps, weights
 from distrijax.tools.bench.steps import CopiedInPlace, share_call, share_layout
 from distrijax.tools.bench.timing import Measurement, RunSettings, TimedFunction, take_turns
 from distrijax.tools.workload import Workload
@@ -212,3 +213,15 @@ def test_known_models_have_the_shapes_of_their_names() -> None:
     arrays = weights.arrays(tiny, "vae", "bfloat16", Parallel().replicated)
     assert {path: x.shape for path, x in arrays.items()} == dict(vae.shapes)
     assert next(iter(arrays.values())).dtype == jnp.bfloat16
+
+
+def test_whole_pictures_of_random_weights() -> None:
+    demo = find("demo")
+    components = {name: dataclasses.replace(c, tensors={}, reader=None) for name, c in demo.components.items()}
+    model = dataclasses.replace(demo, components=components, tokenizers={})
+    report = measure.measure_pictures(Workload(model, 64, 64, "float32"), Parallel(), RunSettings(runs=1), count=2)
+    whole, *parts = report.measurements
+    assert [line.name for line in report.measurements] == ["whole", "encoding", "denoising", "decoding"]
+    assert 0 < sum(part.median for part in parts) <= whole.median
+    facts = [value for name, value in report.facts.items() if not name.endswith("whole")]
+    assert sum(facts) <= report.facts["to the first picture, whole"]
