@@ -7,16 +7,16 @@ One schedule is written by hand. Two were compiled for eight H100s, cfg=2 x patc
 import dataclasses
 import json
 import lzma
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distrijax.checkpoint.model import find
 
 from distrijax import DistrijaxError, Parallel, cli
-from distrijax.tools import plots
-from distrijax.tools.plan import estimate, hlo, layouts, report, schedule, topology
-from distrijax.tools.plan.cards import CARDS, Rates
+from distrijax.checkpoint import find
+from distrijax.tools.plan import estimate, gpus, layouts, report, schedule
+from distrijax.tools.plan.gpus import CARDS, Rates
 from distrijax.tools.traffic import Traffic, Volume
 from distrijax.tools.workload import Workload
 
@@ -78,7 +78,7 @@ def test_a_schedule_by_hand() -> None:
     assert (gather.kind, gather.layer, gather.received) == ("all-gather", "down.attn1", 3_000_000)
     assert gather.ready - gather.began == pytest.approx(4e-3)
     assert gather.needed == pytest.approx(10.03e-3)
-    assert (gather.waited, gather.under, gather.exposed) == (0, {"products": 1}, False)
+    assert (gather.waited, gather.exposed) == (0, False)
     # 1 MB and a latency, with nothing meanwhile but the launch.
     assert (permute.received, permute.exposed) == (1_000_000, True)
     assert permute.waited == pytest.approx(2e-3 - 1e-5)
@@ -162,29 +162,6 @@ def test_a_step_by_kind_of_layer() -> None:
     assert not any(part.isdigit() for layer, _ in layers for part in layer.split("."))
 
 
-def test_two_programs_in_one_file() -> None:
-    """No name twice, so that a reader of the file sees both bodies, each as it is alone."""
-    text = PROGRAM.replace("GROUPS", FOUR)
-    both = hlo.parse(text + "\n" + hlo.renamed(text, ".displaced"))
-    assert hlo.loop_bodies(both) == ["body", "body.displaced"]
-    assert schedule.walk(both, "body", RATES, 4) == timeline()
-    second = schedule.walk(both, "body.displaced", RATES, 4)
-    assert (second.seconds, second.waiting) == (timeline().seconds, timeline().waiting)
-    names = [instruction.name for instructions in both.values() for instruction in instructions]
-    assert len(names) == 2 * sum(map(len, hlo.parse(text).values()))
-    assert sum(name.endswith(".displaced") for name in names) == len(names) // 2
-
-
-def test_two_compiled_programs_in_one_file() -> None:
-    """The names of both begin alike: without other ones, the second would be read as parts of the first."""
-    texts = [compiled(name) for name in ("synchronous", "displaced")]
-    both = hlo.parse(texts[0] + "\n" + hlo.renamed(texts[1], ".displaced"))
-    assert len(both) == sum(len(hlo.parse(text)) for text in texts)
-    for name, text in zip(hlo.loop_bodies(both), texts, strict=True):
-        alone, beside = schedule.read(text, RATES, 8), schedule.walk(both, name, RATES, 8)
-        assert (beside.seconds, beside.waiting, beside.flops) == (alone.seconds, alone.waiting, alone.flops)
-
-
 def request(**choices: Any) -> estimate.Request:
     card = CARDS["h100"]
     sizes = {"height": 256, "width": 256, "dtype": "bfloat16", "steps": 50}
@@ -195,25 +172,23 @@ def plan_of(
     axes: dict[str, int], seconds: float = 1.0, held: int = 10**9, pictures: int = 1, displaced: float | None = None
 ) -> estimate.Plan:
     """A plan of 50 steps that nobody compiled: `seconds` for each step, or `displaced` for displaced ones."""
-    volumes = [{"halos": Volume(2, 30, 60, 60)}, {"halos": Volume(1, 10, 20, 20), "moments": Volume(1, 1, 4, 4)}]
+    volumes = [{"halos": Volume(2, 30, 60)}, {"halos": Volume(1, 10, 20), "moments": Volume(1, 1, 4)}]
     parallel, names = Parallel(**axes, emulate=True), ("synchronous", "displaced")
-    traffic = Traffic(parallel, 2, dict(zip(names, volumes, strict=True)), {"halos": 100, "latents": 10})
+    traffic = Traffic(parallel, dict(zip(names, volumes, strict=True)), {"halos": 100, "latents": 10})
     phases = []
     for name, steps, each in zip(names, (5, 45), (seconds, displaced or seconds), strict=True):
         step = dataclasses.replace(timeline(), seconds=each)
-        phases.append(estimate.PlannedPhase(name, steps, PROGRAM, step, {}, 10**8, held, 0.1, 1.0))
+        phases.append(estimate.PlannedPhase(name, steps, step, {}, 10**8, held, 1.0))
     return estimate.Plan(request(pictures=pictures), parallel, traffic, phases)
 
 
 def test_a_picture_is_its_steps() -> None:
     plan = plan_of({"patch": 4}, 0.1, displaced=0.01)
     assert plan.picture_seconds == pytest.approx(5 * 0.1 + 45 * 0.01)
-    assert plan.memory == plan.weights + 10**9 + 10**8 == sum(plan.memory_parts.values())
-    assert plan.weights == 2 * find("demo").parameters
+    assert plan.memory == 2 * find("demo").parameters + 10**9 + 10**8
     parsed = json.loads(json.dumps(plan.json()))
-    assert [loop["wait_share"] for loop in parsed["loops"]] == [phase.step.wait_share for phase in plan.phases]
-    assert [loop["sent_bytes"] for loop in parsed["loops"]] == [{"halos": 60}, {"halos": 20, "moments": 4}]
-    assert parsed["memory_bytes"]["carry"] == 110
+    assert [phase["estimated_step_seconds"] for phase in parsed["phases"]] == [0.1, 0.01]
+    assert (parsed["patch"], parsed["memory_bytes"], parsed["carry_bytes"]) == (4, plan.memory, 110)
     assert "moments of group norms" in report.report(plan)
 
 
@@ -222,13 +197,13 @@ def test_the_fastest_that_fits_is_recommended() -> None:
     large = plan_of({"patch": 4}, 0.5, 10**12)
     assert layouts.ranked([slow, fast, large]) == [fast, slow]
     assert not large.fits
-    table = report.comparison([slow, fast, large])
+    table = layouts.comparison([slow, fast, large])
     assert "recommended: cfg 2 x patch 2" in table
     assert "100.0 % longer\n" in table
     assert table.count("does not fit") == 1
-    close = report.comparison([plan_of({"patch": 4}, 1.02), fast])
+    close = layouts.comparison([plan_of({"patch": 4}, 1.02), fast])
     assert "2.0 % longer; so close that only a measurement can tell" in close
-    assert "none fits" in report.comparison([large])
+    assert "none fits" in layouts.comparison([large])
 
 
 def test_more_pictures_an_hour_are_not_a_picture_sooner() -> None:
@@ -236,9 +211,9 @@ def test_more_pictures_an_hour_are_not_a_picture_sooner() -> None:
     fast, many = plan_of({"patch": 4}, 1.0), plan_of({"data": 4}, 3.0, pictures=4)
     assert layouts.ranked([fast, many]) == [fast]
     assert many.pictures_per_hour == pytest.approx(4 * 3600 / 150)
-    assert "most pictures an hour: data 4, 4 at a time: 96" in report.comparison([fast, many])
+    assert "most pictures an hour: data 4, 4 at a time: 96" in layouts.comparison([fast, many])
     slower = plan_of({"data": 4}, 9.0, pictures=4)
-    assert "most pictures an hour" not in report.comparison([fast, slower])
+    assert "most pictures an hour" not in layouts.comparison([fast, slower])
 
 
 def sizes(parallel: Parallel) -> tuple[int, int, int]:
@@ -278,7 +253,7 @@ def test_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_known_models() -> None:
     base = find("sdxl-base")
-    assert base.unet_parameters == 2_567_463_684
+    assert base.components["unet"].parameters == 2_567_463_684
     assert base.parameters == 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840
     assert find("sdxl-refiner").unet.block_out_channels[0] == 384
 
@@ -295,14 +270,15 @@ def test_rates_that_are_given_replace_ours() -> None:
 
 
 def test_the_picture_of_a_plan(tmp_path: Path) -> None:
-    plots.draw_plan(plan_of({"patch": 4}), tmp_path / "plan.png")
+    script = Path(__file__).parents[1] / "docs" / "figures" / "plan.py"
+    runpy.run_path(str(script))["draw"](plan_of({"patch": 4}), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
 @pytest.fixture
 def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a CUDA compiler; nothing here gets as far as using it."""
-    for module in (cli.plan, topology):
+    for module in (cli.plan, gpus):
         monkeypatch.setattr(module, "missing_compiler", lambda: None)
     monkeypatch.setattr(cli.plan, "prepare_cuda_compiler", lambda: None)
 
@@ -316,10 +292,6 @@ def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--steps", "0"], "steps is 0"),
         (["--compare", "8", "--patch", "2"], "leave out --patch"),
         (["--compare", "0"], "--compare is 0"),
-        (["--compare", "8", "--plot", "x.png"], "leave out --plot"),
-        (["--plot", "x.gif"], ".png"),
-        (["--hlo", "/"], "--hlo: / is a folder"),
-        (["--hlo", "nowhere/x.hlo"], "no folder nowhere"),
         (["--flops", "-1"], "flops is -1.0"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--cfg", "2", "--no-guidance"], "cfg is 2, but there is no second guidance branch"),
@@ -344,15 +316,6 @@ def test_comparing_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert json.loads(capsys.readouterr().out)[0]["patch"] == 6
 
 
-def test_a_plot_without_matplotlib_is_refused_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    for command in (["plan"], ["bench", "--share", "1,2"]):
-        assert cli.main([*command, "--plot", "x.png"]) == 2
-        assert "pip install 'distrijax[train]'" in capsys.readouterr().err
-
-
 def test_without_a_compiler_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,6 +323,6 @@ def test_without_a_compiler_it_says_what_to_install(
         if "." in name:  # as importlib does where the package around it is missing
             raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(topology, "find_spec", absent)
+    monkeypatch.setattr(gpus, "find_spec", absent)
     assert cli.main(["plan"]) == 2
     assert "pip install 'jax[cuda12]==" in capsys.readouterr().err

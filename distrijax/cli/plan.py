@@ -3,16 +3,13 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from distrijax.checks import whole_number
-from distrijax.cli.options import DTYPES, Axes, Commands, add_layout, add_workload, check_output, layout, workload
+from distrijax.cli.options import DTYPES, Axes, Commands, add_layout, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
-from distrijax.tools import plots
 from distrijax.tools.plan import estimate, layouts, report
-from distrijax.tools.plan.cards import CARDS, Rates
-from distrijax.tools.plan.topology import missing_compiler, prepare_cuda_compiler
+from distrijax.tools.plan.gpus import CARDS, Rates, missing_compiler, prepare_cuda_compiler
 
 RATES = {
     "flops": "FLOP/s that matrix products reach",
@@ -47,10 +44,7 @@ def add(commands: Commands) -> None:
     for name, meaning in RATES.items():
         rates.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=meaning)
 
-    output = command.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print everything as JSON")
-    output.add_argument("--hlo", type=Path, metavar="FILE", help="write the scheduled programs of all phases")
-    output.add_argument("--plot", type=Path, metavar="FILE", help="draw the timelines of the steps and the memory")
+    command.add_argument("--json", action="store_true", help="print the totals as JSON")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -70,14 +64,10 @@ def _plan(options: argparse.Namespace) -> None:
     parallel = Parallel(**sizes, mode=options.mode, warmup_steps=options.warmup_steps, emulate=True)
     if options.compare is not None:
         plans = layouts.compare(options.compare, request, parallel, _announce)
-        print(json.dumps([plan.json() for plan in plans], indent=1) if options.json else report.comparison(plans))
+        print(json.dumps([plan.json() for plan in plans], indent=1) if options.json else layouts.comparison(plans))
         return
     _announce("both programs" if parallel.patch > 1 else "the program")
     plan = estimate.plan(request, parallel)
-    if options.hlo is not None:
-        options.hlo.write_text(plan.hlo)
-    if options.plot is not None:
-        plots.draw_plan(plan, options.plot)
     print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
 
 
@@ -87,13 +77,9 @@ def _check(options: argparse.Namespace, sizes: Axes) -> None:
         raise DistrijaxError("--mode is 'tensor', whose program is not planned; choose another, such as full_sync")
     if options.compare is not None:
         whole_number("--compare", options.compare, 1)
-        unused = [f"--{name}" for name in (*sizes, "hlo", "plot") if getattr(options, name) is not None]
+        unused = [f"--{name}" for name in sizes]
         if unused:
             raise DistrijaxError(f"--compare plans several layouts of its own choice; leave out {' and '.join(unused)}")
-    check_output("--hlo", options.hlo)
-    check_output("--plot", options.plot)
-    if options.plot is not None:
-        plots.check_plot(options.plot)
 
 
 def _announce(what: str) -> None:

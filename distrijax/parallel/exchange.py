@@ -95,12 +95,14 @@ class SlabExchange:
     def carry(self) -> Carried:
         """Return what the next step's exchange needs of this one."""
         policy, riders = self.successor, {}
-        halos = policy.halo.keep(self.own.halos, self.delivered.halos, self.transport)
+        with jax.named_scope("halos"):
+            halos = policy.halo.keep(self.own.halos, self.delivered.halos, self.transport)
         if policy.halo.sends and policy.halo.carries:
             first = list(halos)[: self.riders]
             riders, halos = {k: halos[k] for k in first}, {k: v for k, v in halos.items() if k not in first}
         moments = Moments.stack(self.own.moments) if policy.moments.carries else None
-        tokens = policy.attention.keep(self.own.tokens, self.delivered.tokens, self.transport)
+        with jax.named_scope("tokens"):
+            tokens = policy.attention.keep(self.own.tokens, self.delivered.tokens, self.transport)
         return Carried(halos, riders, moments, tokens)
 
     def _keep_once(self, kind: dict, layer: str, piece: object) -> None:

@@ -32,6 +32,7 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.specs import AXES
 from distrijax.parallel.transport import AXIS
+from distrijax.sampling.inputs import abstract_inputs
 from distrijax.schedulers import Scheduler
 from distrijax.tools import loop
 
@@ -48,12 +49,11 @@ MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What one device exchanges in a step."""
+    """What one device sends in a step, which is as much as it receives."""
 
     messages: int = 0
-    elements_received: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    elements: int = 0
+    bytes: int = 0
 
     def __add__(self, other: "Volume") -> "Volume":
         return Volume(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -64,14 +64,12 @@ class Traffic:
     """What one device exchanges and holds, by kind; `str()` of it is a table.
 
     Attributes:
-        branches: the number of guidance branches that the device computes.
         steps: by name of the phase: what a step of it exchanges, by kind (see `KINDS`).
         carry: bytes that the device holds from one step of the last phase to the next, by kind: "halos", "moments",
             "tokens" (keys and values), and "latents": those of its rows, with the scheduler's state.
     """
 
     parallel: Parallel
-    branches: int
     steps: Mapping[str, Mapping[str, Volume]]
     carry: Mapping[str, int]
 
@@ -79,30 +77,22 @@ class Traffic:
     def carry_bytes(self) -> int:
         return sum(self.carry.values())
 
-    @property
-    def carry_bytes_per_branch(self) -> float:
-        return self.carry_bytes / self.branches
-
     def step(self, phase: str) -> Volume:
         """Return the sum of all kinds in a step of this phase."""
         return sum(self.steps[phase].values(), start=Volume())
 
     def __str__(self) -> str:
-        p = self.parallel
-        devices = "device" if p.size == 1 else f"devices (data={p.data} x cfg={p.cfg} x patch={p.patch})"
-        lines = [f"{p.size} {devices}, mode {p.mode}; each of them"]
+        p, devices = self.parallel, "device" if self.parallel.size == 1 else "devices"
+        lines = [f"{p.size} {devices} (data={p.data} x cfg={p.cfg} x patch={p.patch}), mode {p.mode}; each of them"]
         for phase, kinds in self.steps.items():
-            lines.append(f"  {f'in a {phase} step':<26}{'sends':>12}{'receives':>12}{'messages':>10}")
+            lines.append(f"  {f'in a {phase} step':<28}sends and receives{'messages':>14}")
             volumes = {KINDS[kind]: volume for kind, volume in kinds.items() if volume.messages}
             for label, volume in (volumes | {"total": self.step(phase)}).items():
-                sent, received = volume.bytes_sent / MB, volume.bytes_received / MB
-                lines.append(f"    {label:<24}{sent:>9.3f} MB{received:>9.3f} MB{volume.messages:>10}")
+                lines.append(f"    {label:<26}{volume.bytes / MB:>9.3f} MB{volume.messages:>20}")
         lines.append("  carries from step to step")
-        held = {KINDS[kind]: size for kind, size in self.carry.items() if size and kind != "latents"}
-        for label, size in (held | {"latents": self.carry["latents"], "total": self.carry_bytes}).items():
-            lines.append(f"    {label:<24}{size / MB:>9.3f} MB")
-        if self.branches > 1:
-            lines.append(f"    {'per guidance branch':<24}{self.carry_bytes_per_branch / MB:>9.3f} MB")
+        held = {KINDS.get(kind, kind): size for kind, size in self.carry.items() if size}
+        held["total"] = self.carry_bytes
+        lines += [f"    {label:<26}{size / MB:>9.3f} MB" for label, size in held.items()]
         return "\n".join(lines)
 
 
@@ -142,26 +132,28 @@ def count_traffic(
     """
     if parallel.mode == TENSOR:
         raise DistrijaxError("mode is 'tensor', in which the compiler decides what is sent; choose another to count it")
-    call = loop.abstract_call(
+    absent = _AbstractParallel(**{name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")})
+    inputs, layout = abstract_inputs(
         config,
-        _AbstractParallel(**{name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")}),
+        parallel=absent,
+        scheduler=scheduler,
         height=height or config.sample_size,
         width=width or config.sample_size,
         dtype=dtype,
         guided=guided,
         pictures=pictures,
-        scheduler=scheduler,
     )
+    call = loop.LoopCall(inputs, absent, layout, scheduler)
     sizes = {"data": parallel.data, "cfg": parallel.cfg, AXIS: parallel.patch}
     steps: dict[str, dict[str, Volume]] = {}
     for phase in loop.phases(parallel):
         jaxpr, call = loop.trace(call, phase)
         steps[phase.name] = _count(jaxpr, sizes)
-    carry, kinds = call.carry, ("halos", "moments", "tokens")
+    carry, kinds = call.inputs.carry, ("halos", "moments", "tokens")
     held = {kind: _bytes(getattr(carry.pieces, kind, ())) // parallel.size for kind in kinds}
     held["halos"] += _bytes(getattr(carry.pieces, "riders", ())) // parallel.size
     held["latents"] = _bytes((carry.latents, carry.state)) // (parallel.data * parallel.patch)
-    return Traffic(parallel, (2 if guided else 1) // parallel.cfg, steps, held)
+    return Traffic(parallel, steps, held)
 
 
 def _bytes(tree: object) -> int:
@@ -189,7 +181,7 @@ def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
         scopes = str(equation.source_info.name_stack).split("/")
         kind = "guidance" if axes == ("cfg",) else next(kind for kind in KINDS if kind in scopes)
         elements, size = round(copies * sum(x.size for x in arrays)), round(copies * _bytes(arrays))
-        volumes[kind] += Volume(1, elements, size, size)
+        volumes[kind] += Volume(1, elements, size)
     return volumes
 
 

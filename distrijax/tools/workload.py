@@ -69,10 +69,7 @@ class Workload:
         return parallel.layout(self.latents[0], self.model.unet.row_multiple)
 
     def json(self) -> dict[str, object]:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
-        latents = [self.branches * self.pictures, *self.latents, self.model.unet.in_channels]
-        named = {"model": self.model.name, "random_weights": not self.model.has_weights}
-        return {**named, **fields, "latents": latents}
+        return {**vars(self), "model": self.model.name, "random_weights": not self.model.has_weights}
 
     def __str__(self) -> str:
         branches = "with guidance" if self.branches == 2 else "without guidance"

@@ -1,1 +1,1 @@
-"""Measured cost: of steps and pictures, of one device's share of a step, and of the same step in other libraries."""
+"""`bench`: denoising steps, one device's share of them and whole pictures, measured on this machine."""

@@ -2,29 +2,29 @@
 
 A share is the program that one of N devices runs for its own rows and guidance branches, except for the transfers: what
 the device would receive is a local copy of its own data, of the same shape. Nothing waits for a network, so shares
-measure the arithmetic of an N-device step without N devices. The result is not a valid image.
+measure the arithmetic of an N-device step without N devices. The result is not a valid picture.
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
-from distrijax.parallel.layout import SlabLayout
+from distrijax.nn.module import Weights
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.transport import Edges, LocalCopies
-from distrijax.sampling.inputs import LoopInputs
+from distrijax.sampling import programs
+from distrijax.sampling.guidance import Guidance
+from distrijax.sampling.inputs import TextInputs, input_shapes, loop_inputs
 from distrijax.tools import loop
 from distrijax.tools.bench.timing import TimedFunction
 from distrijax.tools.workload import Workload
-
-
-def steps(workload: Workload, unet: UNet, parallel: Parallel) -> dict[str, TimedFunction]:
-    """Return a step of each phase on these devices, compiled."""
-    return _compiled(loop.random_call(workload, unet, parallel), parallel, workload.steps)
 
 
 class CopiedInPlace(LocalCopies):
@@ -37,56 +37,77 @@ class CopiedInPlace(LocalCopies):
         return lax.optimization_barrier(super().gather(x))
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceShare:
-    """One device of `layout`, which is emulated, since the others may be absent.
+def mesh_steps(workload: Workload, unet: UNet, parallel: Parallel) -> dict[str, TimedFunction]:
+    """Return a step of each phase on these devices, compiled."""
+    return _compiled(random_call(workload, unet, parallel), parallel, workload.steps)
 
-    Attributes:
-        whole: what all devices make together.
+
+def share_steps(workload: Workload, unet: UNet, layout: Parallel) -> dict[str, TimedFunction]:
+    """Return one device's part of a step of each phase, compiled; `layout` as `share_layout` returns it."""
+    return _compiled(share_call(workload, unet, layout), layout, workload.steps)
+
+
+def share_layout(workload: Workload, devices: int, *, cfg: int = 1, mode: str = Parallel.mode) -> Parallel:
+    """Return the mesh of `devices`, emulated, since the others may be absent.
+
+    Args:
+        cfg: groups of devices among which the guidance branches are divided, if there are several devices.
+
+    Raises:
+        DistrijaxError: the workload cannot be split like that.
     """
+    cfg = 1 if devices == 1 else cfg
+    if devices % cfg:
+        raise DistrijaxError(f"share is {devices}; it must be a multiple of cfg={cfg}, such as {cfg * devices}")
+    layout = Parallel(cfg=cfg, patch=devices // cfg, mode=mode, emulate=True)
+    workload.layout(layout)
+    return layout
 
-    whole: Workload
-    layout: Parallel
 
-    @classmethod
-    def of(cls, whole: Workload, devices: int, *, cfg: int = 1, mode: str = Parallel.mode) -> "DeviceShare":
-        """Return the share of one of `devices`, of which the guidance branches take `cfg` groups if there are several.
+def share_call(workload: Workload, unet: UNet, layout: Parallel) -> loop.LoopCall:
+    """Return the call of the denoising program for one device's rows and guidance branches, on one device."""
+    slabs = workload.layout(layout)
+    height, guided = slabs.slab * workload.vae_scale_factor, workload.guided and layout.cfg == 1
+    call = random_call(dataclasses.replace(workload, height=height, guided=guided), unet, Parallel())
+    alone = Parallel(mode=layout.mode, warmup_steps=0)
+    return dataclasses.replace(call, parallel=alone, layout=slabs, transport=CopiedInPlace(layout.patch))
 
-        Raises:
-            DistrijaxError: the workload cannot be split like that.
-        """
-        cfg = 1 if devices == 1 else cfg
-        if devices < 1 or devices % cfg:
-            nearest = cfg * max(1, devices)
-            raise DistrijaxError(f"share is {devices}; it must be a multiple of cfg={cfg}, such as {nearest}")
-        share = cls(whole, Parallel(cfg=cfg, patch=devices // cfg, mode=mode, emulate=True))
-        share.validate()
-        return share
 
-    def validate(self) -> None:
-        """Fail early if the image cannot be split over these devices."""
-        self.whole.layout(self.layout)
+def random_call(workload: Workload, unet: UNet, parallel: Parallel) -> loop.LoopCall:
+    """Return a call of `workload.steps` first steps of a picture, with random latents and text, on the devices."""
+    text, latents = random_inputs(workload)
+    layout, scheduler = workload.layout(parallel), loop.SCHEDULER
+    schedule = scheduler.schedule(max(workload.steps, 30))[: workload.steps]
+    inputs = loop_inputs(
+        Weights.of(unet),
+        text,
+        latents * np.float32(schedule.init_noise_sigma),
+        None,
+        Guidance.of(5.0 if workload.branches == 2 else None),
+        schedule,
+        scheduler=scheduler,
+        parallel=parallel,
+        layout=layout,
+        condition=jax.jit(programs.condition, static_argnames="parallel"),
+    )
+    return loop.LoopCall(inputs.with_steps(slice(None), parallel), parallel, layout, scheduler)
 
-    @property
-    def slabs(self) -> SlabLayout:
-        return self.whole.layout(self.layout)
 
-    @property
-    def own(self) -> Workload:
-        """Its rows and guidance branches, as a workload of one device."""
-        guided = self.whole.guided and self.layout.cfg == 1
-        return dataclasses.replace(self.whole, height=self.slabs.slab * self.whole.vae_scale_factor, guided=guided)
-
-    def call(self, unet: UNet) -> loop.LoopCall:
-        """Return the call of the denoising program, on one device."""
-        call = loop.random_call(self.own, unet, Parallel())
-        alone = Parallel(mode=self.layout.mode, warmup_steps=0)
-        changed = {"parallel": alone, "layout": self.slabs, "transport": CopiedInPlace(self.layout.patch)}
-        return dataclasses.replace(call, static={**call.static, **changed})
-
-    def steps(self, unet: UNet) -> dict[str, TimedFunction]:
-        """Return its part of a step of each phase, compiled."""
-        return _compiled(self.call(unet), self.layout, self.whole.steps)
+def random_inputs(workload: Workload) -> tuple[TextInputs, np.ndarray]:
+    """Return random text conditioning, [branches, B, ...] each, and latents of unit variance, [B, h, w, C]."""
+    height, width = workload.latents
+    shapes = input_shapes(
+        workload.model.unet,
+        guided=workload.branches == 2,
+        pictures=workload.pictures,
+        height=height,
+        width=width,
+        channels=workload.model.vae.latent_channels,
+        time_ids=5 if workload.model.index.get("requires_aesthetics_score") else 6,
+    )
+    rng = np.random.default_rng(1)
+    text, latents = jax.tree.map(lambda x: rng.standard_normal(x.shape, dtype=np.float32), shapes)
+    return text._replace(time_ids=np.full_like(text.time_ids, 1024)), latents
 
 
 def _compiled(call: loop.LoopCall, layout: Parallel, repeats: int) -> dict[str, TimedFunction]:
@@ -94,17 +115,13 @@ def _compiled(call: loop.LoopCall, layout: Parallel, repeats: int) -> dict[str, 
     before: loop.PhaseProgram | None = None
     for phase in loop.phases(layout):
         if before is not None:  # a phase starts from the carry that the one before leaves
-            call = call.with_carry(before.executable(*_copied(call))[0])
+            call = call.with_carry(_prepared(before, call)()[0])
         before = loop.compile_phase(call, phase)
-        functions[phase.name] = _timed(before, call, repeats)
+        functions[phase.name] = TimedFunction(partial(_prepared, before, call), repeats, before.compile_seconds)
     return functions
 
 
-def _timed(program: loop.PhaseProgram, call: loop.LoopCall, repeats: int) -> TimedFunction:
-    seconds = program.trace_seconds + program.compile_seconds
-    return TimedFunction(lambda inputs: program.executable(*inputs), lambda: _copied(call), repeats, seconds)
-
-
-def _copied(call: loop.LoopCall) -> LoopInputs:
-    """Return the inputs with a copy of the carry, which a call donates."""
-    return call.with_carry(jax.tree.map(jnp.copy, call.carry)).inputs
+def _prepared(program: loop.PhaseProgram, call: loop.LoopCall) -> Callable[[], tuple]:
+    """Return a run of the program on a copy of the carry, which it consumes."""
+    inputs = jax.block_until_ready(call.with_carry(jax.tree.map(jnp.copy, call.inputs.carry)).inputs)
+    return lambda: program.executable(*inputs)

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from typing import Any
 
 import jax
@@ -38,9 +37,8 @@ def unet(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> UNet:
     return built
 
 
-def pipeline(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> tuple[StableDiffusionXLPipeline, float]:
-    """Return the whole model on its devices, and the seconds that took. Random models use the demo's tokenizers."""
-    start = time.perf_counter()
+def pipeline(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> StableDiffusionXLPipeline:
+    """Return the whole model on its devices. Random models use the demo's tokenizers."""
     parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer"))
     for name, component in model.components.items():
         parts[name] = component.build(arrays(model, name, dtype, parallel.replicated), dtype)
@@ -50,9 +48,7 @@ def pipeline(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> tuple[S
         parts[name] = Tokenizer(files[name], name)
     flags = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
     parts |= {name: model.index[name] for name in flags if name in model.index}
-    scheduler = scheduler_from_config(model.scheduler)
-    pipe = StableDiffusionXLPipeline(**parts, scheduler=scheduler, parallel=parallel)
-    return pipe, time.perf_counter() - start
+    return StableDiffusionXLPipeline(**parts, scheduler=scheduler_from_config(model.scheduler), parallel=parallel)
 
 
 def _random(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,10 +7,6 @@ from math import prod
 
 import numpy as np
 
-_BITS = {
-    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
-    "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
-}  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \(.*\) -> .*\{\n)")
 COLLECTIVES = frozenset(
@@ -37,7 +33,7 @@ class Instruction:
     @cached_property
     def bytes(self) -> int:
         """Size of the result, all arrays of a tuple together."""
-        return sum(_BITS.get(dtype, 0) * prod(_numbers(shape)) // 8 for dtype, shape in _ARRAY.findall(self.type))
+        return sum(_bits(dtype) * prod(_numbers(shape)) // 8 for dtype, shape in _ARRAY.findall(self.type))
 
     @property
     def shape(self) -> list[int]:
@@ -103,11 +99,6 @@ def loop_bodies(computations: Computations) -> list[str]:
     return [name for name in computations if name in every - inner]
 
 
-def renamed(text: str, suffix: str) -> str:
-    """Return the program with `suffix` appended to the name of every computation and instruction."""
-    return re.sub(r"%([A-Za-z_][\w.\-]*)", rf"%\1{suffix}", text)
-
-
 def _instruction(line: str) -> Instruction | None:
     line = re.sub(r"/\*index=\d+\*/", "", line.strip()).removeprefix("ROOT ")
     name, _, right = line.partition(" = ")
@@ -135,3 +126,9 @@ def _closing(text: str, start: int) -> int:
 
 def _numbers(text: str) -> list[int]:
     return [int(n) for n in text.split(",") if n]
+
+
+def _bits(dtype: str) -> int:
+    """Return the size of an element: 16 for `bf16`, 8 for `f8e4m3fn`, 0 for what holds no numbers."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8 * (dtype == "pred")

@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from math import prod
 
-from distrijax.tools.plan.cards import Rates
+from distrijax.tools.plan.gpus import Rates
 from distrijax.tools.plan.hlo import COLLECTIVES, Computations, Instruction, loop_bodies, parse
 
 KERNELS = frozenset(
@@ -43,33 +43,26 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A transfer: issued, begun when the link is free, ready, needed, in seconds from the start of the step.
+    """A transfer: begun when the link is free, ready, needed, in seconds from the start of the step.
 
     Attributes:
         received: bytes on each device.
         nodes: it crosses from one node to another.
-        under: products, convolutions and attentions between its start and its use, by category.
+        exposed: no product, convolution or attention runs between its start and its use.
     """
 
-    name: str
     kind: str
     layer: str
     received: int
     nodes: bool
-    issued: float
     began: float
     ready: float
     needed: float
-    under: dict[str, int]
+    exposed: bool = True
 
     @property
     def waited(self) -> float:
         return max(0.0, self.ready - self.needed)
-
-    @property
-    def exposed(self) -> bool:
-        """No product, convolution or attention runs meanwhile."""
-        return not self.under
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +123,8 @@ def walk(computations: Computations, name: str, rates: Rates, node_size: int) ->
     instructions = computations[name]
     by_name = {instruction.name: instruction for instruction in instructions}
     clock = link_free = 0.0
-    heavy: Counter[str] = Counter()
-    started: dict[str, tuple[Collective, Counter[str]]] = {}
+    heavy = 0  # products, convolutions and attentions up to now
+    started: dict[str, tuple[Collective, int]] = {}
     kernels, collectives = list[Kernel](), list[Collective]()
     for instruction in instructions:
         opcode, kind = instruction.opcode, _collective(computations, instruction)
@@ -141,29 +134,27 @@ def walk(computations: Computations, name: str, rates: Rates, node_size: int) ->
             began = max(clock, link_free)
             latency, rate = (rates.network_latency, rates.network) if nodes else (rates.latency, rates.link)
             link_free = began + latency + received / rate
-            issued, clock = clock, clock + rates.kernel
-            layer = instruction.layer
-            transfer = Collective(instruction.name, kind, layer, received, nodes, issued, began, link_free, clock, {})
+            clock += rates.kernel
+            transfer = Collective(kind, instruction.layer, received, nodes, began, link_free, clock)
             if opcode == kind or '"is_sync":true' in instruction.attributes:
                 collectives.append(transfer)
                 clock = max(clock, link_free)
             else:
-                started[instruction.name] = transfer, heavy.copy()
+                started[instruction.name] = transfer, heavy
         elif opcode.endswith("-done") and instruction.operands and instruction.operands[0] in started:
             transfer, before = started.pop(instruction.operands[0])
-            collectives.append(dataclasses.replace(transfer, needed=clock, under=dict(heavy - before)))
+            collectives.append(dataclasses.replace(transfer, needed=clock, exposed=heavy == before))
             clock = max(clock, transfer.ready)
         elif opcode == "while" or opcode in KERNELS:
             if opcode == "while":
                 inner = walk(computations, instruction.called("body"), rates, node_size)
                 trips = int(instruction.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
                 category, flops, moved, seconds = "products", trips * inner.flops, 0, trips * inner.seconds
-                heavy[category] += 1
             else:
                 flops, moved = _flops(computations, instruction, operands), _moved(instruction, operands)
                 seconds = max(flops / rates.flops, moved / rates.memory) + rates.kernel
                 category = _category(computations, instruction, flops)
-                heavy[category] += flops > 0
+            heavy += opcode == "while" or flops > 0
             kernels.append(Kernel(instruction.name, category, instruction.layer, clock, seconds, flops, moved))
             clock += seconds
     return Timeline(kernels, collectives, clock)

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from unet_step import TIMESTEP, PeerSteps, StepInputs, Weights
 
 from distrijax.errors import DistrijaxError
-from distrijax.tools.bench.peer import TIMESTEP, PeerSteps, StepInputs, Weights
 from distrijax.tools.bench.timing import TimedFunction
 from distrijax.tools.workload import Workload
 
@@ -68,9 +68,12 @@ def build(workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerS
     )
     compiled = program.lower(params, *arguments).compile()
     seconds = time.perf_counter() - start
+
+    def run() -> jax.Array:
+        return compiled(params, *arguments)
+
     return PeerSteps(
-        {"maxdiffusion": TimedFunction(lambda _: compiled(params, *arguments), compile_seconds=seconds)},
-        lambda: np.asarray(compiled(params, *arguments), np.float64),
+        {"maxdiffusion": TimedFunction(lambda: run, compile_seconds=seconds)}, lambda: np.asarray(run(), np.float64)
     )
 
 
@@ -99,11 +102,10 @@ def _arguments(workload: Workload) -> tuple[Any, ...]:
 
 def _names(workload: Workload) -> Names:
     """Map the path of each of its parameters to the path of ours, and the axes of ours in its order."""
-    blueprint, names = workload.model.components["unet"], Names()
-    table = blueprint.table()
-    for path, shape in blueprint.shapes.items():
+    component, names = workload.model.components["unet"], Names()
+    table = component.table()
+    for path, shape in component.shapes.items():
         entry = table.to_torch(path)
-        assert entry is not None, path
         names[renamed(entry.name, len(shape))] = path, tuple(entry.axes[i] for i in _FLAX_AXES[len(shape)])
     return names
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from unet_step import TIMESTEP, PeerSteps, StepInputs, Weights
 
 from distrijax.errors import DistrijaxError
-from distrijax.tools.bench.peer import TIMESTEP, PeerSteps, StepInputs, Weights
 from distrijax.tools.bench.timing import TimedFunction
 from distrijax.tools.workload import Workload
 
@@ -35,12 +35,12 @@ def check(workload: Workload) -> None:
 def build(workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerSteps:
     """Return a step with these weights, and one compiled by torch if `torch_compile`."""
     eager, compiled = _steps(workload, weights)
-    functions = {"diffusers": TimedFunction(lambda _: eager())}
+    functions = {"diffusers": TimedFunction(lambda: eager)}
     if torch_compile:
         start = time.perf_counter()
         compiled()
         seconds = time.perf_counter() - start
-        functions["diffusers, torch.compile"] = TimedFunction(lambda _: compiled(), compile_seconds=seconds)
+        functions["diffusers, torch.compile"] = TimedFunction(lambda: compiled, compile_seconds=seconds)
 
     def predict() -> np.ndarray:
         prediction: np.ndarray = eager().float().cpu().numpy()

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import jax
 import numpy as np
 
+from distrijax.tools.bench.steps import random_inputs
 from distrijax.tools.bench.timing import TimedFunction
-from distrijax.tools.loop import random_inputs
 from distrijax.tools.workload import Workload
 
 TIMESTEP = 501.0
@@ -46,15 +45,3 @@ class PeerSteps:
 
     functions: Mapping[str, TimedFunction]
     predict: Callable[[], np.ndarray]
-
-
-class Peer(Protocol):
-    """An implementation of the U-Net."""
-
-    def check(self, workload: Workload) -> None:
-        """Raise DistrijaxError if it is not installed, or cannot make this U-Net."""
-        ...
-
-    def build(self, workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerSteps:
-        """Return its step with these weights. `torch_compile` asks for one compiled by torch besides, if it has any."""
-        ...
