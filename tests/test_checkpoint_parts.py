@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from distrijax.parallel.mesh import Parallel
 from flax import nnx
 from helpers_checkpoint import UNET, assert_same_states, base_pipeline, refiner_pipeline
 from jax.sharding import NamedSharding, PartitionSpec
@@ -22,6 +21,7 @@ from test_single_file import ldm_unet, single
 from distrijax.checkpoint import Parts, component, convert, export, load, load_single_file, open_source, save_diffusers
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.options import Parallel
 from distrijax.schedulers import DDIMScheduler
 
 NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from distrijax.pipelines.arguments import arguments
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parallel_helpers import small_unet
@@ -19,6 +18,7 @@ from distrijax.runtime import compile as compiling
 from distrijax.runtime import xla_options
 from distrijax.runtime.compile import Program, compile_with
 from distrijax.sampling import programs
+from distrijax.sampling.inputs import abstract_inputs
 from distrijax.schedulers import EulerDiscreteScheduler
 
 
@@ -144,21 +144,15 @@ def test_an_unknown_option_is_left_out_with_a_warning() -> None:
 
 def test_the_carry_is_donated() -> None:
     """The results of a displaced step take the place of the pieces that it was called with."""
-    unet, parallel = small_unet(), Parallel(patch=2)
-    args, choices = arguments(
-        unet.config,
-        parallel,
-        height=16,
-        width=8,
-        dtype=np.float32,
-        guided=True,
-        pictures=1,
-        steps=2,
-        scheduler=EulerDiscreteScheduler(),
+    parallel, scheduler = Parallel(patch=2, warmup_steps=0), EulerDiscreteScheduler()
+    inputs, layout = abstract_inputs(
+        small_unet().config, parallel=parallel, scheduler=scheduler, height=16, width=8, dtype=np.float32, steps=2
     )
+    choices = {"parallel": parallel.program_key, "layout": layout, "scheduler": scheduler}
     program = programs.denoising("denoising", lambda message: None)
-    after = program.lower(*args, **choices, displaced=False).out_info[0]
-    lowered = program.lower(args[0], after, *args[2:], **choices, displaced=True)
+    (_, warm_up), (_, displaced) = parallel.phases(2)
+    after = program.lower(*inputs, **choices, phase=warm_up).out_info[0]
+    lowered = program.lower(*inputs._replace(carry=after), **choices, phase=displaced)
     carried = len(jax.tree.leaves(after))
     assert sum(info.donated for info in jax.tree.leaves(lowered.args_info)) == carried
     assert lowered.as_text().count("jax.buffer_donor") + lowered.as_text().count("tf.aliasing_output") == carried

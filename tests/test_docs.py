@@ -121,7 +121,9 @@ def test_scripts_tests_and_markers_of_commands_exist() -> None:
     seen = set()
     for page, line in commands():
         words = line.split()
-        for script in (word for word in words if re.fullmatch(r"(benchmarks|examples|docs|tests)/\S+\.(py|sbatch|sh|yaml)", word)):
+        for script in (
+            word for word in words if re.fullmatch(r"(benchmarks|examples|docs|tests)/\S+\.(py|sbatch|sh|yaml)", word)
+        ):
             seen.add(script)
             assert (ROOT / script).is_file(), f"{page}: {line}"
         if words and words[0] == "pytest" and "-m" in words:

@@ -269,7 +269,7 @@ def test_seed_is_reported(pipelines: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"height": 33}, "height is 33; it must be a whole multiple of 2 pixels, such as 32 or 34"),
+        ({"height": 33}, "height is 33; it must be a multiple of 2 pixels, such as 32 or 34"),
         ({"width": -16}, "width is -16"),
         ({"output_type": "pt"}, "output_type is 'pt'"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),

@@ -1,0 +1,152 @@
+"""What a user of diffusers types: generators, callbacks, saving, parts, and calls that make no sense here."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+from test_pipeline import BETAS, CHECKPOINTS, LEVELS, PROMPT, SCHEDULERS, write_pipeline
+
+from distrijax import (
+    DDIMScheduler,
+    DistrijaxError,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+
+CALL: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3, "output_type": "latent"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("habits") / "base"
+    write_pipeline(path, **CHECKPOINTS["base"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> StableDiffusionXLPipeline:
+    ours = StableDiffusionXLPipeline.from_pretrained(folder, progress=False)
+    ours.set_progress_bar_config(disable=True)
+    return ours
+
+
+def latents(pipe: StableDiffusionXLPipeline, **call: Any) -> np.ndarray:
+    return np.asarray(pipe(**CALL | call).images)
+
+
+def test_generators(pipe: StableDiffusionXLPipeline) -> None:
+    """A number, a torch generator (however often it was used) and a seed mean the same."""
+    used = torch.Generator("cpu").manual_seed(5)
+    torch.randn(3, generator=used)
+    expected = latents(pipe, seed=5)
+    for generator in (5, np.int64(5), torch.Generator("cpu").manual_seed(5), used):
+        np.testing.assert_array_equal(latents(pipe, generator=generator), expected)
+    both = latents(pipe, generator=[5, torch.Generator("cpu").manual_seed(6)], num_images_per_prompt=2)
+    np.testing.assert_allclose(both[0], expected[0], atol=1e-4 * expected.std())
+    assert np.abs(both[1] - both[0]).max() > 0.1
+    assert pipe(**CALL, generator=used).seed == 5
+
+
+def test_jax_keys(pipe: StableDiffusionXLPipeline) -> None:
+    one = latents(pipe, generator=jax.random.key(0), noise="jax")
+    np.testing.assert_array_equal(latents(pipe, generator=jax.random.PRNGKey(0), noise="jax"), one)
+    assert np.abs(latents(pipe, generator=jax.random.key(1), noise="jax") - one).max() > 0.1
+    several = jax.random.split(jax.random.key(2), 2)
+    assert latents(pipe, generator=several, noise="jax", num_images_per_prompt=2).shape == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"generator": 1, "seed": 2}, "both generator and seed"),
+        ({"generator": "7"}, "generator is '7'"),
+        ({"generator": True}, "generator is True"),
+        ({"generator": [1, 2]}, "2 seeds for 1 pictures"),
+        ({"generator": jax.random.key(0)}, 'noise="jax"'),
+        ({"generator": jax.random.split(jax.random.key(0), 3), "noise": "jax"}, "3 generators for 1 pictures"),
+        ({"cross_attention_kwargs": {"scale": 0.5}}, "LoRA adapters, which cannot be loaded yet"),
+        ({"output_type": "pt"}, "torch.from_numpy"),
+        ({"callback_on_step_end_tensor_inputs": ["image"]}, "has image; it may have latents, prompt_embeds"),
+        ({"callback_on_step_end": lambda *_: {"image": 1}}, "returned image"),
+        ({"callback_on_step_end": lambda *_: {"latents": np.zeros((1, 4, 8, 9))}}, "keep the shape"),
+        ({"callback_on_step_end": lambda *_: 3}, "returned 3"),
+    ],
+)
+def test_what_is_refused(pipe: StableDiffusionXLPipeline, call: dict[str, Any], message: str) -> None:
+    with pytest.raises(DistrijaxError, match=message):
+        latents(pipe, **call)
+
+
+def test_return_dict(pipe: StableDiffusionXLPipeline) -> None:
+    (images,) = pipe(**CALL, seed=1, return_dict=False)
+    np.testing.assert_array_equal(images, latents(pipe, seed=1))
+
+
+@pytest.mark.parametrize("name", ["prompt_embeds", "add_text_embeds", "add_time_ids"])
+def test_a_callback_changes_the_conditioning(pipe: StableDiffusionXLPipeline, folder: Path, name: str) -> None:
+    """The same change after the first step in both; without it the pictures differ visibly."""
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = diffusers.EulerDiscreteScheduler.from_config(BETAS | SCHEDULERS["euler"])
+    pipe.scheduler = EulerDiscreteScheduler.from_config(BETAS | SCHEDULERS["euler"])
+    factor = 40.0 if name == "add_time_ids" else -1.5
+
+    def change(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert set(tensors) == {"latents", name}
+        return {name: tensors[name] * factor} if step == 0 else {}
+
+    call = {"prompt": PROMPT, "num_inference_steps": 3, "output_type": "np", "negative_prompt": "blue"}
+    inputs = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", name]}
+    image = pipe(**call, **inputs, generator=3).images
+    expected = theirs(**call, **inputs, generator=torch.Generator("cpu").manual_seed(3)).images
+    assert np.abs(image - expected).max() <= LEVELS
+    assert np.abs(image - pipe(**call, generator=3).images).max() > 2 * LEVELS
+
+
+def test_schedulers_from_configs(pipe: StableDiffusionXLPipeline) -> None:
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    ddim = latents(pipe, seed=1)
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    assert pipe.scheduler.timestep_spacing == "trailing"
+    assert np.abs(latents(pipe, seed=1) - ddim).max() > 0.1
+
+
+def test_saving(pipe: StableDiffusionXLPipeline, tmp_path: Path) -> None:
+    """diffusers makes the same picture of the folder, and so do we."""
+    pipe.scheduler = EulerDiscreteScheduler.from_config(BETAS | SCHEDULERS["euler"])
+    target = pipe.save_pretrained(tmp_path / "saved")
+    expected = pipe(PROMPT, num_inference_steps=3, output_type="np", generator=2).images
+    again = StableDiffusionXLPipeline.from_pretrained(target, progress=False)
+    np.testing.assert_array_equal(again(PROMPT, num_inference_steps=3, output_type="np", generator=2).images, expected)
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(target, add_watermarker=False)
+    theirs.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(2)
+    image = theirs(PROMPT, num_inference_steps=3, output_type="np", generator=generator).images
+    assert np.abs(image - expected).max() <= LEVELS
+    with pytest.raises(DistrijaxError, match="saved"):
+        pipe.save_pretrained(target)
+
+
+def test_parts(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Parts that are passed are used as they are; components make another pipeline."""
+    other = StableDiffusionXLPipeline.from_pretrained(folder, unet=pipe.unet, vae=folder / "vae", progress=False)
+    assert other.unet is pipe.unet
+    images = StableDiffusionXLImg2ImgPipeline(**pipe.components)
+    assert all(getattr(images, name) is part for name, part in pipe.components.items())
+    with pytest.raises(DistrijaxError, match="not a file"):
+        StableDiffusionXLPipeline.from_single_file(folder)
+
+
+@pytest.mark.parametrize("method", ["to", "cuda", "enable_model_cpu_offload", "enable_vae_tiling", "load_lora_weights"])
+def test_calls_that_make_no_sense_say_what_to_do(pipe: StableDiffusionXLPipeline, method: str) -> None:
+    with pytest.raises(DistrijaxError, match=f"{method}: "):
+        getattr(pipe, method)("cuda")
+    assert not hasattr(pipe, method)  # as libraries ask before they call
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pipe.nothing
