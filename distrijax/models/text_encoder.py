@@ -53,7 +53,7 @@ class TextEncoder(nnx.Module):
         """Encode token ids [B, T], integers below vocab_size, with T at most max_position_embeddings."""
         length, limit = ids.shape[1], self.config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"text encoder: {length} tokens, but it has positions for {limit}")
+            raise ValueError(f"text encoder: {length} tokens exceed its {limit} positions")
         with jax.named_scope("embeddings"):
             x = self.embeddings(ids)  # [B, T, D]
         hidden_states = [x]

@@ -13,7 +13,7 @@ from distrijax.nn.module import Init, linear
 def sinusoidal_embedding(x: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Array:
     """Return sines and cosines of `x` [N] at `dim / 2` frequencies from 1 down to about 1/10000: fp32 [N, dim].
 
-    These are the position encodings of transformers (arXiv 1706.03762, section 3.5), cosines first if `flip_sin_to_cos`.
+    The position encoding of transformers (arXiv 1706.03762, section 3.5), cosines first if `flip_sin_to_cos`.
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
@@ -31,7 +31,7 @@ def guidance_embedding(scale: Array, dim: int) -> Array:
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers with a SiLU between them; `cond_proj` projects the guidance scale that LCM adds to the input."""
+    """Two linear layers with a SiLU between them; `cond_proj` projects the guidance scale, which LCM adds to `x`."""
 
     def __init__(self, in_dim: int, dim: int, *, cond_dim: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs):
         init: Init = {"dtype": dtype, "rngs": rngs}

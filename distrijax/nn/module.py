@@ -45,7 +45,7 @@ def name_layers(model: nnx.Module, root: str) -> None:
 
 
 class _OneKey:
-    """A stand-in for `nnx.Rngs` where nothing is drawn: with its counters, tracing full SDXL takes 40 s instead of 1."""
+    """A stand-in for `nnx.Rngs` where nothing is drawn: with its counters, tracing SDXL takes 40 s instead of 1."""
 
     def __init__(self) -> None:
         self.key = jax.random.key(0)
