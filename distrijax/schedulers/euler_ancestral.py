@@ -1,4 +1,4 @@
-"""Euler's method with ancestral noise: each step goes further down than asked, and fresh noise brings it back up."""
+"""Euler's method with ancestral noise: each step goes below the next noise level, and fresh noise brings it back up."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from distrijax.schedulers.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class EulerAncestralDiscreteScheduler(Scheduler):
-    """Takes the steps of diffusers' `EulerAncestralDiscreteScheduler`. Draws noise at every step, also the last."""
+    """Ancestral Euler, step for step as in diffusers; it draws noise at every step, including the last."""
 
     class_name = "EulerAncestralDiscreteScheduler"
     choices: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
@@ -25,7 +25,7 @@ class EulerAncestralDiscreteScheduler(Scheduler):
         noise = np.append(np.interp(visited, np.arange(train), table), 0.0).astype(np.float32)  # [S + 1]
 
         now, after = noise[:-1].astype(np.float64), noise[1:].astype(np.float64)
-        down = after**2 / now  # what is left of `after` in quadrature, sqrt(after^2 - up^2), without the cancellation
+        down = after**2 / now  # sqrt(after^2 - up^2), without the cancellation
         up = np.sqrt(after**2 * (now**2 - after**2) / now**2)
         of_sample, of_prediction = euler_coefficients(self.prediction_type, now, down)
         coefficients = {
