@@ -108,7 +108,7 @@ def lambdas_of(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def spaced_timesteps(
     spacing: str, steps: int, train: int, offset: int, *, drop_last: bool = False, span: int | None = None
 ) -> np.ndarray:
-    """Return timesteps spread over training (arXiv 2305.08891, table 2), float64 [S], descending; `linspace` is not rounded.
+    """Return timesteps spread over training (arXiv 2305.08891, table 2), float64 [S], descending, `linspace` unrounded.
 
     Args:
         steps: number of denoising steps.
