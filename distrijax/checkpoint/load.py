@@ -69,8 +69,8 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
         DistrijaxError: it is absent, damaged, of another kind, or its tensors do not match the model; all are listed.
     """
     if unknown := set(options) - set(SourceOptions.__annotations__):
-        known = ", ".join(SourceOptions.__annotations__)
-        raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; the options are {known}")
+        names = ", ".join(SourceOptions.__annotations__)
+        raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; the options are {names}")
     variant, config, tokenizer = options.get("variant"), options.get("config"), options.get("tokenizer")
     parts = {name: options.get(name) for name in COMPONENTS}
     replaced = {name: _part(name, part, variant, config) for name, part in parts.items() if part is not None}
@@ -144,8 +144,8 @@ def load(
     _check_sharding(placement, unread)
     with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
         for name, component in unread.items():
-            wanted = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            target = _safe(component, component.dtype if wanted is None else jnp.dtype(wanted))
+            choice = dtype.get(name) if isinstance(dtype, Mapping) else dtype
+            target = _safe(component, component.dtype if choice is None else jnp.dtype(choice))
             arrays: dict[str, Any] = {}
             for path, array in component.stream(target, placement):
                 arrays[path] = array
@@ -292,10 +292,10 @@ def _check_dtypes(dtype: DTypes | None, checkpoint: Checkpoint) -> None:
         if name not in COMPONENTS:
             raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(checkpoint.components)}")
         try:
-            known = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
+            valid = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
         except TypeError:
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise DistrijaxError(f"dtype: {value!r} is not supported; choose float32, bfloat16 or float16")
 
 

@@ -48,7 +48,7 @@ class Moments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carried:
-    """What the denoising scan carries from one step's exchange to the next. A policy fills in what it needs.
+    """The state that the denoising scan carries between the exchanges of two steps, as far as a policy needs it.
 
     Attributes:
         halos: halos of most layers, by name.

@@ -111,8 +111,8 @@ class Parallel:
         """The real devices, with axes data, cfg and patch; a single device where they are emulated."""
         shape = (1, 1, 1) if self.emulate else (self.data, self.cfg, self.patch)
         # With several processes, each emulates for itself.
-        chosen = (self.devices or jax.local_devices())[:1] if self.emulate else self._chosen
-        return Mesh(np.array(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+        devices = (self.devices or jax.local_devices())[:1] if self.emulate else self._chosen
+        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
     def layout(self, height: int, multiple: int) -> SlabLayout:
         """Return the layout of `height` rows of latents on the devices, in multiples of `multiple`.

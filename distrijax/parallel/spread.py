@@ -52,9 +52,9 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
             )
         out = mapped(*jax.tree.map(lambda spec, x: _cut(x, spec, sizes), specs, args, is_leaf=is_spec))
         after = jax.tree.map(lambda spec: keep_axes(spec, virtual), spec_of_leaves(out_specs, out), is_leaf=is_spec)
-        joined = jax.tree.map(lambda spec, x: _joined(x, spec, sizes, virtual), after, out, is_leaf=is_spec)
+        whole = jax.tree.map(lambda spec, x: _joined(x, spec, sizes, virtual), after, out, is_leaf=is_spec)
         # Give results the sharding of inputs; otherwise the next call would have other types and compile again.
-        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, parallel.replicated), joined)
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, parallel.replicated), whole)
 
     return emulated
 

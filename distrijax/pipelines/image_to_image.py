@@ -160,11 +160,11 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         """
         with self.programs.timed("encoding"):
             parallel = self.parallel.without_branches.without_batch
-            encoded = [
+            moments = [
                 [np.asarray(x) for x in self.programs.encode_image(self.vae, picture[None], parallel=parallel)]
                 for picture in pictures
             ]
-        mean, logvar = (np.concatenate(parts).astype(np.float32) for parts in zip(*encoded, strict=True))
+        mean, logvar = (np.concatenate(parts).astype(np.float32) for parts in zip(*moments, strict=True))
         if len(generators) > 1:
             mean, logvar = (np.concatenate([x] * (batch // len(x))) for x in (mean, logvar))
         n, h, w, c = mean.shape

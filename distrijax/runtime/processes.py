@@ -133,7 +133,7 @@ def same_everywhere(value: int) -> int:
 
 
 def check_same_everywhere(values: Mapping[str, object]) -> None:
-    """Check that every process was given the same values. All processes must call this, with the same names.
+    """Check that every process has the same values. All processes must call this, with the same names.
 
     With different seeds or prompts, the processes would mix parts of different pictures; with different numbers of
     steps or sizes, they would wait for each other forever.

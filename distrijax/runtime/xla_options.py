@@ -1,4 +1,4 @@
-"""XLA options for the denoising loop. With XLA's defaults, next to none of the transfers overlap with computation.
+"""XLA options for the denoising loop. With XLA's defaults, hardly any transfer overlaps with computation.
 
 Options are passed with each program (`compiler_options`): no environment variable is set, and other JAX code in the
 process is not affected.

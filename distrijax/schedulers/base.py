@@ -128,10 +128,10 @@ class Scheduler:
         """
         values = {option.name: getattr(self, option.name) for option in self._options()}
         origin = self.origin or {}
-        chosen = self._passed if self.origin is None else origin.keys()
+        explicit = self._passed if self.origin is None else origin.keys()
         others = {name: value for name, value in origin.items() if name not in values and not name.startswith("_")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        defaults = [o.name for o in self._options() if o.name not in chosen and values[o.name] == o.default]
+        defaults = [o.name for o in self._options() if o.name not in explicit and values[o.name] == o.default]
         return {"_class_name": self.class_name, **others, **plain, "_use_default_values": defaults}
 
     @classmethod
@@ -172,12 +172,12 @@ class Scheduler:
         if sum(value is not None for value in (num_inference_steps, timesteps, sigmas)) != 1:
             raise self._error("give exactly one of num_inference_steps, timesteps and sigmas")
         about = f"{self.class_name}: "
-        visited = levels = None
+        times = levels = None
         if timesteps is not None:
             self._check_custom("timesteps")
             last = self.num_train_timesteps - 1
-            visited = custom_timesteps(about + "timesteps", timesteps, last, self.whole_timesteps)
-            steps = len(visited)
+            times = custom_timesteps(about + "timesteps", timesteps, last, self.whole_timesteps)
+            steps = len(times)
         elif sigmas is not None:
             self._check_custom("sigmas")
             levels = custom_sigmas(about + "sigmas", sigmas)
@@ -186,7 +186,7 @@ class Scheduler:
             steps = whole_number(about + "num_inference_steps", num_inference_steps, 1, self.num_train_timesteps)
         eta = 0.0 if self.largest_eta is None else finite_number(about + "eta", eta, 0, self.largest_eta)
         start = whole_number(about + "start", start)
-        run = self._build(Request(steps, visited, levels, eta, start))
+        run = self._build(Request(steps, times, levels, eta, start))
         # checked here, because a trailing run that drops timesteps (lambda_min_clipped) is shorter than `steps`
         whole_number(about + "start", start, most=len(run) - 1)
         return self._rounded(run, start)

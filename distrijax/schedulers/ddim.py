@@ -37,9 +37,9 @@ class DDIMScheduler(Scheduler):
         with np.errstate(divide="ignore", invalid="ignore"):
             variance = ((one - power_after) / (one - power)) * (one - power / power_after)
             spread = eta * np.sqrt(variance)
-            left = one - power_after - spread**2
+            rest = one - power_after - spread**2
             # zero at eta 1 from zero SNR; diffusers returns NaN where it rounds to less
-            toward_noise = np.sqrt(np.maximum(left, 0) if eta <= 1 else left)
+            toward_noise = np.sqrt(np.maximum(rest, 0) if eta <= 1 else rest)
 
         alpha, sigma = np.sqrt(power), np.sqrt(one - power)
         clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)

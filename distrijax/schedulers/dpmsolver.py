@@ -51,8 +51,8 @@ class DPMSolverMultistepScheduler(Scheduler):
     custom: ClassVar = ("timesteps",)
 
     def _build(self, request: Request) -> Schedule:
-        visited, levels = self._placed(request.steps, request.timesteps)
-        steps = len(visited)
+        times, levels = self._placed(request.steps, request.timesteps)
+        steps = len(times)
         orders = [self._order(index, steps, request.start) for index in range(steps)]
         alpha, sigma, _ = tables.lambdas_of(levels[:-1])
         clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)
@@ -62,7 +62,7 @@ class DPMSolverMultistepScheduler(Scheduler):
         coefficients |= {"sample": factors[:, 0], "fresh_noise": factors[:, 1]}
         coefficients |= {f"clean_{age}": factors[:, 2 + age] for age in range(self.solver_order)}
         draws = np.full(steps, self.algorithm_type == "sde-dpmsolver++")
-        return Schedule(visited.astype(np.int32), coefficients, alpha, sigma, 1.0, draws)
+        return Schedule(times.astype(np.int32), coefficients, alpha, sigma, 1.0, draws)
 
     def _placed(self, steps: int, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the timesteps, int64 [S], and the noise levels, float32 [S + 1]."""
@@ -75,9 +75,9 @@ class DPMSolverMultistepScheduler(Scheduler):
                 noise = np.exp(np.linspace(float(log_table[-1]), float(log_table[0]), steps))
             else:
                 noise = self._formula_sigmas(float(table[0]), float(table[-1]), steps)
-            visited = tables.timestep_of(noise, np.log(table))
+            times = tables.timestep_of(noise, np.log(table))
             if (self.use_karras_sigmas or self.use_lu_lambdas) and self.beta_schedule != "squaredcos_cap_v2":
-                visited = visited.round()
+                times = times.round()
         else:
             if chosen is None:
                 # timesteps below this log signal-to-noise ratio are dropped, for the cosine schedule
@@ -86,9 +86,9 @@ class DPMSolverMultistepScheduler(Scheduler):
                 chosen = tables.spaced_timesteps(
                     self.timestep_spacing, steps, train, self.steps_offset, drop_last=True, span=span
                 )
-            visited = chosen.round()
-            noise = np.interp(visited, np.arange(train), table)
-        return visited.astype(np.int64), np.append(noise, final).astype(np.float32)
+            times = chosen.round()
+            noise = np.interp(times, np.arange(train), table)
+        return times.astype(np.int64), np.append(noise, final).astype(np.float32)
 
     def _order(self, index: int, steps: int, start: int) -> int:
         """Return the order of a step: it rises as predictions become available, and falls at the end of the run."""

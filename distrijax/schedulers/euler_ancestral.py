@@ -20,9 +20,9 @@ class EulerAncestralDiscreteScheduler(Scheduler):
 
     def _build(self, request: Request) -> Schedule:
         train, table = self.num_train_timesteps, self.train_sigmas
-        visited = tables.spaced_timesteps(self.timestep_spacing, request.steps, train, self.steps_offset)
-        visited = visited.astype(np.float32)
-        noise = np.append(np.interp(visited, np.arange(train), table), 0.0).astype(np.float32)  # [S + 1]
+        times = tables.spaced_timesteps(self.timestep_spacing, request.steps, train, self.steps_offset)
+        times = times.astype(np.float32)
+        noise = np.append(np.interp(times, np.arange(train), table), 0.0).astype(np.float32)  # [S + 1]
 
         now, after = noise[:-1].astype(np.float64), noise[1:].astype(np.float64)
         down = after**2 / now  # sqrt(after^2 - up^2), without the cancellation
@@ -35,4 +35,4 @@ class EulerAncestralDiscreteScheduler(Scheduler):
             "fresh_noise": up,
         }
         sigma = init_noise_sigma(self.timestep_spacing, noise)
-        return Schedule(visited, coefficients, np.ones_like(now), now, sigma, np.full(len(now), True))
+        return Schedule(times, coefficients, np.ones_like(now), now, sigma, np.full(len(now), True))

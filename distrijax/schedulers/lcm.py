@@ -54,7 +54,7 @@ class LCMScheduler(DistilledScheduler):
     def _build(self, request: Request) -> Schedule:
         now = self._distilled_timesteps(request)
         power = self.alphas_cumprod[now]
-        power_after = np.append(power[1:], np.float32(1))  # after the last step the clean image stays as it is
+        power_after = np.append(power[1:], np.float32(1))  # the last step returns the clean image
         scaled = now * self.timestep_scaling
         norm = scaled**2 + _SIGMA_DATA**2
         alpha, sigma = np.sqrt(power), np.sqrt(1 - power)

@@ -49,11 +49,11 @@ class UniPCMultistepScheduler(Scheduler):
     }
 
     def _build(self, request: Request) -> Schedule:
-        visited, levels = self._placed(request.steps)
-        steps = len(visited)
+        times, levels = self._placed(request.steps)
+        steps = len(times)
         alpha, sigma, _ = tables.lambdas_of(levels[:-1])
-        converted = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
-        coefficients = {"model_sample": converted[0], "model_prediction": converted[1]}
+        model = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
+        coefficients = {"model_sample": model[0], "model_prediction": model[1]}
 
         order = self.solver_order
         correct, predict = np.zeros((steps, 3 + order)), np.zeros((steps, 1 + order))
@@ -69,7 +69,7 @@ class UniPCMultistepScheduler(Scheduler):
         coefficients |= {f"correct_{age}": correct[:, 2 + age] for age in range(order + 1)}
         coefficients |= {"predict_sample": predict[:, 0]}
         coefficients |= {f"predict_{age}": predict[:, 1 + age] for age in range(order)}
-        return Schedule(visited.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(steps, False))
+        return Schedule(times.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(steps, False))
 
     def _placed(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the timesteps, int64 [S], and the noise levels, float32 [S + 1]."""
@@ -79,16 +79,16 @@ class UniPCMultistepScheduler(Scheduler):
             low = float(table[0]) if self.sigma_min is None else self.sigma_min
             high = float(table[-1]) if self.sigma_max is None else self.sigma_max
             noise = self._formula_sigmas(low, high, steps)
-            visited = tables.timestep_of(noise, np.log(table))
-            visited = visited.round() if self.use_karras_sigmas else visited
+            times = tables.timestep_of(noise, np.log(table))
+            times = times.round() if self.use_karras_sigmas else times
             lowest = noise[-1]
         else:
-            visited = tables.spaced_timesteps(
+            times = tables.spaced_timesteps(
                 self.timestep_spacing, steps, train, self.steps_offset, drop_last=True
             ).round()
-            noise, lowest = np.interp(visited, np.arange(train), table), table[0]
+            noise, lowest = np.interp(times, np.arange(train), table), table[0]
         final = lowest if self.final_sigmas_type == "sigma_min" else 0.0
-        return visited.astype(np.int64), np.append(noise, final).astype(np.float32)
+        return times.astype(np.int64), np.append(noise, final).astype(np.float32)
 
     def _update(
         self, levels: np.ndarray, index: int, order: int

@@ -81,7 +81,7 @@ class PromptInputs:
         if text is None:
             return
         if getattr(self, embeds_name) is not None:
-            raise DistrijaxError(f"both {name} and {embeds_name} are given; they exclude each other")
+            raise DistrijaxError(f"both {name} and {embeds_name} are given; they are mutually exclusive")
         if not isinstance(text, str | list):
             raise DistrijaxError(f"{name} must be a string or a list of strings, not {type(text).__name__}")
         if isinstance(text, str):

@@ -77,10 +77,10 @@ class Tokenizer:
 
     def _check_special_tokens(self, name: str) -> None:
         # A special token that is in none of the files would get the next free id, which no text encoder knows.
-        known = self._stated_ids()
+        ids = self._stated_ids()
         for kind in "bos_token", "eos_token", "pad_token":
             token = getattr(self._clip, kind)
-            if token is None or known.get(token) != getattr(self._clip, f"{kind}_id"):
+            if token is None or ids.get(token) != getattr(self._clip, f"{kind}_id"):
                 raise DistrijaxError(f"{name}: the vocabulary lacks the {kind} {token!r}; files are missing or damaged")
 
     def _stated_ids(self) -> dict[str, int]:
