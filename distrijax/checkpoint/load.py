@@ -286,11 +286,11 @@ def _check_apart(target: Path, sources: list[str | Path]) -> None:
             raise DistrijaxError(f"{target}: overlaps with {source}, which is being read; choose another target")
 
 
-def _check_dtypes(dtype: DTypes | None, checkpoint: Checkpoint) -> None:
+def _check_dtypes(dtype: DTypes | None, opened: Checkpoint) -> None:
     by_name = dtype if isinstance(dtype, Mapping) else {"unet": dtype}
     for name, value in by_name.items():
         if name not in COMPONENTS:
-            raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(checkpoint.components)}")
+            raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(opened.components)}")
         try:
             valid = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
         except TypeError:
