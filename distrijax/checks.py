@@ -1,4 +1,4 @@
-"""Checks of arguments: each names the value, the rule and, where there is one, the cure."""
+"""Argument checks, whose errors name the value, the rule and, where there is one, the cure."""
 
 from collections.abc import Iterable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""The error a user can mend. The command line prints it as one line, without a traceback."""
+"""Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 
 class DistrijaxError(ValueError):
@@ -6,4 +6,4 @@ class DistrijaxError(ValueError):
 
 
 class UnsupportedError(DistrijaxError, AttributeError):
-    """A method of diffusers that makes no sense here; the message says what to do instead."""
+    """A diffusers method that does not apply here; the message says what to do instead."""

@@ -175,11 +175,11 @@ def test_a_tensor_under_two_names(base: Path) -> None:
     at = "decoder.mid_block.attentions.0"
     file = base / "vae" / "diffusion_pytorch_model.safetensors"
     change(file, lambda state: state | {f"{at}.query.weight": state[f"{at}.to_q.weight"].clone()})
-    refused(base, "1 there twice:", f"{at}.query.weight", f"{at}.to_q.weight")
+    refused(base, "1 duplicated:", f"{at}.query.weight", f"{at}.to_q.weight")
     file = base / "text_encoder" / "model.safetensors"
     change(base / "vae" / "diffusion_pytorch_model.safetensors", without(f"{at}.query.weight"))
     change(file, lambda state: state | {"text_model." + name: value.clone() for name, value in state.items()})
-    refused(base, f"{len(load_file(file)) // 2} there twice:")
+    refused(base, f"{len(load_file(file)) // 2} duplicated:")
 
 
 def test_long_lists_are_cut(base: Path) -> None:

@@ -257,7 +257,7 @@ def test_saving_is_all_or_nothing(base: Parts, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     save_diffusers(tmp_path / "saved", base)
-    with pytest.raises(DistrijaxError, match="exists already"):
+    with pytest.raises(DistrijaxError, match="already exists"):
         save_diffusers(tmp_path / "saved", base)
     save_diffusers(tmp_path / "saved", base, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

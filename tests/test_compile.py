@@ -134,7 +134,7 @@ def test_options_are_for_gpus_and_grow_with_the_picture() -> None:
 def test_an_unknown_option_is_left_out_with_a_warning() -> None:
     lowered = jax.jit(lambda x: x + 1).lower(np.float32(1))
     unknown: xla_options.Options = {"xla_no_such_option": 1, "xla_gpu_pgle_accuracy_checker": "NO_SUCH_VALUE"}
-    with pytest.warns(UserWarning, match="does not take the compiler option") as warned:
+    with pytest.warns(UserWarning, match="does not support the compiler option") as warned:
         program = compile_with(lowered, {**unknown, "xla_backend_optimization_level": 1})
     assert program(np.float32(1)) == 2
     messages = [str(one.message) for one in warned]

@@ -90,7 +90,7 @@ def test_return_dict(pipe: StableDiffusionXLPipeline) -> None:
 
 @pytest.mark.parametrize("name", ["prompt_embeds", "add_text_embeds", "add_time_ids"])
 def test_a_callback_changes_the_conditioning(pipe: StableDiffusionXLPipeline, folder: Path, name: str) -> None:
-    """The same change after the first step in both; without it the pictures differ visibly."""
+    """The same change after the first step in both: they differ by far less than the change does to the picture."""
     theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     theirs.set_progress_bar_config(disable=True)
     theirs.scheduler = diffusers.EulerDiscreteScheduler.from_config(BETAS | SCHEDULERS["euler"])
@@ -105,8 +105,9 @@ def test_a_callback_changes_the_conditioning(pipe: StableDiffusionXLPipeline, fo
     inputs = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", name]}
     image = pipe(**call, **inputs, generator=3).images
     expected = theirs(**call, **inputs, generator=torch.Generator("cpu").manual_seed(3)).images
-    assert np.abs(image - expected).max() <= LEVELS
-    assert np.abs(image - pipe(**call, generator=3).images).max() > 2 * LEVELS
+    effect = np.abs(image - pipe(**call, generator=3).images).max()
+    assert effect > 5e-3
+    assert np.abs(image - expected).max() <= 0.1 * effect
 
 
 def test_schedulers_from_configs(pipe: StableDiffusionXLPipeline) -> None:

@@ -254,11 +254,11 @@ def test_misfits_are_listed_with_their_own_names(base: dict[str, Any], tmp_path:
     save_file(broken, file)
     refused(file, f"has no text_encoder_2 (tensors {clip}*)", config=base["config"])
     save_file(state | {"another.weight": torch.zeros(1), "stranger": torch.zeros(1)}, file)
-    refused(file, "holds tensors that are no part of SDXL: another.weight, stranger", config=base["config"])
+    refused(file, "holds tensors that are not part of SDXL: another.weight, stranger", config=base["config"])
     # Both the original name and diffusers' for one tensor.
     doubled = state | {at + "conv_in.bias": state[at + "input_blocks.0.0.bias"].clone()}
     save_file(doubled, file)
-    refused(file, "1 there twice", f"{at}conv_in.bias", f"{at}input_blocks.0.0.bias", config=base["config"])
+    refused(file, "1 duplicated", f"{at}conv_in.bias", f"{at}input_blocks.0.0.bias", config=base["config"])
 
 
 @pytest.mark.parametrize(

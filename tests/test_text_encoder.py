@@ -118,7 +118,7 @@ def test_equals_transformers(shape):
 def test_short_sequences():
     model, ids = torch_encoder(), token_ids(2, 9)
     assert_close(our_encodings(our_encoder(model), ids), encodings(model, ids), 1e-5)
-    with pytest.raises(ValueError, match="78 tokens, but it has positions for 77"):
+    with pytest.raises(ValueError, match="78 tokens exceed its 77 positions"):
         our_encoder(model)(np.zeros((1, 78), np.int32))
 
 

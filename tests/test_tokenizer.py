@@ -128,7 +128,7 @@ def test_lost_text_is_reported(tmp_path, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "8 tokens" in record.getMessage()
-    assert record.getMessage().endswith("lost: ['the red square', 'the cat']")
+    assert record.getMessage().endswith("cut off: ['the red square', 'the cat']")
 
 
 def test_lost_text_is_the_end_of_the_uncut_prompt(tmp_path, caplog):
@@ -139,7 +139,7 @@ def test_lost_text_is_the_end_of_the_uncut_prompt(tmp_path, caplog):
     assert Tokenizer(tmp_path / "tokenizer")([prompt, "the cat"]).shape == (2, 4)
     expected = theirs.decode(theirs(prompt)["input_ids"][3:-1])
     assert expected.count("!") == 2
-    assert caplog.records[0].getMessage().endswith(f"lost: {[expected]}")
+    assert caplog.records[0].getMessage().endswith(f"cut off: {[expected]}")
 
 
 def test_prompts_are_tokenized_once(tmp_path, monkeypatch):

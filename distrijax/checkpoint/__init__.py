@@ -1,4 +1,4 @@
-"""Checkpoints: read, converted, written."""
+"""Reading, converting and writing checkpoints."""
 
 from distrijax.checkpoint.component import Checkpoint, Component, Parts
 from distrijax.checkpoint.export import save_diffusers

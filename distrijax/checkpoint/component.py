@@ -1,7 +1,7 @@
 """Checkpoints before their weights are read, and the models made of them.
 
-Every format is read into a `Checkpoint` of `Component`s and written from one. Nothing is read but headers and
-configurations until a component's tensors are streamed.
+Every format is read into a `Checkpoint` of `Component`s and written from one. Only headers and configurations are read
+until a component's tensors are streamed.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ class Component:
 
     Attributes:
         name: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
-        json: its config.json, word for word.
-        config: the same, checked.
+        json: its config.json, unchanged.
+        config: the same as a checked configuration.
         shapes: path -> shape of every parameter.
         where: file or folder, for messages.
-        tensors: path -> parameter in our layout; empty where only the configuration is known.
-        prefix: what a text encoder's names begin with in torch files of this origin.
-        reader: reads all tensors (arguments as of `stream`) where the format has a better way than one after another.
-        module: the model itself, where a caller passed it in memory.
+        tensors: path -> parameter in our layout; empty if only the configuration is known.
+        prefix: prefix of a text encoder's tensor names in torch files of this origin.
+        reader: reads all tensors (same arguments as `stream`) if the format has a faster way than one by one.
+        module: the model itself, if the caller passed one.
     """
 
     name: str
@@ -67,13 +67,13 @@ class Component:
 
     @classmethod
     def from_json(cls, name: str, json: Json, where: str, class_name: str | None = None) -> "Component":
-        """Describe a model by its config.json.
+        """Return a component without tensors from its config.json.
 
         Args:
-            name: of the component.
+            name: name of the component.
             json: contents of the file.
             where: the file, for messages.
-            class_name: of a text encoder, as model_index.json says; by default what the configuration says.
+            class_name: class of a text encoder in model_index.json; by default that of the configuration.
 
         Raises:
             DistrijaxError: the configuration is not supported.
@@ -87,18 +87,18 @@ class Component:
             else:
                 config = TextEncoderConfig.from_json(json, with_projection=WITH_PROJECTION.get(class_name or ""))
             _, variables = _structure(config, "float32")
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:  # a value that the config let by
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:  # the config did not check it
             raise DistrijaxError(f"{where}: {error}") from error
         shapes = {_dotted(path): tuple(variable.get_value().shape) for path, variable in variables}
         return cls(name, json, config, shapes, where)
 
     @classmethod
     def from_module(cls, name: str, module: object) -> "Component":
-        """Describe a model that is in memory; its weights are fetched from the devices when they are streamed."""
+        """Return the component of a model in memory, whose weights are fetched from the devices when streamed."""
         if not isinstance(module, Module) or not isinstance(module, COMPONENTS[name]):
-            wanted = COMPONENTS[name].__name__
+            expected = COMPONENTS[name].__name__
             raise DistrijaxError(
-                f"{name} is a {type(module).__name__}; it must be a {wanted}, or a path or hub id of one"
+                f"{name} is a {type(module).__name__}; it must be a {expected}, or a path or hub id of one"
             )
         tensors = {}
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
@@ -115,7 +115,7 @@ class Component:
         """Return the component with its tensors, from the items of a torch state dict under diffusers' names.
 
         Raises:
-            DistrijaxError: they are not the model's; all that are missing, unexpected or of another shape are listed.
+            DistrijaxError: they do not match the model; missing, unexpected and misshapen ones are listed.
         """
         tensors = convert(self.table(prefix), state, self.shapes, where)
         prefix = prefix if isinstance(self.config, TextEncoderConfig) else ""
@@ -130,18 +130,18 @@ class Component:
     def build(self, arrays: Mapping[str, jax.Array], dtype: DTypeLike) -> Module:
         """Return the module of `dtype` that holds `arrays` (path -> array of that dtype)."""
         graph, variables = _structure(self.config, jnp.dtype(dtype).name)
-        filled = [(path, variable.replace(arrays[_dotted(path)])) for path, variable in variables]
-        return nnx.merge(graph, nnx.from_flat_state(filled))
+        leaves = [(path, variable.replace(arrays[_dotted(path)])) for path, variable in variables]
+        return nnx.merge(graph, nnx.from_flat_state(leaves))
 
     def stream(self, dtype: DTypeLike | None = None, placement: Placement | None = None) -> Stream:
-        """Yield (path, array) of every parameter, one after another.
+        """Yield (path, array) of every parameter in turn.
 
         Args:
-            dtype: cast to it; None leaves each as it is stored.
-            placement: put the arrays there; None yields NumPy arrays.
+            dtype: dtype to cast to; None keeps the stored one.
+            placement: where to put the arrays; None yields NumPy arrays.
 
         Raises:
-            DistrijaxError: the file is damaged, or a value is beyond float16.
+            DistrijaxError: the file is damaged, or a value does not fit in float16.
         """
         if self.reader is not None:
             yield from self.reader(dtype, placement)
@@ -172,11 +172,11 @@ class Checkpoint:
     """A whole checkpoint, or a model known by name, before any weights are read.
 
     Attributes:
-        name: its path, or the name it was asked for by.
+        name: its path, or the name by which it was requested.
         components: by folder name; `text_encoder` is absent in a refiner.
         index: model_index.json.
         scheduler: scheduler_config.json.
-        tokenizers: the files of each, by folder name.
+        tokenizers: the files of each tokenizer, by folder name.
     """
 
     name: str
@@ -210,7 +210,7 @@ class Checkpoint:
 
     @property
     def has_weights(self) -> bool:
-        """False for a model that is known by name only."""
+        """Whether there are weights; false for a model that is known only by name."""
         return all(component.tensors for component in self.components.values())
 
     @property
@@ -226,11 +226,11 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A checkpoint in memory: what a pipeline is made of.
+    """A checkpoint in memory, from which a pipeline is made.
 
     Attributes:
         text_encoder, tokenizer: None in a refiner, which has only the second.
-        tokenizer, tokenizer_2: the files of their folders; `tokenizer_folder` makes a folder of them.
+        tokenizer, tokenizer_2: the files of their folders; `tokenizer_folder` writes them to one.
         index: model_index.json, with flags such as force_zeros_for_empty_prompt.
     """
 
@@ -261,16 +261,16 @@ def cast(array: np.ndarray, dtype: DTypeLike | None, what: str) -> np.ndarray:
     if array.flags.c_contiguous:
         return array
     copy = np.empty(array.shape, array.dtype)
-    for start in range(0, array.shape[-1], 256):  # by columns: four times as fast as at once, for a transposed matrix
+    for start in range(0, array.shape[-1], 256):  # by columns, four times as fast for a transposed matrix
         copy[..., start : start + 256] = array[..., start : start + 256]
     return copy
 
 
 def check_finite(array: np.ndarray | jax.Array, what: str) -> None:
-    """Refuse infinities after a cast to float16, whose largest value is 65504: they would show as black pictures."""
+    """Check that a cast to float16 has left no infinities: beyond its largest value, 65504, pictures would be black."""
     finite = np.isfinite if isinstance(array, np.ndarray) else jnp.isfinite
     if array.dtype == np.float16 and not finite(array).all():
-        raise DistrijaxError(f"{what}: holds values that float16 cannot (above 65504, or not finite); use bfloat16")
+        raise DistrijaxError(f"{what}: holds values beyond float16 (above 65504, or not finite); use bfloat16")
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
@@ -278,14 +278,14 @@ def _fetch(array: jax.Array) -> np.ndarray:
         return np.asarray(array)
     if array.is_fully_replicated:
         return np.asarray(array.addressable_data(0))
-    raise DistrijaxError("weights are spread over several processes; write them from a pipeline that replicates them")
+    raise DistrijaxError("weights are sharded over several processes; write them from a pipeline that replicates them")
 
 
 def _dotted(path: Iterable[object]) -> str:
     return ".".join(map(str, path))
 
 
-@functools.lru_cache(maxsize=16)  # full SDXL takes a second to trace, and the same structure is wanted twice or more
+@functools.lru_cache(maxsize=16)  # full SDXL takes a second to trace, and the same structure is needed more than once
 def _structure(config: Config, dtype: str) -> tuple[nnx.GraphDef, list[tuple[Any, Any]]]:
     model = {UNetConfig: UNet, VAEConfig: VAE, TextEncoderConfig: TextEncoder}[type(config)]
     graph, state = nnx.split(abstract(model, config, jnp.dtype(dtype)))

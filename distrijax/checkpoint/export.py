@@ -1,4 +1,4 @@
-"""Back to a diffusers folder, which `diffusers.StableDiffusionXLPipeline.from_pretrained` loads; bit for bit."""
+"""Bit-exact export to a diffusers folder, which `diffusers.StableDiffusionXLPipeline.from_pretrained` loads."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from distrijax.errors import DistrijaxError
 from distrijax.schedulers import Scheduler
 
 _SCHEDULER = "scheduler_config.json"
-_NOT_EXPORTED = ("image_encoder", "feature_extractor")  # of IP-Adapters: no part of SDXL, and not kept
+_NOT_EXPORTED = ("image_encoder", "feature_extractor")  # parts of IP-Adapters, which do not belong to SDXL
 
 
 def save_diffusers(
@@ -29,15 +29,15 @@ def save_diffusers(
     dtype: DTypeLike | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write models in memory as a diffusers folder. The folder appears when it is complete, and not before.
+    """Write models in memory as a diffusers folder, which appears only when it is complete.
 
-    Of several processes, which must all hold the weights, the first writes.
+    With several processes, all must hold the weights, and the first one writes.
 
     Args:
-        folder: does not exist, or is a checkpoint if `overwrite`.
-        parts: of a pipeline. Of its `index` only flags and the class are needed, and these default to SDXL's.
-        variant: the ending of the weights' names, such as "fp16".
-        dtype: cast to it; None keeps every tensor as it is.
+        folder: a path that does not exist, or a checkpoint if `overwrite`.
+        parts: parts of a pipeline; its `index` needs only flags and the class, which default to SDXL's.
+        variant: suffix of the weights' file names, such as "fp16".
+        dtype: dtype to cast to; None keeps that of every tensor.
         overwrite: replace a checkpoint.
     """
     folder = Path(folder).expanduser().absolute()
@@ -58,7 +58,7 @@ def save_diffusers(
 
 
 def scheduler_json(scheduler: Scheduler | str | Path | None) -> Json | None:
-    """Return the scheduler_config.json of a scheduler, of that file, or of a folder that has one."""
+    """Return the contents of scheduler_config.json from a scheduler, that file, or a folder that has one."""
     if scheduler is None or isinstance(scheduler, Scheduler):
         return None if scheduler is None else scheduler.config
     if not isinstance(scheduler, str | Path):
@@ -78,14 +78,14 @@ def write_folder(
     dtype: DTypeLike | None = None,
     progress: Callable[[int], object] = int,
 ) -> None:
-    """Write a checkpoint as diffusers does, into an empty folder, a tensor in memory at a time.
+    """Write a checkpoint as diffusers does, into an empty folder, with one tensor in memory at a time.
 
     Args:
-        checkpoint: to read.
-        folder: to write into.
-        variant: goes into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
-        dtype: cast to it; None keeps every tensor as it is.
-        progress: called with the number of source bytes done.
+        checkpoint: the checkpoint to read.
+        folder: the folder to write into.
+        variant: suffix of the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
+        dtype: dtype to cast to; None keeps that of every tensor.
+        progress: called with the number of source bytes written.
     """
     index = {name: [None, None] if name in _NOT_EXPORTED else value for name, value in checkpoint.index.items()}
     write_json(folder / MODEL_INDEX, index)

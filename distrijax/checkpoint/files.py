@@ -1,4 +1,4 @@
-"""Files and folders: read with clear errors, and written so that they appear only when they are complete."""
+"""Files and folders, read with clear errors and written so that they appear only when they are complete."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ MODEL_INDEX = "model_index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises DistrijaxError if the file is absent, not JSON or not an object."""
+    """Return the JSON object in a file; raise DistrijaxError if the file is absent, not JSON or not an object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -39,8 +39,8 @@ def appearing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside `target` that becomes `target` when the block succeeds, and is removed otherwise.
 
     Files are flushed to the disk before the rename, so that a power cut cannot leave half a checkpoint under the name.
-    A process that is killed leaves the hidden folder behind; the next one refuses to start until it is removed, since
-    another process may be writing it, or replaces it if `overwrite`.
+    A killed process leaves the hidden folder behind. The next one replaces it if `overwrite`, and otherwise raises an
+    error, since another process may be writing it.
     """
     target = target.resolve()
     partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "replaced"))
@@ -69,12 +69,12 @@ def _check_target(target: Path, partial: Path, overwrite: bool) -> None:
     if partial.exists() and not overwrite:
         raise DistrijaxError(
             f"{partial}: is being written by another process, or was left by one that was killed; "
-            "if none is running, remove it or say overwrite"
+            "if none is running, remove it or set overwrite"
         )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise DistrijaxError(f"{target}: exists already; choose another name, or say overwrite")
+        raise DistrijaxError(f"{target}: already exists; choose another name, or set overwrite")
     if not any((target / name).is_file() for name in (MANIFEST, MODEL_INDEX)):
         raise DistrijaxError(f"{target}: is not a checkpoint, and is not overwritten; remove it or choose another name")
 

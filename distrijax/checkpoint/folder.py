@@ -1,4 +1,4 @@
-"""The diffusers format: a folder with model_index.json and one folder a component."""
+"""The diffusers format: a folder with model_index.json and one folder per component."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,13 +27,13 @@ _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 def open_folder(
     folder: Path, variant: str | None, replaced: Mapping[str, Component], scheduler: Json | None
 ) -> Checkpoint:
-    """Open a folder written by diffusers' `save_pretrained`. Headers and configurations are read, no weights.
+    """Open a folder written by diffusers' `save_pretrained`, reading headers and configurations but no weights.
 
     Args:
         folder: the folder.
-        variant: the ending of the weights' names, such as "fp16".
-        replaced: components to take in place of the folder's own, which are not looked at.
-        scheduler: the same, for scheduler_config.json.
+        variant: suffix of the weights' file names, such as "fp16".
+        replaced: components to use in place of the folder's own, which are not read.
+        scheduler: the same for scheduler_config.json.
     """
     if not (folder / MODEL_INDEX).is_file():
         raise DistrijaxError(_not_a_pipeline(folder))
@@ -48,7 +48,7 @@ def open_folder(
 
 
 def read_tokenizers(folder: Path, components: Iterable[str]) -> dict[str, Files]:
-    """Read the tokenizers of the text encoders among `components`."""
+    """Return the tokenizers of the text encoders among `components`."""
     return {TOKENIZERS[name]: read_tokenizer(folder / TOKENIZERS[name]) for name in components if name in TOKENIZERS}
 
 
@@ -68,7 +68,7 @@ def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tens
     file, index = weight_names(name, variant)
     whole, split = (folder / file).is_file(), (folder / index).is_file()
     if whole and split:
-        raise DistrijaxError(f"{folder}: holds both {file} and {index}; remove one, they may differ")
+        raise DistrijaxError(f"{folder}: holds both {file} and {index}, which may differ; remove one of them")
     if whole:
         return read_safetensors(folder / file)
     if not split:
@@ -89,9 +89,9 @@ def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tens
                 elsewhere = f"places it in {names[key]}" if key in names else "does not know it"
                 raise DistrijaxError(f"{folder / part}: holds tensor {key!r}, but {index} {elsewhere}")
             tensors[key] = tensor
-    if lost := sorted(set(names) - set(tensors)):
-        part = folder / names[lost[0]]
-        raise DistrijaxError(f"{part}: {len(lost)} tensors are not where {index} places them, such as {lost[0]!r}")
+    if missing := sorted(set(names) - set(tensors)):
+        part = folder / names[missing[0]]
+        raise DistrijaxError(f"{part}: {len(missing)} tensors are not where {index} puts them, such as {missing[0]!r}")
     return tensors
 
 
@@ -102,7 +102,7 @@ def present_in(index: Json) -> list[str]:
 
 
 def check_pipeline(index: Json, where: str, replaced: Iterable[str] = ()) -> None:
-    """Refuse a model_index.json of another pipeline than SDXL, or with parts of other classes that are not replaced."""
+    """Check that a model_index.json is an SDXL pipeline's, with components of supported classes or replaced ones."""
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise DistrijaxError(
@@ -121,30 +121,30 @@ def _no_weights(folder: Path, name: str, variant: str | None) -> str:
     file, _ = weight_names(name, variant)
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = [name for name in files if name.endswith((".safetensors", *_PICKLES))]
-    wanted = f"{folder}: there is no {file}"
+    message = f"{folder}: there is no {file}"
     if not weights:
-        return f"{wanted}, nor any other weights; is the download complete?"
+        return f"{message}, nor any other weights; is the download complete?"
     if all(weight.endswith(_PICKLES) for weight in weights):
         return (
-            f"{wanted}, only {', '.join(weights)}: pickles can run code and are never read; "
-            "find the model as safetensors, or save it again as such"
+            f"{message}, only {', '.join(weights)}: pickles can run code and are never read; "
+            "find the model as safetensors, or save it so"
         )
     stem = STEMS[name]
     middles = {weight.removeprefix(stem).removesuffix(".safetensors") for weight in weights if weight.startswith(stem)}
     variants = sorted({middle.strip(".").split("-0")[0] for middle in middles if middle.startswith(".")})
     cures = [f"variant={other!r}" for other in variants] + ["no variant"] * ("" in middles and variant is not None)
-    return f"{wanted}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(cures)}" if cures else "")
+    return f"{message}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(cures)}" if cures else "")
 
 
 def _not_a_pipeline(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
-    wanted = f"{folder}: is not a checkpoint: it has neither {MANIFEST} nor {MODEL_INDEX}"
+    message = f"{folder}: is not a checkpoint: it has neither {MANIFEST} nor {MODEL_INDEX}"
     if not names:
         return f"{folder}: is empty"
     if singles := [name for name in names if name.endswith(".safetensors")]:
         if "config.json" in names:
-            return f"{wanted}; it looks like a single model ({read_json(folder / 'config.json').get('_class_name')})"
-        return f"{wanted}; give the file itself: {folder / singles[0]}"
+            return f"{message}; it looks like a single model ({read_json(folder / 'config.json').get('_class_name')})"
+        return f"{message}; give the file itself: {folder / singles[0]}"
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return f"{wanted}, and {pickles[0]} is a pickle, which can run code and is never read"
-    return f"{wanted}; it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        return f"{message}, and {pickles[0]} is a pickle, which can run code and is never read"
+    return f"{message}; it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"

@@ -1,4 +1,4 @@
-"""Where a source is: a path on this machine, or a repository on the Hugging Face hub, fetched if need be."""
+"""The location of a source: a path on this machine, or a repository on the Hugging Face hub, which is downloaded."""
 
 import re
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ TOKENIZER_PATTERNS += ["tokenizer/*", "tokenizer_2/*"]
 
 
 def weight_names(name: str, variant: str | None) -> tuple[str, str]:
-    """Return what a component's weights are called: the file, and the index where they are split."""
+    """Return the file names of a component's weights and of their index, if they are split."""
     stem, infix = STEMS[name], f".{variant}" if variant else ""
     return f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json"
 
 
 def pipeline_patterns(variant: str | None, replaced: Iterable[str] = ()) -> list[str]:
-    """Return patterns of the files of a pipeline's repository that are needed, and of no other weights than those."""
+    """Return patterns of the files that are needed from a pipeline's repository, and of no other weights."""
     patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
     patterns += ["tokenizer_2/*.json", "tokenizer_2/*.txt"]
     names = [name for name in STEMS if name not in replaced]
@@ -34,7 +34,7 @@ def pipeline_patterns(variant: str | None, replaced: Iterable[str] = ()) -> list
 
 
 def component_patterns(name: str, variant: str | None) -> list[str]:
-    """Return patterns of the files of a component's folder that are needed."""
+    """Return patterns of the files that are needed from a component's folder."""
     file, index = weight_names(name, variant)
     stem = STEMS[name]
     # A part of a split file is called model-00001-of-00002.fp16.safetensors or model.fp16-00001-of-00002.safetensors.
@@ -43,7 +43,7 @@ def component_patterns(name: str, variant: str | None) -> list[str]:
 
 
 def locate(source: str | Path, patterns: list[str]) -> Path:
-    """Return the path if it exists; otherwise fetch the files that match `patterns` from the repository of that name.
+    """Return the path if it exists; otherwise download files that match `patterns` from the repository of that name.
 
     Raises:
         DistrijaxError: there is neither; the message says what to do.
@@ -55,19 +55,19 @@ def locate(source: str | Path, patterns: list[str]) -> Path:
         raise DistrijaxError(
             f"{source}: there is no such file or folder, and it is not a hub id of the form owner/name either"
         )
-    import huggingface_hub  # slow to import, and not needed for what lies on the disk
+    import huggingface_hub  # slow to import, and not needed for local files
     from huggingface_hub import errors
 
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         raise DistrijaxError(
-            f"{source}: its licence must be accepted first: at https://huggingface.co/{source}, then `hf auth login`"
+            f"{source}: accept its licence at https://huggingface.co/{source} first, then run `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise DistrijaxError(
             f"{source}: there is no such folder here and no such repository on the hub; check the spelling, or "
-            "`hf auth login` if it is private"
+            "run `hf auth login` if it is private"
         ) from error
     except Exception as error:  # the client's own errors, those of its HTTP library, of sockets and of the disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,18 +11,18 @@ from distrijax.config.checks import Json
 KNOWN: dict[str, tuple[str, Json]] = {  # name -> the packaged configuration, and what differs from it in the U-Net
     "sdxl-base": ("base", {}),
     "sdxl-refiner": ("refiner", {}),
-    # No published model: SDXL's widths with fewer transformer blocks, 0.85e9 parameters in place of 2.57e9.
+    # Not published: SDXL's widths with fewer transformer blocks, 0.85e9 parameters instead of 2.57e9.
     "sdxl-mid": ("base", {"transformer_layers_per_block": [1, 1, 2]}),
 }
 
 
 def packaged(name: str) -> dict[str, Any]:
-    """Read one of the files in `checkpoint/configs`."""
+    """Return the contents of a file in `checkpoint/configs`."""
     return json.loads((resources.files("distrijax.checkpoint") / "configs" / f"{name}.json").read_text())
 
 
 def published(kind: str, changes: Json | None = None) -> Checkpoint:
-    """Return SDXL `base` or `refiner` without weights; `changes` are attributes of another U-Net."""
+    """Return SDXL `base` or `refiner` without weights; `changes` override the U-Net's attributes."""
     index, where = packaged(f"{kind}_model_index"), f"SDXL {kind}'s own configuration"
     components = {}
     for name in present_in(index):

@@ -1,7 +1,7 @@
-"""Names of the original single files (Stability's generative-models) in terms of diffusers' names.
+"""Conversion of names in the original single files (Stability's generative-models) to diffusers' names.
 
-The U-Net there numbers its layers through from the first to the last, the autoencoder counts the decoder's blocks from
-its end, and OpenCLIP keeps query, key and value in one matrix. Same correspondence as diffusers' `from_single_file`.
+There, the U-Net numbers its layers consecutively, the autoencoder counts the decoder's blocks from the end, and
+OpenCLIP keeps query, key and value in one matrix. The mapping is that of diffusers' `from_single_file`.
 """
 
 import re
@@ -49,7 +49,7 @@ _OPEN_CLIP_INSIDE = {
 
 
 def unet_names(config: UNetConfig) -> Rename:
-    """Return a function from names below `model.diffusion_model.` to diffusers'; others stay as they are."""
+    """Return a function from names below `model.diffusion_model.` to diffusers'; it leaves others unchanged."""
     heads = {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
     heads["middle_block.2"] = "mid_block.resnets.1"
     last = len(config.layers_per_block) - 1
@@ -87,7 +87,7 @@ def unet_names(config: UNetConfig) -> Rename:
 
 
 def vae_names(config: VAEConfig) -> Rename:
-    """Return a function from names below `first_stage_model.` to diffusers'; others stay as they are."""
+    """Return a function from names below `first_stage_model.` to diffusers'; it leaves others unchanged."""
     last = len(config.block_out_channels) - 1
 
     def rename(name: str) -> str:
@@ -111,7 +111,7 @@ def vae_names(config: VAEConfig) -> Rename:
 
 
 def open_clip(tensors: Pairs) -> Iterator[tuple[str, Tensor]]:
-    """Yield OpenCLIP's tensors under transformers' names: fused matrices are cut, the projection is transposed."""
+    """Yield OpenCLIP's tensors under transformers' names, with fused matrices split and the projection transposed."""
     for name, tensor in tensors:
         match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
         if name in _OPEN_CLIP_OUTSIDE:

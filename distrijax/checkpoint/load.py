@@ -1,4 +1,4 @@
-"""Any checkpoint, in any of its forms, to modules; and from one form to another."""
+"""Loading of checkpoints in any format, and conversion between formats."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -32,18 +32,18 @@ DTypes: TypeAlias = DTypeLike | Mapping[str, DTypeLike]  # one for all, or by co
 
 
 class SourceOptions(TypedDict, total=False):
-    """How a checkpoint is read, and which parts are taken from elsewhere. All are optional.
+    """Options for reading a checkpoint and replacing its parts; all are optional.
 
     A part that is an object is used as it is, and the checkpoint's own is not read. A part that is a path or hub id is
     read from there: a component's folder, a pipeline's folder, a converted checkpoint, or a `.safetensors` file with
     that component alone or a whole model.
 
     Attributes:
-        variant: the ending of the weights' names in a diffusers folder or on the hub, such as "fp16". Parts from
-            elsewhere are read without it where they do not have it.
+        variant: suffix of the weights' file names in a diffusers folder or on the hub, such as "fp16". Parts from
+            elsewhere that lack it are read without it.
         config: for single files that are neither SDXL base nor refiner: a diffusers folder or hub id.
-        tokenizer: a folder or hub id with CLIP's vocabulary, or with the folders `tokenizer` and `tokenizer_2`. For
-            single files, which have none; the default is OpenAI's, from the hub.
+        tokenizer: a folder or hub id with CLIP's vocabulary, or with the folders `tokenizer` and `tokenizer_2`, for
+            single files, which have none; by default OpenAI's, from the hub.
         unet, vae, text_encoder, text_encoder_2: parts in place of the checkpoint's own.
         scheduler: the same: an object, a scheduler_config.json, or a folder that has one.
     """
@@ -59,18 +59,18 @@ class SourceOptions(TypedDict, total=False):
 
 
 def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpoint:
-    """Find a checkpoint and check it, without reading its weights.
+    """Open a checkpoint and check it, without reading its weights.
 
     Args:
         source: a converted checkpoint, a diffusers folder, a hub id, or an original single file (`.safetensors`).
         options: see `SourceOptions`.
 
     Raises:
-        DistrijaxError: not found, damaged, of another kind, or of tensors that are not the model's; all are listed.
+        DistrijaxError: it is absent, damaged, of another kind, or its tensors do not match the model; all are listed.
     """
     if unknown := set(options) - set(SourceOptions.__annotations__):
-        known = ", ".join(SourceOptions.__annotations__)
-        raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; there are {known}")
+        names = ", ".join(SourceOptions.__annotations__)
+        raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; the options are {names}")
     variant, config, tokenizer = options.get("variant"), options.get("config"), options.get("tokenizer")
     parts = {name: options.get(name) for name in COMPONENTS}
     replaced = {name: _part(name, part, variant, config) for name, part in parts.items() if part is not None}
@@ -80,7 +80,7 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
         _check_suffix(path)
         if variant is not None and not replaced:
             raise DistrijaxError(f"{path}: is a single file and has no variant {variant!r}; give none")
-        opened = open_single_file(path, config, tokenizer, replaced)
+        checkpoint = open_single_file(path, config, tokenizer, replaced)
     else:
         if config is not None and not replaced:
             raise DistrijaxError(f"{path}: has its own configuration; config is for single files")
@@ -89,32 +89,32 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
 
             if variant is not None and not replaced:
                 raise DistrijaxError(f"{path}: is a converted checkpoint and has no variant {variant!r}; give a dtype")
-            opened = open_store(path, replaced)
+            checkpoint = open_store(path, replaced)
         else:
-            opened = open_folder(path, variant, replaced, scheduler)
+            checkpoint = open_folder(path, variant, replaced, scheduler)
         if tokenizer is not None:
-            files = sdxl_tokenizers(locate(tokenizer, TOKENIZER_PATTERNS), tuple(opened.tokenizers))
-            opened = dataclasses.replace(opened, tokenizers=files)
-    if strange := set(replaced) - set(opened.components):
+            files = sdxl_tokenizers(locate(tokenizer, TOKENIZER_PATTERNS), tuple(checkpoint.tokenizers))
+            checkpoint = dataclasses.replace(checkpoint, tokenizers=files)
+    if strange := set(replaced) - set(checkpoint.components):
         raise DistrijaxError(f"{path}: is a model without {min(strange)}, as refiners are; give none")
     if scheduler is not None:
-        opened = dataclasses.replace(opened, scheduler=scheduler)
-    return opened.with_classes() if replaced or scheduler else opened
+        checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
+    return checkpoint.with_classes() if replaced or scheduler else checkpoint
 
 
 def find(name: str) -> Checkpoint:
-    """Return one of `KNOWN`, `demo`, or any source that `from_pretrained` takes. No weights are read.
+    """Return one of `KNOWN`, `demo`, or any source that `from_pretrained` takes, without reading weights.
 
     Raises:
         DistrijaxError: there is no such model, or it is not of the SDXL family.
     """
     if name in KNOWN:
-        opened = published(*KNOWN[name])
+        checkpoint = published(*KNOWN[name])
     elif name != "demo" and "/" not in name and not Path(name).exists():
         raise DistrijaxError(f"model is {name!r}; it must be {', '.join(KNOWN)}, demo, or a checkpoint that exists")
     else:
-        opened = open_source(DEMO if name == "demo" else name)
-    return dataclasses.replace(opened, name=name)
+        checkpoint = open_source(DEMO if name == "demo" else name)
+    return dataclasses.replace(checkpoint, name=name)
 
 
 def load(
@@ -125,27 +125,27 @@ def load(
     progress: bool = True,
     **options: Unpack[SourceOptions],
 ) -> Parts:
-    """Read a checkpoint into modules, every tensor straight to its place: the host never holds a second copy.
+    """Read a checkpoint into modules, each tensor straight to its devices: the host never holds a second copy.
 
     Args:
         source: see `open_source`.
-        dtype: of the weights and the arithmetic, for all components or by name, as in {"unet": jnp.bfloat16}; the
-            default, also for names left out, is what the checkpoint has. An autoencoder whose config says
-            `force_upcast` is read as float32 where it would be float16. Parts that are objects stay as they are.
-        sharding: one that fits every parameter (such as a replicated one), or a device; JAX's default otherwise.
-        progress: show a bar.
+        dtype: dtype of weights and arithmetic, for all components or by name, as in {"unet": jnp.bfloat16}; by
+            default, and for absent names, the checkpoint's own. An autoencoder whose config says `force_upcast` is
+            read as float32 instead of float16. Parts that are objects are not changed.
+        sharding: one that fits every parameter (such as a replicated one), or a device; by default JAX's.
+        progress: show a progress bar.
         options: see `SourceOptions`.
     """
-    opened = open_source(source, **options)
-    _check_dtypes(dtype, opened)
+    checkpoint = open_source(source, **options)
+    _check_dtypes(dtype, checkpoint)
     placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
-    modules: dict[str, Any] = {name: component.module for name, component in opened.components.items()}
-    unread = {name: component for name, component in opened.components.items() if component.module is None}
+    modules: dict[str, Any] = {name: component.module for name, component in checkpoint.components.items()}
+    unread = {name: component for name, component in checkpoint.components.items() if component.module is None}
     _check_sharding(placement, unread)
     with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
         for name, component in unread.items():
-            wanted = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            target = _safe(component, component.dtype if wanted is None else jnp.dtype(wanted))
+            choice = dtype.get(name) if isinstance(dtype, Mapping) else dtype
+            target = _safe(component, component.dtype if choice is None else jnp.dtype(choice))
             arrays: dict[str, Any] = {}
             for path, array in component.stream(target, placement):
                 arrays[path] = array
@@ -154,10 +154,10 @@ def load(
     scheduler = options.get("scheduler")
     return Parts(
         **{"text_encoder": None, **modules},
-        tokenizer=opened.tokenizers.get("tokenizer"),
-        tokenizer_2=opened.tokenizers["tokenizer_2"],
-        scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(opened.scheduler),
-        index=opened.index,
+        tokenizer=checkpoint.tokenizers.get("tokenizer"),
+        tokenizer_2=checkpoint.tokenizers["tokenizer_2"],
+        scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(checkpoint.scheduler),
+        index=checkpoint.index,
     )
 
 
@@ -184,20 +184,20 @@ def convert(
     progress: bool = True,
     **options: Unpack[SourceOptions],
 ) -> Path:
-    """Write a checkpoint in the converted form. The target appears when it is complete, and not before.
+    """Write a checkpoint in the converted format; the target appears only when it is complete.
 
     Args:
         source: see `open_source`.
         target: a folder that does not exist, or a checkpoint if `overwrite`.
-        dtype: cast every tensor to it; None keeps each bit as it is.
-        overwrite: replace a checkpoint, and what a killed conversion left beside it.
-        progress: show a bar.
+        dtype: dtype to cast every tensor to; None keeps every bit.
+        overwrite: replace a checkpoint, and the remains of a killed conversion beside it.
+        progress: show a progress bar.
         options: see `SourceOptions`.
     """
     from distrijax.checkpoint.store import write_store
 
-    with _writing("converting", source, target, dtype, overwrite, progress, options) as (opened, folder, advance):
-        write_store(opened, folder, dtype=dtype, progress=advance)
+    with _writing("converting", source, target, dtype, overwrite, progress, options) as (checkpoint, folder, advance):
+        write_store(checkpoint, folder, dtype=dtype, progress=advance)
     return Path(target).expanduser().absolute()
 
 
@@ -211,14 +211,14 @@ def export(
     progress: bool = True,
     **options: Unpack[SourceOptions],
 ) -> Path:
-    """Write a checkpoint as a diffusers folder. The target appears when it is complete, and not before.
+    """Write a checkpoint as a diffusers folder; the target appears only when it is complete.
 
     Args:
         source, target, dtype, overwrite, progress, options: see `convert`.
-        target_variant: the ending of the written weights' names, such as "fp16".
+        target_variant: suffix of the written weights' file names, such as "fp16".
     """
-    with _writing("exporting", source, target, dtype, overwrite, progress, options) as (opened, folder, advance):
-        write_folder(opened, folder, variant=target_variant, dtype=dtype, progress=advance)
+    with _writing("exporting", source, target, dtype, overwrite, progress, options) as (checkpoint, folder, advance):
+        write_folder(checkpoint, folder, variant=target_variant, dtype=dtype, progress=advance)
     return Path(target).expanduser().absolute()
 
 
@@ -234,15 +234,15 @@ def _writing(
 ) -> Iterator[tuple[Checkpoint, Path, Callable[[int], object]]]:
     target = Path(target).expanduser().absolute()
     with appearing(target, overwrite=overwrite) as partial:
-        opened = open_source(source, **options)
-        _check_dtypes(dtype, opened)
+        checkpoint = open_source(source, **options)
+        _check_dtypes(dtype, checkpoint)
         _check_apart(target, [source, *(value for value in options.values() if isinstance(value, str | Path))])
-        with _bar(verb, opened.nbytes, progress) as advance:
-            yield opened, partial, advance
+        with _bar(verb, checkpoint.nbytes, progress) as advance:
+            yield checkpoint, partial, advance
 
 
 def _part(name: str, part: object, variant: str | None, config: str | Path | None) -> Component:
-    """Open a component to take in place of a checkpoint's own; with `variant` if it has that, otherwise without."""
+    """Open a component to use in place of a checkpoint's own, with `variant` if it has that, otherwise without."""
     if not isinstance(part, str | Path):
         return Component.from_module(name, part)
     patterns = [p for v in {variant, None} for file in component_patterns(name, v) for p in (file, f"{name}/{file}")]
@@ -274,7 +274,7 @@ def _check_sharding(placement: Placement, components: Mapping[str, Component]) -
         for path, tensor in component.tensors.items():
             try:
                 placement.shard_shape(tensor.shape)
-            except (ValueError, IndexError) as error:  # not divisible; of fewer axes
+            except (ValueError, IndexError) as error:  # not divisible, or of fewer axes
                 shape = list(tensor.shape)
                 raise DistrijaxError(f"sharding: {placement} does not fit {name}'s {path} {shape}") from error
 
@@ -292,10 +292,10 @@ def _check_dtypes(dtype: DTypes | None, opened: Checkpoint) -> None:
         if name not in COMPONENTS:
             raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(opened.components)}")
         try:
-            known = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
+            valid = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
         except TypeError:
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise DistrijaxError(f"dtype: {value!r} is not supported; choose float32, bfloat16 or float16")
 
 

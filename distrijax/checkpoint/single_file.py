@@ -1,7 +1,7 @@
 """The original single files: `sd_xl_base_1.0.safetensors`, `sd_xl_refiner_1.0.safetensors` and their descendants.
 
-They hold every model under one roof of names, no configuration and no tokenizer: the configuration is known by the
-tensors' shapes or taken from a diffusers folder, the tokenizers' vocabulary comes from elsewhere.
+They hold the tensors of every model but no configuration and no tokenizer: the configuration is recognised by the
+tensors' shapes or read from a diffusers folder, and the tokenizers' vocabulary comes from elsewhere.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from distrijax.config import UNetConfig, VAEConfig
 from distrijax.config.checks import Json
 from distrijax.errors import DistrijaxError
 
-# What a component's tensors begin with; the first that a file has.
+# Prefixes of a component's tensor names, of which a file's first match counts.
 PREFIXES = {
     "unet": ("model.diffusion_model.", "unet."),
     "vae": ("first_stage_model.", "vae."),
     "text_encoder": ("conditioner.embedders.0.transformer.", "text_encoder."),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoder_2."),
 }
-# What tells a component's tensors from others, without the prefix.
+# Patterns that identify a component's tensors, without the prefix.
 _SIGNS = {
     "unet": r"input_blocks\.|down_blocks\.",
     "vae": r"(encoder|decoder)\.(down|up|mid)",
@@ -39,7 +39,7 @@ _FIRST = ("input_blocks.0.0.weight", "conv_in.weight"), ("label_emb.0.0.weight",
 
 VOCABULARY = "openai/clip-vit-large-patch14"
 
-# Found in such files and needed by no model: the training's noise schedule, the copy of the weights that an optimiser
+# Tensors of such files that no model needs: the noise schedule of training, the copy of the weights that an optimiser
 # averages (diffusers leaves it out too), CLIP's contrastive temperature, constants, and what `_model` reads.
 IGNORED = re.compile(
     r"denoiser\.(sigmas|log_sigmas)|model_ema\..*|first_stage_model\.loss\..*"
@@ -48,14 +48,14 @@ IGNORED = re.compile(
     r"|conditioner\.embedders\.0\.transformer\.text_model\.embeddings\.position_ids|v_pred|ztsnr"
 )
 
-# The first tensor name that fits says what else a file may be.
+# The first pattern that matches a tensor's name tells what kind of model a file holds instead.
 _OTHERS = (
-    (r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\b", "a LoRA, which is added to a model and is none itself"),
+    (r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\b", "a LoRA, which is added to a model and is not one itself"),
     (r"(model\.diffusion_model\.)?double_blocks\.", "a Flux model"),
     (r"(model\.diffusion_model\.)?joint_blocks\.", "a Stable Diffusion 3 model"),
     (r"control_model\.|controlnet_|add_embedding\.linear_1|input_hint_block", "a ControlNet, or a part of one"),
     (r"cond_stage_model\.", "a Stable Diffusion 1 or 2 model"),
-    (r"edm_(mean|std)", "a Playground v2.5 model, whose latents are scaled otherwise"),
+    (r"edm_(mean|std)", "a Playground v2.5 model, whose latents are scaled differently"),
     (r"(down_blocks|up_blocks|mid_block)\.", "a single U-Net: give a model, and this file as its unet"),
     (r"(encoder|decoder|first_stage_model)\.", "a single VAE: give a model, and this file as its vae"),
 )
@@ -64,15 +64,14 @@ _OTHERS = (
 def open_single_file(
     path: Path, config: str | Path | None, tokenizer: str | Path | None, replaced: Mapping[str, Component]
 ) -> Checkpoint:
-    """Open a single file in the original layout. Its header is read and checked, no weights.
+    """Open a single file in the original layout, reading and checking its header but no weights.
 
     Args:
         path: the file.
-        config: a diffusers folder or hub id whose configurations are the file's; needed unless it is SDXL base or
-            refiner.
-        tokenizer: a folder or hub id with CLIP's vocabulary, or with `tokenizer` and `tokenizer_2`; the default is that
+        config: a diffusers folder or hub id with the file's configurations; required except for SDXL base and refiner.
+        tokenizer: a folder or hub id with CLIP's vocabulary, or with `tokenizer` and `tokenizer_2`; by default that
             of `config`, or OpenAI's on the hub.
-        replaced: components to take in place of the file's own.
+        replaced: components to use in place of the file's own.
     """
     state = read_safetensors(path)
     model = _model(state, path, config)
@@ -88,12 +87,12 @@ def open_single_file(
         if home is None:
             strangers.append(name)
         else:
-            # The message of a misfit has diffusers' name; the original one goes along with the file's.
+            # Errors name tensors as diffusers does, so the original name is added to the file's.
             tensor = dataclasses.replace(tensor, file=f"{path} ({name})")
             groups[home][name.removeprefix(prefixes[home])] = tensor
     if strangers:
         more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
-        raise DistrijaxError(f"{path}: holds tensors that are no part of SDXL: {', '.join(strangers[:5])}{more}")
+        raise DistrijaxError(f"{path}: holds tensors that are not part of SDXL: {', '.join(strangers[:5])}{more}")
     components = {}
     for name, component in model.components.items():
         if name not in replaced and not groups[name]:
@@ -104,11 +103,11 @@ def open_single_file(
 
 
 def open_component_file(path: Path, name: str, config: str | Path | None) -> Component:
-    """Open one component in a file: alone, under diffusers' or the original names, or as a part of a whole model.
+    """Open one component of a file: alone, under diffusers' or the original names, or as part of a whole model.
 
     Args:
         path: the file.
-        name: of the component.
+        name: name of the component.
         config: a component's or a pipeline's folder with its configuration; if None, the component's config.json beside
             the file, or SDXL's.
     """
@@ -143,20 +142,20 @@ def _describes(json: Json, name: str) -> bool:
 
 
 def _filled(component: Component, state: Mapping[str, Tensor], where: str) -> Component:
-    named: Iterable[tuple[str, Tensor]] = state.items()
+    pairs: Iterable[tuple[str, Tensor]] = state.items()
     if isinstance(component.config, UNetConfig):
         rename = ldm.unet_names(component.config)
-        named = ((rename(key), value) for key, value in named)
+        pairs = ((rename(key), value) for key, value in pairs)
     elif isinstance(component.config, VAEConfig):
         rename = ldm.vae_names(component.config)
-        named = ((rename(key), value) for key, value in named)
+        pairs = ((rename(key), value) for key, value in pairs)
     elif any(key.startswith("transformer.resblocks.") for key in state):
-        named = ldm.open_clip(named)  # CLIP ViT-L has transformers' names there already
-    return component.with_torch_tensors(named, where)
+        pairs = ldm.open_clip(pairs)  # CLIP ViT-L already has transformers' names
+    return component.with_torch_tensors(pairs, where)
 
 
 def _model(state: Mapping[str, Tensor], path: Path, config: str | Path | None) -> Checkpoint:
-    """Return the model that a file holds, without weights: by its shapes, or that of the folder `config`."""
+    """Return the file's model without weights, configured by the tensors' shapes or by the folder `config`."""
     prefix = PREFIXES["unet"][0]
     kind = _kind({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
     sdxl = kind != ""
@@ -181,14 +180,14 @@ def _model(state: Mapping[str, Tensor], path: Path, config: str | Path | None) -
             "as config"
         )
     model = published(kind)
-    # Community models trained on v instead of noise say so by empty tensors of these names.
+    # Community models trained on v instead of noise contain empty tensors of these names.
     training: dict[str, object] = {"prediction_type": "v_prediction"} if "v_pred" in state else {}
     training |= {"rescale_betas_zero_snr": True} if "ztsnr" in state else {}
     return dataclasses.replace(model, scheduler={**model.scheduler, **training})
 
 
 def _kind(unet: Mapping[str, Tensor]) -> str | None:
-    """Return `base` or `refiner` if a U-Net's shapes are theirs, None if it is another SDXL, "" if it is none."""
+    """Return `base` or `refiner` if a U-Net has its shapes, None for another SDXL, "" for any other model."""
     shapes = [next((unet[name].shape for name in names if name in unet), ()) for names in _FIRST]
     if [len(shape) for shape in shapes] != [4, 2]:
         return ""

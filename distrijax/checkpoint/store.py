@@ -1,8 +1,8 @@
-"""The converted format: a folder with distrijax.json, one orbax item a component, and the tokenizers.
+"""The converted format: a folder with distrijax.json, one orbax item per component, and the tokenizers.
 
 distrijax.json      what is in it: format version, every configuration, and the size of every file
 unet/ vae/ …        orbax: a flat dictionary path -> array, in our layout
-tokenizer/ …        as they came
+tokenizer/ …        unchanged
 """
 
 import asyncio
@@ -47,13 +47,13 @@ def write_store(
     dtype: DTypeLike | None = None,
     progress: Callable[[int], object] = int,
 ) -> None:
-    """Write a checkpoint into an empty folder, a batch of tensors in memory at a time.
+    """Write a checkpoint into an empty folder, with one batch of tensors in memory at a time.
 
     Args:
-        checkpoint: to read.
-        folder: to write into.
-        dtype: cast to it; None keeps every tensor as it is.
-        progress: called with the number of source bytes done.
+        checkpoint: the checkpoint to read.
+        folder: the folder to write into.
+        dtype: dtype to cast to; None keeps that of every tensor.
+        progress: called with the number of source bytes written.
     """
     components = {}
     for name, component in checkpoint.components.items():
@@ -64,7 +64,7 @@ def write_store(
             (Tensor, handler),
             (jax.Array, type_handlers.ArrayHandler()),  # orbax warns if it has none for jax.Array
         )
-        # Weights hardly compress (trained fp16: a tenth), and zstd would take most of the time.
+        # Weights hardly compress (trained fp16: by a tenth), and zstd would take most of the time.
         options = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
         with ocp.Checkpointer(options) as checkpointer:
             checkpointer.save((folder / name).absolute(), args=ocp.args.PyTreeSave(leaves))
@@ -87,11 +87,11 @@ def write_store(
 
 
 def open_store(folder: Path, replaced: Mapping[str, Component]) -> Checkpoint:
-    """Open a converted checkpoint: its manifest is read, and the size of every file checked, but no weights are read.
+    """Open a converted checkpoint, reading its manifest and checking the size of every file, but reading no weights.
 
     Args:
         folder: the checkpoint.
-        replaced: components to take in place of the checkpoint's own, which are not looked at.
+        replaced: components to use in place of the checkpoint's own, which are not read.
     """
     where = folder / MANIFEST
     manifest = read_json(where)
@@ -101,8 +101,8 @@ def open_store(folder: Path, replaced: Mapping[str, Component]) -> Checkpoint:
         )
     try:
         sizes = _sizes(folder)
-        wanted = {name: size for name, size in manifest["files"].items() if name.split("/")[0] not in replaced}
-        wrong = sorted(name for name, size in wanted.items() if sizes.get(name) != size)
+        expected = {name: size for name, size in manifest["files"].items() if name.split("/")[0] not in replaced}
+        wrong = sorted(name for name, size in expected.items() if sizes.get(name) != size)
         index, scheduler = dict(manifest["model_index"]), dict(manifest["scheduler"])
         entries = {name: manifest["components"][name] for name in COMPONENTS if name in manifest["components"]}
         tensors = {
@@ -141,7 +141,7 @@ def open_store(folder: Path, replaced: Mapping[str, Component]) -> Checkpoint:
 def _restore(
     folder: Path, tensors: Mapping[str, Tensor], dtype: DTypeLike | None, placement: Placement | None
 ) -> Stream:
-    """Yield the arrays of a component, which orbax reads in batches, each device its own part."""
+    """Yield the arrays of a component, read in batches by orbax, each device reading its own part."""
     sharding = SingleDeviceSharding(placement) if isinstance(placement, jax.Device) else placement
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=4)) as checkpointer:
         for batch in batches(tensors.items()):
@@ -155,7 +155,7 @@ def _restore(
             restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
             try:
                 arrays = checkpointer.restore(folder, args=restore)
-            except (MemoryError, jax.errors.JaxRuntimeError):  # a device that is full, for one
+            except (MemoryError, jax.errors.JaxRuntimeError):  # such as a full device
                 raise
             except Exception as error:  # tensorstore raises ValueError, orbax several kinds of its own
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -184,9 +184,9 @@ def batches(named: Iterable[tuple[str, S]], limit: int = BATCH) -> Iterator[list
 
 
 class _StreamHandler(type_handlers.NumpyHandler):
-    """Writes a component's tensors, reading a batch only when the one before it is on the disk.
+    """A handler that writes a component's tensors, reading a batch only when the previous one is on the disk.
 
-    Orbax's own handlers take the whole tree as arrays: 1.4 times the U-Net's 5 GB in memory, here 0.2 times.
+    Orbax's own handlers take the whole tree as arrays: 1.4 times the U-Net's 5 GB in memory, against 0.2 times here.
     """
 
     def __init__(self, component: Component, dtype: DTypeLike | None, progress: Callable[[int], object]):

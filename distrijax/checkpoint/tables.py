@@ -1,7 +1,7 @@
-"""Which tensor of a torch model is which parameter of ours: one table a model, read in both directions.
+"""The mapping between torch's tensors and our parameters: one table per model, used in both directions.
 
-A rule names a layer in torch's state dict, the same layer in our module, and the kind of layer, which says what becomes
-of its tensors. `*` stands for a number. Names are those that today's diffusers and transformers write.
+A rule names a layer in torch's state dict, the same layer in our module, and the kind of layer, which says how its
+tensors are converted. `*` stands for a number. Names are those of current diffusers and transformers.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from distrijax.checkpoint.tensors import DTYPES, Shape, Tensor
 from distrijax.errors import DistrijaxError
 
-SHOWN = 12  # faults of each sort that are listed; the others are counted
+SHOWN = 12  # faults of each kind that are listed; the rest are counted
 
 # A kind of layer: torch's tensor name -> (our name, the axes of torch's tensor in our order).
 Kind: TypeAlias = Mapping[str, tuple[str, Shape]]
@@ -25,7 +25,7 @@ _Patterns: TypeAlias = list[tuple[re.Pattern[str], str, Shape]]
 
 
 class Entry(NamedTuple):
-    """A tensor's name on the other side, and the axes that bring it there."""
+    """A tensor's name in the other format, and the permutation of its axes."""
 
     name: str
     axes: Shape
@@ -35,9 +35,9 @@ class Table:
     """Rules compiled for both directions.
 
     Args:
-        rules: see the module.
+        rules: see the module's docstring.
         aliases: older names (regular expression, replacement), applied to a file's names before the rules.
-        ignored: regular expression of tensors that files contain and no model needs.
+        ignored: regular expression of tensors that no model needs.
         flatten: regular expression of linear weights that old files keep as 1x1 convolutions, [O, I, 1, 1].
     """
 
@@ -62,7 +62,7 @@ class Table:
         self._flatten = re.compile(flatten) if flatten else None
 
     def to_ours(self, name: str) -> Entry | None:
-        """Return our path for torch's name, today's or an older one, and the axes of torch's tensor in our order."""
+        """Return our path for torch's name, current or older, and the axes of torch's tensor in our order."""
         return _find(self._to_ours, self._today(name))
 
     def to_torch(self, path: str) -> Entry:
@@ -72,11 +72,11 @@ class Table:
         return entry
 
     def ignores(self, name: str) -> bool:
-        """Whether no model needs torch's tensor of this name."""
+        """Return whether no model needs torch's tensor of this name."""
         return bool(self._ignored and self._ignored.fullmatch(name))
 
     def flattened(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the tensor in today's shape."""
+        """Return the tensor in the current shape."""
         if self._flatten and self._flatten.fullmatch(self._today(name)) and set(tensor.shape[2:]) == {1}:
             return tensor.reshape(tensor.shape[:2])
         return tensor
@@ -90,16 +90,16 @@ class Table:
 def convert(
     table: Table, tensors: Iterable[tuple[str, Tensor]], expected: Mapping[str, Shape], what: str
 ) -> dict[str, Tensor]:
-    """Return our parameters, path -> tensor in our layout, from a torch state dict's items; nothing is read.
+    """Return our parameters, path -> tensor in our layout, from a torch state dict's items, reading nothing.
 
     Args:
-        table: of the model.
+        table: the model's table.
         tensors: torch's names and tensors.
         expected: path -> shape of every parameter of the model.
         what: the file, for messages.
 
     Raises:
-        DistrijaxError: tensors are missing, unexpected, there twice, of another shape, or of a dtype that weights
+        DistrijaxError: tensors are missing, unexpected, duplicated, of another shape, or of a dtype that weights
             cannot have; all of them are listed.
     """
     matches: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ def convert(
     faults = {
         "missing": missing,
         "unexpected": unexpected,
-        "there twice": twice,
+        "duplicated": twice,
         "of the wrong shape": shapes,
         "of a dtype that weights cannot have (float64, float32, float16 and bfloat16 can)": dtypes,
     }
@@ -177,7 +177,7 @@ def _under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
 
 
 def unet_table(use_linear_projection: bool = True) -> Table:
-    """Return the table of UNet2DConditionModel, in which a transformer's two ends may be 1x1 convolutions."""
+    """Return the table of UNet2DConditionModel, in which `proj_in` and `proj_out` may be 1x1 convolutions."""
     attention = [*_same("to_q to_k to_v", LINEAR), ("to_out.0", "to_out", LINEAR)]
     transformer = [
         *_same("norm1 norm2 norm3", NORM),
@@ -207,7 +207,7 @@ def unet_table(use_linear_projection: bool = True) -> Table:
 
 
 def vae_table() -> Table:
-    """Return the table of AutoencoderKL, with its attention under today's names or those of before diffusers 0.17."""
+    """Return the table of AutoencoderKL, with its attention under current names or those before diffusers 0.17."""
     resnets = _under("resnets.*", [*_same("norm1 norm2", NORM), *_same("conv1 conv2 conv_shortcut", CONV)])
     attention = [
         ("attentions.*.group_norm", "attentions.*.group_norm", NORM),
@@ -236,8 +236,7 @@ def text_encoder_table(prefix: str = "text_model.") -> Table:
     """Return the table of CLIPTextModel and CLIPTextModelWithProjection.
 
     Args:
-        prefix: what the exported names begin with. Files have it, or (CLIPTextModel of transformers 5) do not; both
-            are read.
+        prefix: prefix of exported names. Files are read with or (CLIPTextModel of transformers 5) without it.
     """
     layer = [
         *_same("layer_norm1 layer_norm2", NORM),

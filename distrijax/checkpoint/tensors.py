@@ -1,6 +1,6 @@
 """Safetensors files, read and written one tensor at a time.
 
-Headers are read and checked by the `safetensors` package. The bytes are read plainly rather than through its memory map
+Headers are read and checked by the `safetensors` package. Data is read without its memory map
 (mapped pages count as the process's memory: a model of 5 GB would show up as 5 GB), and files are written here, because
 the package takes all tensors of a file at once.
 """
@@ -20,7 +20,7 @@ from distrijax.errors import DistrijaxError
 
 Shape = tuple[int, ...]
 
-# What a model's weights may be. Eight-bit floats come with scales that only their own loader knows.
+# Dtypes that weights may have. Eight-bit floats come with scales that only their own loader understands.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -42,8 +42,8 @@ class Tensor:
     """A tensor that has not been read yet.
 
     Attributes:
-        load: reads it; the result has this shape and dtype, and may be a view.
-        file: where it comes from, for messages.
+        load: reads the tensor; the result has this shape and dtype, and may be a view.
+        file: the file that holds it, for messages.
     """
 
     shape: Shape
@@ -76,7 +76,7 @@ class Tensor:
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name. The header is read and checked against the file's size; no tensor is.
+    """Return the tensors of a file by name, reading only the header and checking it against the file's size.
 
     Raises:
         DistrijaxError: the file is not safetensors (the message says what it looks like), truncated or inconsistent.
@@ -107,14 +107,14 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, tuple[Shape, np.dtype]], arrays: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """Write a file while its tensors arrive, in any order.
+    """Write a file from tensors that arrive one by one, in any order.
 
     Args:
         path: the file.
         tensors: name -> (shape, dtype) of all of them.
         arrays: the same names with their values, each once.
     """
-    # Wide elements first, so that every tensor is aligned to its element, as the package orders them.
+    # Widest elements first, as in the package, so that every tensor is aligned to its element.
     order = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
     offsets, position = {}, 0
@@ -138,7 +138,7 @@ def write_safetensors(
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """Return a contiguous array's memory as bytes; `memoryview` does not know bfloat16."""
+    """Return a contiguous array's memory as bytes; `memoryview` does not support bfloat16."""
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Tokenizer folders, as the bytes of their files: transformers interprets them, here they are only carried along."""
+"""Tokenizer folders as the bytes of their files, which transformers interprets."""
 
 import contextlib
 import json
@@ -18,11 +18,11 @@ NAMES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-PADS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}  # SDXL's two tokenizers differ in this alone
+PADS = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}  # the only difference between SDXL's two tokenizers
 
 
 def read_tokenizer(folder: Path) -> Files:
-    """Read the files of a CLIP tokenizer: vocab.json and merges.txt, or tokenizer.json, and what goes with them."""
+    """Return the files of a CLIP tokenizer: vocab.json and merges.txt, or tokenizer.json, and their settings."""
     if not folder.is_dir():
         raise DistrijaxError(f"{folder}: there is no such tokenizer folder")
     try:
@@ -51,7 +51,7 @@ def write_tokenizer(files: Files, folder: Path) -> None:
 
 @contextlib.contextmanager
 def tokenizer_folder(files: Files) -> Iterator[Path]:
-    """Yield a folder with the files that lasts as long as the block, for loaders that want a path."""
+    """Yield a temporary folder with the files, for loaders that need a path."""
     with tempfile.TemporaryDirectory(prefix="distrijax-tokenizer-") as parent:
         folder = Path(parent) / "tokenizer"
         write_tokenizer(files, folder)
@@ -59,7 +59,7 @@ def tokenizer_folder(files: Files) -> Iterator[Path]:
 
 
 def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
-    """Read SDXL's tokenizers from a pipeline's folder, or make them of one CLIP vocabulary, which both share."""
+    """Return SDXL's tokenizers from a pipeline's folder, or from the one CLIP vocabulary that both share."""
     if any((folder / name).is_dir() for name in names):
         return {name: read_tokenizer(folder / name) for name in names}
     files = read_tokenizer(folder)
@@ -67,7 +67,7 @@ def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
 
 
 def _padded(files: Files, pad: str) -> Files:
-    """Return the same vocabulary, padding with another token."""
+    """Return the same vocabulary with another padding token."""
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77} | settings | {"pad_token": pad}
     tokens = json.loads(files.get("special_tokens_map.json", b"{}"))

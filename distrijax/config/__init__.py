@@ -1,7 +1,7 @@
-"""Configurations of the models, built from a checkpoint's own JSON and written back to it.
+"""Model configurations, read from a checkpoint's JSON and written back to it.
 
-Each is a frozen dataclass with the names of diffusers or transformers. Attributes beyond its fields must have the value
-that SDXL has: an unknown attribute or an unsupported value is refused by name, before anything is built.
+Each is a frozen dataclass with the names of diffusers or transformers. Other attributes must have SDXL's values: an
+error names every unknown attribute and unsupported value before anything is built.
 """
 
 from distrijax.config.text_encoder import TextEncoderConfig

@@ -1,4 +1,4 @@
-"""One way to refuse a configuration: collect every problem, then raise one error that names them all."""
+"""Validation of configurations: collect every problem, then raise one error that lists them all."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -17,13 +17,13 @@ def refuse(model: str, problems: list[str]) -> None:
 def attribute_problems(
     json: Json, fixed: Mapping[str, tuple], known: Iterable[str], class_name: str | None = None
 ) -> list[str]:
-    """Return what is wrong with the attributes of a `config.json`.
+    """Return the problems with the attributes of a `config.json`.
 
     Args:
         json: the contents of the file.
-        fixed: attributes with the values that are supported.
-        known: attributes that may have any value. Names that begin with "_" are known too.
-        class_name: what `_class_name` must be, where the file has it.
+        fixed: attributes with their supported values.
+        known: attributes that may have any value, as may names that begin with "_".
+        class_name: the required `_class_name`, if the file has one.
     """
     problems = []
     if class_name is not None:
@@ -39,5 +39,5 @@ def attribute_problems(
 
 
 def per_block(value: object, blocks: int) -> tuple:
-    """Return a value for each block, from one value for all of them or a list."""
+    """Return one value per block, from a list or from a single value for all blocks."""
     return tuple(value) if isinstance(value, list | tuple) else (value,) * blocks

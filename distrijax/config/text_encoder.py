@@ -15,7 +15,7 @@ WITH_PROJECTION = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 
 # Written by transformers into every model's config.json; none of them changes what a text encoder computes.
 # `dropout`, `attention_dropout` and the initializers act in training only; the others belong to generation, to task
-# heads or to the way torch holds the weights.
+# heads or to the way torch stores the weights.
 _IGNORED = frozenset({
     "attention_dropout", "attn_implementation",
     "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward", "decoder_start_token_id",
@@ -30,7 +30,7 @@ _IGNORED = frozenset({
     "transformers.js_config", "typical_p", "use_bfloat16", "use_cache",
 })  # fmt: skip
 
-# Attributes that would change the computation: accepted only where they say "not used".
+# Attributes that could change the computation: accepted only with these values.
 _FIXED: dict[str, tuple] = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
@@ -47,9 +47,8 @@ class TextEncoderConfig:
 
     Attributes:
         with_projection: whether the pooled state is projected (`CLIPTextModelWithProjection`) or not (`CLIPTextModel`).
-        eos_token_id: 2 means the convention of old files: the pooled state sits at the highest id of the sequence. Any
-            other value: at the first position that holds it.
-        bos_token_id, pad_token_id: not read by the model, kept so that an exported config says what the original said.
+        eos_token_id: the pooled state is that of the first token with this id; 2, in old files, means the highest id.
+        bos_token_id, pad_token_id: unused by the model; kept so that an exported config matches the original.
     """
 
     vocab_size: int = 49408
@@ -85,15 +84,14 @@ class TextEncoderConfig:
 
     @classmethod
     def from_json(cls, json: Json, *, with_projection: bool | None = None) -> Self:
-        """Read the contents of a `config.json`, of any transformers version; absent keys take transformers' defaults.
+        """Build the configuration from a `config.json` of any transformers version; absent keys take its defaults.
 
         Args:
-            json: the contents. Of a whole CLIP model's file, the half called `text_config` counts.
-            with_projection: overrides the file's `architectures`, for instance with what a model index says; needed
-                where the file names none.
+            json: the contents of the file; for a whole CLIP model, its `text_config` is used.
+            with_projection: overrides the file's `architectures`; required if the file names none.
 
         Raises:
-            DistrijaxError: an attribute or value is not supported; all of them are named.
+            DistrijaxError: an attribute or value is not supported; the message lists them all.
         """
         if not isinstance(json, Mapping):
             raise DistrijaxError(f"text encoder: the configuration must be a JSON object, not {type(json).__name__}")
@@ -104,12 +102,12 @@ class TextEncoderConfig:
         names = {field.name for field in dataclasses.fields(cls)} - {"with_projection"}
         problems = attribute_problems(json, _FIXED, {*names, *_IGNORED, "architectures"})
         if with_projection is None:
-            named = architectures if isinstance(architectures, list | tuple) else [None]
-            if len(named) != 1 or named[0] not in WITH_PROJECTION:
+            classes = architectures if isinstance(architectures, list | tuple) else [None]
+            if len(classes) != 1 or classes[0] not in WITH_PROJECTION:
                 allowed = " or ".join(WITH_PROJECTION)
-                problems.append(f"architectures={architectures!r} (supported: {allowed}, the latter projects)")
+                problems.append(f"architectures={architectures!r} (supported: {allowed}; the latter has a projection)")
             else:
-                with_projection = WITH_PROJECTION[named[0]]
+                with_projection = WITH_PROJECTION[classes[0]]
         values = {name: json[name] for name in names if name in json}
         if values.get("projection_dim", 0) is None:
             if with_projection:
@@ -126,5 +124,5 @@ class TextEncoderConfig:
 
     @property
     def class_name(self) -> str:
-        """The transformers class of this model."""
+        """The name of this model's class in transformers."""
         return next(name for name, projects in WITH_PROJECTION.items() if projects == self.with_projection)

@@ -32,9 +32,9 @@ _FIXED: dict[str, tuple] = {
     "timestep_post_act": (None,),
     "upcast_attention": (None, False),
 }
-# Attributes of training, or of other values of `addition_embed_type`: they change no inference.
+# Used only in training or with other values of `addition_embed_type`: no effect on inference.
 _IGNORED = {"dropout", "addition_embed_type_num_heads"}
-# Attributes that are read into fields of another name.
+# Attributes stored in fields of another name.
 _READ = {"attention_head_dim", "num_attention_heads", "mid_block_type", "transformer_layers_per_block"}
 _READ |= {"reverse_transformer_layers_per_block"}
 _DERIVED = {"has_mid_block", "attention_heads", "transformer_layers", "mid_transformer_layers", "up_transformer_layers"}
@@ -46,12 +46,12 @@ _MID = "UNetMidBlock2DCrossAttn"
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """A `UNet2DConditionModel` of the SDXL family, with diffusers' names and defaults.
+    """Configuration of a `UNet2DConditionModel` of the SDXL family, with diffusers' names and defaults.
 
     Attributes:
-        attention_heads: heads of each down block.
-        transformer_layers: for each down block, the transformer blocks of each of its layers.
-        up_transformer_layers: the same for each up block, in their order.
+        attention_heads: number of attention heads in each down block.
+        transformer_layers: number of transformer blocks in each layer of each down block.
+        up_transformer_layers: the same for the up blocks, in their own order.
     """
 
     class_name: ClassVar[str] = "UNet2DConditionModel"  # diffusers'
@@ -80,15 +80,15 @@ class UNetConfig:
 
     @property
     def row_multiple(self) -> int:
-        """Latent rows for each row of the deepest level; the rows of each device must be a multiple of it."""
+        """Latent rows per row at the deepest level; each device's number of rows must be a multiple of it."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        """Read the contents of the U-Net's `config.json`.
+        """Build the configuration from the contents of the U-Net's `config.json`.
 
         Raises:
-            DistrijaxError: an attribute or value is not supported; all of them are named.
+            DistrijaxError: an attribute or value is not supported; the message lists them all.
         """
         fields = {f.name for f in dataclasses.fields(cls)} - _DERIVED
         problems = attribute_problems(json, _FIXED, fields | _READ | _IGNORED, cls.class_name)

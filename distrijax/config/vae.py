@@ -19,7 +19,7 @@ _FIXED: dict[str, tuple] = {
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """An `AutoencoderKL`, with diffusers' names and defaults."""
+    """Configuration of an `AutoencoderKL`, with diffusers' names and defaults."""
 
     class_name: ClassVar[str] = "AutoencoderKL"  # diffusers'
 
@@ -35,15 +35,15 @@ class VAEConfig:
 
     @property
     def scale_factor(self) -> int:
-        """Pixels along one side of the picture for each latent."""
+        """Side length of one latent in pixels."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        """Read the contents of the autoencoder's `config.json`.
+        """Build the configuration from the contents of the autoencoder's `config.json`.
 
         Raises:
-            DistrijaxError: an attribute or value is not supported; all of them are named.
+            DistrijaxError: an attribute or value is not supported; the message lists them all.
         """
         fields = {f.name for f in dataclasses.fields(cls)}
         problems = attribute_problems(json, _FIXED, fields | set(_BLOCKS), cls.class_name)

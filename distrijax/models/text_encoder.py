@@ -35,7 +35,7 @@ class TextEncoder(nnx.Module):
     """A CLIP text encoder: token ids in, hidden states and a pooled vector out."""
 
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
-        """Make an encoder with random weights.
+        """Create an encoder with random weights.
 
         Args:
             config: sizes, activation, end-of-text id.
@@ -53,7 +53,7 @@ class TextEncoder(nnx.Module):
         """Encode token ids [B, T], integers below vocab_size, with T at most max_position_embeddings."""
         length, limit = ids.shape[1], self.config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"text encoder: {length} tokens, but it has positions for {limit}")
+            raise ValueError(f"text encoder: {length} tokens exceed its {limit} positions")
         with jax.named_scope("embeddings"):
             x = self.embeddings(ids)  # [B, T, D]
         hidden_states = [x]
@@ -76,7 +76,7 @@ class TextEncoder(nnx.Module):
     def end_of_text(self, ids: Array) -> Array:
         """Return the position [B] of each sequence's end token.
 
-        Old files have the wrong eos_token_id 2; with it, as in transformers, the highest id is taken for the end.
+        Old files have the wrong eos_token_id 2; for them, as in transformers, the highest id marks the end.
         """
         if self.config.eos_token_id == 2:
             return jnp.argmax(ids, axis=1)
@@ -102,7 +102,7 @@ class Embeddings(nnx.Module):
 
 
 class Layers(nnx.Module):
-    """The list of layers, under the name that it has in checkpoints."""
+    """The list of layers, under its name in checkpoints."""
 
     def __init__(self, config: TextEncoderConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         self.layers = nnx.List([Layer(config, dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
 
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
         # A fused kernel gains nothing at 77 tokens and restricts lengths and head sizes. JAX's own code mixes bfloat16
-        # and float32 in the softmax, which strict promotion would refuse.
+        # and float32 in the softmax, which strict promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
             y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
         return self.out_proj(y.reshape(batch, length, width))
@@ -160,7 +160,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         x = self.fc1(x)
-        # OpenAI's models approximate GELU by a sigmoid, OpenCLIP's use the exact one.
+        # OpenAI's models approximate GELU by a sigmoid; OpenCLIP's use the exact one.
         x = x * jax.nn.sigmoid(1.702 * x) if self.act == "quick_gelu" else jax.nn.gelu(x, approximate=False)
         return self.fc2(x)
 

@@ -1,4 +1,4 @@
-"""The U-Net of SDXL (`UNet2DConditionModel` in diffusers, arXiv 2307.01952): structure and weights, nothing else."""
+"""The U-Net of SDXL (`UNet2DConditionModel` in diffusers, arXiv 2307.01952)."""
 
 import dataclasses
 
@@ -19,13 +19,13 @@ from distrijax.nn.transformer import CrossAttention, KeysValues, Transformer2D
 
 ROOT = "unet"
 INPUT_LAYER = f"{ROOT}.conv_in"
-"""The layer that sees the latents themselves: its halos are rows of latents, not of activations."""
+"""The layer that reads the latents, whose halos are rows of latents instead of activations."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What the U-Net takes from the prompt: the same in every step, so `UNet.condition` makes it once a picture."""
+    """The U-Net's input from the prompt, which `UNet.condition` computes once per picture for all steps."""
 
     cross: dict[str, KeysValues]  # by cross-attention layer, [T, B, C] each
     embedding: Array  # [B, D]: pooled text and sizes, added to the time embedding
@@ -33,7 +33,7 @@ class Conditioning:
 
 
 class Block(nnx.Module):
-    """Residual blocks, each followed by a transformer if `depths` has one for it, and a change of size at the end."""
+    """Residual blocks, each followed by a transformer if there are `depths`, and an optional resampling at the end."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class UpBlock(Block):
     def __call__(
         self, x: Array, skips: list[Array], time: Array, cross: dict[str, KeysValues], exchange: Exchange
     ) -> Array:  # [B, H, W, C] -> [B, 2H, 2W, C]
-        """Take skips from the end of `skips`, and the size to grow to from the one before them."""
+        """Consume skips from the end of `skips`, and upsample to the size of the last one that remains."""
         for i in range(len(self.resnets)):
             x = self.layer(i, jnp.concatenate([x, skips.pop()], -1), time, cross, exchange)
         for upsample in self.upsamplers:
@@ -106,7 +106,7 @@ class UpBlock(Block):
 
 
 class UNet(nnx.Module):
-    """Predicts the noise in latents (or v, or the picture, as trained), given the timestep and the prompt.
+    """The U-Net, which predicts noise (or v, or the clean picture, as trained) from latents, timestep and prompt.
 
     Args:
         config: from the checkpoint's `config.json`.
@@ -170,7 +170,7 @@ class UNet(nnx.Module):
         Args:
             latents: [B, h, w, C].
             timestep: scalar or [B].
-            exchange: answers for the rows that this device does not hold; by default it holds them all.
+            exchange: answers for the rows that this device does not hold; by default, it holds all.
 
         Returns:
             [B, h, w, C] in the model's dtype.

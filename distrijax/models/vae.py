@@ -17,19 +17,19 @@ _EPS = 1e-6  # of every group norm in the autoencoder; the U-Net's residual bloc
 
 
 class PixelAttention(SelfAttention):
-    """Self-attention with one head over all pixels, group norm before and a residual around it."""
+    """Self-attention with one head over all pixels, with a group norm before it and a residual connection."""
 
     def __init__(self, channels: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(channels, 1, bias=True, dtype=dtype, rngs=rngs)
         self.group_norm = GroupNorm(channels, groups, eps=_EPS, dtype=dtype)
 
     def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, C]
-        y = self.group_norm(x, exchange).transpose(1, 2, 0, 3)  # [H, W, B, C], as `attend` wants it
+        y = self.group_norm(x, exchange).transpose(1, 2, 0, 3)  # [H, W, B, C], as `attend` expects
         return x + super().__call__(y, exchange).transpose(2, 0, 1, 3)
 
 
 class Block(nnx.Module):
-    """Residual blocks, and a change of size at the end."""
+    """Residual blocks with an optional resampling at the end."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Block(nnx.Module):
 
 
 class MidBlock(Block):
-    """Two residual blocks with attention between."""
+    """Two residual blocks with attention between them."""
 
     def __init__(self, channels: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__([(channels, channels)] * 2, groups, dtype=dtype, rngs=rngs)
@@ -66,7 +66,7 @@ class MidBlock(Block):
 
 
 class Encoder(nnx.Module):
-    """Turns a picture [B, H, W, 3] into the moments of its latents [B, h, w, 2C], before `quant_conv`."""
+    """The network from pictures [B, H, W, 3] to the moments of their latents [B, h, w, 2C], before `quant_conv`."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         init: Init = {"dtype": dtype, "rngs": rngs}
@@ -90,7 +90,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Turns latents [B, h, w, C], after `post_quant_conv`, into a picture [B, H, W, 3]."""
+    """The network from latents [B, h, w, C], after `post_quant_conv`, to pictures [B, H, W, 3]."""
 
     def __init__(self, config: VAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         init: Init = {"dtype": dtype, "rngs": rngs}
@@ -119,7 +119,7 @@ class VAE(nnx.Module):
 
     Args:
         config: from the checkpoint's `config.json`.
-        dtype: of weights and arithmetic. SDXL's own decoder overflows in fp16: use bf16 or fp32.
+        dtype: of weights and arithmetic. SDXL's original decoder overflows in fp16: use bf16 or fp32.
     """
 
     def __init__(self, config: VAEConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
@@ -132,11 +132,11 @@ class VAE(nnx.Module):
         name_layers(self, "vae")
 
     def encode(self, image: Array, exchange: Exchange = WHOLE) -> tuple[Array, Array]:
-        """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]."""
+        """Return the mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]."""
         moments = self.quant_conv(self.encoder(image.astype(self.dtype), exchange))
         mean, logvar = jnp.split(moments, 2, -1)
         return mean, jnp.clip(logvar, -30, 20)
 
     def decode(self, latents: Array, exchange: Exchange = WHOLE) -> Array:
-        """Return the picture [B, H, W, 3] of `latents` [B, h, w, C]: in [-1, 1], but for overshoot."""
+        """Return the picture [B, H, W, 3] of `latents` [B, h, w, C]: in [-1, 1] apart from overshoot."""
         return self.decoder(self.post_quant_conv(latents.astype(self.dtype)), exchange)

@@ -1,4 +1,4 @@
-"""The attention kernel: fused on a GPU where cuDNN can, in blocks of queries elsewhere."""
+"""Attention by cuDNN's fused kernel where it applies, otherwise in blocks of queries."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,16 @@ from jax import Array, lax
 
 from distrijax.nn.platform import traced_for
 
-# Bytes of fp32 scores in one block of queries. A decoder at 3840x3840 has 230,400 tokens: all scores take 212 GB.
+# Bytes of fp32 scores per block of queries. A decoder at 3840x3840 has 230,400 tokens, whose scores take 212 GB.
 _SCORES = 256 * 2**20
 
 
 def attend(q: Array, k: Array, v: Array, heads: int) -> Array:
     """Return the attention of `q` [..., B, C] over `k` and `v` [T, B, C], shaped like `q`.
 
-    Tokens come before pictures, so that keys and values gathered from several devices lie in memory as they arrive and
-    a device can write its own part in place. With pictures first, that part alone would be 0.8 GB of copies a step of
-    SDXL at 1024x1024. Pictures and heads then form one axis.
+    Tokens are the leading axis, so that keys and values gathered from several devices need no rearranging and a device
+    can write its own part in place. With the batch first, that part alone would cost 0.8 GB of copies per step of SDXL
+    at 1024x1024. Batch and heads form one axis.
     """
 
     def split(x: Array) -> Array:
@@ -47,7 +47,7 @@ def _in_blocks(attention: Callable[[Array], Array], queries: Array, block: int) 
 
 
 def _fused(q: Array, heads: int) -> bool:
-    # XLA's attention writes its scores to memory: 0.67 GB a block for a guidance pair at 1024x1024. cuDNN's does not,
-    # but it takes only half precision and heads of at most 128 channels, in multiples of 8.
+    # XLA's attention writes its scores to memory: 0.67 GB per block for a guidance pair at 1024x1024. cuDNN's does not,
+    # but supports only half precision and heads of at most 128 channels, in multiples of 8.
     size = q.shape[-1] // heads
     return traced_for() == "gpu" and q.dtype.itemsize == 2 and size <= 128 and size % 8 == 0

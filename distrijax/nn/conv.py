@@ -1,4 +1,4 @@
-"""Convolutions: channels last, weights OHWI, as cuDNN wants them: HWIO costs a transposed copy of each in memory."""
+"""Convolutions, channels last, with weights in cuDNN's layout OHWI: HWIO would cost a transposed copy of each."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Conv(Layer):
 
 
 class PointwiseConv(Layer):
-    """A 1x1 convolution, which needs no rows but its own and so no exchange."""
+    """A 1x1 convolution, which needs no neighbouring rows and so no exchange."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (out_channels, 1, 1, in_channels), dtype))
@@ -59,8 +59,8 @@ def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple
     out, *size, _ = kernel.shape
     rows = (x.shape[1] - size[0]) // stride + 1
     width = (x.shape[2] + sum(columns) - size[1]) // stride + 1
-    # XLA's CPU compiler turns OHWI weights into HWIO in every call, and slowly: a third of a step of SDXL at 32x32
-    # latents. Where there are fewer pixels than channels, copying the pixels nine times costs less.
+    # XLA's CPU compiler transposes OHWI weights to HWIO in every call, a third of a step of SDXL at 32x32 latents.
+    # With fewer pixels than channels, copying the pixels nine times is cheaper.
     if traced_for() == "cpu" and (size == [1, 1] or x.shape[0] * rows * width < out):
         x = jnp.pad(x, ((0, 0), (0, 0), columns, (0, 0)))
         y = _as_product(x, kernel, stride, rows, width)
@@ -72,7 +72,7 @@ def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple
 
 
 def _as_product(x: Array, kernel: Array, stride: int, rows: int, width: int) -> Array:
-    """Convolve `x` [B, H, W, I] by one matrix product: [B, rows, width, O]."""
+    """Return the convolution of `x` [B, H, W, I] as one matrix product: [B, rows, width, O]."""
 
     def window(offset: int, count: int) -> slice:
         return slice(offset, offset + (count - 1) * stride + 1, stride)
@@ -83,7 +83,7 @@ def _as_product(x: Array, kernel: Array, stride: int, rows: int, width: int) -> 
 
 
 class Downsample(nnx.Module):
-    """Halves rows and columns by a strided 3x3 convolution. Symmetric padding rounds an odd size up."""
+    """A strided 3x3 convolution that halves rows and columns; symmetric padding rounds odd sizes up."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles rows and columns by nearest neighbour, crops to `size`, and convolves."""
+    """Nearest-neighbour upsampling by 2, cropped to `size` and followed by a convolution."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
@@ -109,5 +109,5 @@ class Upsample(nnx.Module):
         b, h, w, c = x.shape
         rows, columns = size or (2 * h, 2 * w)
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-        # As in torch's interpolate, nearest neighbour to an odd size 2h - 1 is the doubled picture less its last row.
+        # As in torch's interpolate, an odd size 2h - 1 is the doubled picture without its last row.
         return self.conv(x[:, :rows, :columns], exchange)

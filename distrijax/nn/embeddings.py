@@ -11,9 +11,9 @@ from distrijax.nn.module import Init, linear
 
 
 def sinusoidal_embedding(x: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Array:
-    """Return sine and cosine of `x` [N] at `dim / 2` frequencies from 1 down to about 1/10000: fp32 [N, dim].
+    """Return sines and cosines of `x` [N] at `dim / 2` frequencies from 1 down to about 1/10000: fp32 [N, dim].
 
-    Transformer positions (arXiv 1706.03762, section 3.5), with the cosines first if `flip_sin_to_cos`.
+    The position encoding of transformers (arXiv 1706.03762, section 3.5), cosines first if `flip_sin_to_cos`.
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
@@ -25,13 +25,13 @@ def sinusoidal_embedding(x: Array, dim: int, *, flip_sin_to_cos: bool = True, fr
 def guidance_embedding(scale: Array, dim: int) -> Array:
     """Return the embedding of a guidance scale [B], for U-Nets that take it as an input (LCM): fp32 [B, dim].
 
-    As `diffusers.StableDiffusionXLPipeline.get_guidance_scale_embedding`: `1000 (scale - 1)`, sines first.
+    The same as `diffusers.StableDiffusionXLPipeline.get_guidance_scale_embedding`: `1000 (scale - 1)`, sines first.
     """
     return sinusoidal_embedding((scale - 1) * 1000.0, dim, flip_sin_to_cos=False, freq_shift=1)
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two linear layers with SiLU between. `cond_proj` projects the guidance scale that LCM adds to the input."""
+    """Two linear layers with a SiLU between them; `cond_proj` projects the guidance scale, which LCM adds to `x`."""
 
     def __init__(self, in_dim: int, dim: int, *, cond_dim: int | None = None, dtype: DTypeLike, rngs: nnx.Rngs):
         init: Init = {"dtype": dtype, "rngs": rngs}

@@ -1,8 +1,8 @@
-"""What a layer may ask about rows that its device does not hold.
+"""The interface through which layers learn about rows that their device does not hold.
 
-Every layer works on the rows of its own device. Three kinds of layer need more: a convolution needs the rows next to
-its own, a group norm the statistics of the whole picture, and self-attention the keys and values of the whole picture.
-They ask the exchange object that is passed to their call, and know nothing of devices or denoising steps.
+Every layer works on the rows of its own device. Three kinds need more: a convolution needs the neighbouring rows, a
+group norm the statistics of the whole picture, and self-attention the whole picture's keys and values. They ask the
+exchange object that is passed to their call, and know nothing of devices or denoising steps.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from jax import Array
 from distrijax.nn.attention import attend
 
 Projection = Callable[[Array], tuple[Array, Array, Array]]
-"""Makes queries, keys and values, each [h, W, B, C], from the input of a self-attention [h, W, B, C]."""
+"""A function from the input of a self-attention [h, W, B, C] to queries, keys and values of the same shape."""
 
 
 class Exchange(Protocol):
-    """The questions that a layer may ask. `layer` names the asking layer, which asks once per call of the model."""
+    """The questions that layers may ask. Each layer, identified by `layer`, asks once per call of the model."""
 
     def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
-        """Extend `x` by the rows around it.
+        """Return `x` extended by the rows around it.
 
         Args:
             x: this device's rows, [B, h, W, C].
-            above, below: rows to add before and after. Outside the picture they are zero.
+            above, below: number of rows to add on each side; rows outside the picture are zero.
 
         Returns:
             [B, above + h + below, W, C].
@@ -33,14 +33,15 @@ class Exchange(Protocol):
         ...
 
     def moments(self, layer: str, x: Array, groups: int) -> tuple[Array, Array]:
-        """Return mean and biased variance of the whole picture's `x` [B, h, W, C] by channel group: fp32 [B, G]."""
+        """Return the whole picture's mean and biased variance of `x` [B, h, W, C] per channel group: fp32 [B, G]."""
         ...
 
     def attention(self, layer: str, x: Array, project: Projection, heads: int) -> Array:
-        """Let the tokens of this device's rows attend to those of the whole picture.
+        """Return the attention of this device's tokens over those of the whole picture.
 
-        The projection is passed as a function so that a policy decides when keys and values are computed: computed
-        before last step's have been sent, they would need a buffer and a copy of their own (see `StaleAttention`).
+        The projection is passed as a function so that the policy decides when it runs: if it ran before the previous
+        step's keys and values were sent, the new ones would need a buffer and a copy of their own (see
+        `StaleAttention`).
 
         Args:
             x: the input of the self-attention, [h, W, B, C].
@@ -52,7 +53,7 @@ class Exchange(Protocol):
 
 
 class Whole:
-    """The exchange of a device that holds every row: nothing is missing."""
+    """The exchange of a device that holds the whole picture."""
 
     def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
         return jnp.pad(x, ((0, 0), (above, below), (0, 0), (0, 0)))
@@ -69,15 +70,14 @@ WHOLE = Whole()
 
 
 def group_moments(x: Array, groups: int, rows: Array | None = None) -> tuple[Array, Array]:
-    """Return mean and biased variance of `x` [B, H, W, C] over rows, columns and the channels of a group: fp32 [B, G].
+    """Return the mean and biased variance of `x` [B, H, W, C] per channel group: fp32 [B, G].
 
-    In fp32 the second moment is centred: E[x²] - E[x]² loses every digit at a mean of 300 and a deviation of 0.1.
-    Half precision does not hold those digits in the first place, so both moments are computed in one pass. Centring
-    takes two passes and, on small slabs, an fp32 copy of `x`: 18 µs instead of 9 for a norm of [2, 16, 128, 320] on an
-    H100 (estimated).
+    For fp32 inputs the second moment is centred: E[x²] - E[x]² loses every digit at a mean of 300 and a deviation of
+    0.1. Half-precision inputs do not hold those digits, so both moments take one pass. Centring takes two passes and,
+    on small slabs, an fp32 copy of `x`: 18 µs instead of 9 for a norm of [2, 16, 128, 320] on an H100 (estimated).
 
     Args:
-        rows: number of leading rows that count, if not all of them. With none, both moments are 0.
+        rows: number of leading rows to include; by default all. If it is 0, both moments are 0.
     """
     half = x.dtype.itemsize == 2
     x = x.astype(jnp.float32)

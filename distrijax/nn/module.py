@@ -1,4 +1,4 @@
-"""Models as modules: the names of their layers, their structure without weights, and their weights as a flat tuple."""
+"""Layer names of models, their structure without weights, and their weights as a flat tuple."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,11 +15,11 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 class Init(TypedDict):
-    """How parameters are made: a model passes it on to every layer.
+    """Arguments for creating parameters, which a model passes on to every layer.
 
     Attributes:
-        dtype: of weights and arithmetic.
-        rngs: draws the initial weights.
+        dtype: dtype of weights and arithmetic.
+        rngs: source of the initial weights.
     """
 
     dtype: DTypeLike
@@ -38,14 +38,14 @@ class Layer(nnx.Module):
 
 
 def name_layers(model: nnx.Module, root: str) -> None:
-    """Name every layer of `model` by its place under `root`, which tells two networks of one step apart."""
+    """Name every layer of `model` by its path under `root`, which distinguishes two networks of one step."""
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Layer):
             module.path = ".".join([root, *map(str, path)])
 
 
 class _OneKey:
-    """Stands in for `nnx.Rngs` where nothing is drawn: its counters make tracing full SDXL take 40 s instead of 1."""
+    """A stand-in for `nnx.Rngs` where nothing is drawn: with its counters, tracing SDXL takes 40 s instead of 1."""
 
     def __init__(self) -> None:
         self.key = jax.random.key(0)
@@ -55,7 +55,7 @@ class _OneKey:
 
 
 def abstract(model: Callable[..., M], config: C, dtype: DTypeLike) -> M:
-    """Return `model(config, dtype)` with `jax.ShapeDtypeStruct`s for weights: no memory, no arithmetic."""
+    """Return `model(config, dtype)` with `jax.ShapeDtypeStruct`s for weights, without memory or arithmetic."""
     return nnx.eval_shape(lambda: model(config, dtype, rngs=_OneKey()))
 
 
@@ -68,7 +68,7 @@ class Weights(Generic[M]):
     """A module as an argument of a compiled program: its arrays in a flat tuple.
 
     Finding the 1,680 arrays of SDXL's U-Net in its 1,413 objects takes the host 10 to 60 ms, longer than a step on
-    eight GPUs. So they are collected once a call of a pipeline, and not in every dispatch.
+    eight GPUs, so they are collected once per call of a pipeline instead of in every dispatch.
     """
 
     arrays: tuple[Array, ...]
@@ -78,7 +78,7 @@ class Weights(Generic[M]):
     def of(cls, module: M) -> Self:
         """Collect the arrays of `module`, or their shapes if it is abstract."""
         arrays, structure = jax.tree.flatten(module)
-        # Equal structures become one object: comparing two of SDXL's would take 2.5 ms in every dispatch.
+        # Equal structures share one object: comparing two of SDXL's would take 2.5 ms in every dispatch.
         return cls(tuple(arrays), _STRUCTURES.setdefault(structure, structure))
 
     def module(self) -> M:

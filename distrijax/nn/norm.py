@@ -1,4 +1,4 @@
-"""Normalisation, with statistics in fp32 whatever the dtype of the weights."""
+"""Normalisation layers, with statistics in fp32 for any dtype of the weights."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from distrijax.nn.module import Layer
 
 
 class GroupNorm(Layer):
-    """Group norm over the whole picture, in fp32 with biased variance, as `torch.nn.GroupNorm`."""
+    """Group norm over the whole picture, in fp32 with biased variance, like `torch.nn.GroupNorm`."""
 
     def __init__(self, channels: int, groups: int, *, eps: float, dtype: DTypeLike):
         if channels % groups:
@@ -24,7 +24,7 @@ class GroupNorm(Layer):
             mean, var = exchange.moments(self.path, x, self.groups)  # [B, G]
             mean, inv = (self._by_channel(m, x) for m in (mean, lax.rsqrt(var + self.eps)))
             scale, bias = (p[...].astype(jnp.float32)[None, None, None, :] for p in (self.scale, self.bias))
-            # Multiply twice: XLA computes `inv * scale` in a kernel of its own, 46 a step of SDXL, 2 µs each on a GPU.
+            # Multiply twice: XLA computes `inv * scale` in a separate kernel, 46 per step of SDXL, 2 µs each on a GPU.
             return ((x.astype(jnp.float32) - mean) * inv * scale + bias).astype(x.dtype)
 
     def _by_channel(self, m: Array, x: Array) -> Array:  # [B, G] -> [B, 1, 1, C]
@@ -32,7 +32,7 @@ class GroupNorm(Layer):
 
 
 class LayerNorm(Layer):
-    """Layer norm over the last axis, in fp32, as `torch.nn.LayerNorm`. Holds `scale` and `bias` [C]."""
+    """Layer norm over the last axis, in fp32, like `torch.nn.LayerNorm`."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5, dtype: DTypeLike):
         self.scale, self.bias = nnx.Param(jnp.ones(channels, dtype)), nnx.Param(jnp.zeros(channels, dtype))

@@ -11,7 +11,7 @@ from distrijax.nn.norm import GroupNorm
 
 
 class ResnetBlock(nnx.Module):
-    """Group norm, SiLU and a 3x3 convolution, twice, with the time embedding added between and a shortcut around.
+    """Group norm, SiLU and a 3x3 convolution, twice, with the time embedding added in between and a shortcut.
 
     Args:
         time_dim: channels of the time embedding; None for the autoencoder, which has none.

@@ -18,7 +18,7 @@ KeysValues = tuple[Array, Array]  # [T, B, C] each
 
 
 class SelfAttention(Layer):
-    """Lets every token of this device's rows attend to every token of the picture."""
+    """Self-attention of this device's tokens over every token of the picture."""
 
     def __init__(self, channels: int, heads: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
         if channels % heads:
@@ -39,7 +39,7 @@ class SelfAttention(Layer):
 
 
 class CrossAttention(Layer):
-    """Lets every token attend to the text, whose keys and values are computed once a picture."""
+    """Cross-attention over the text, whose keys and values are computed once per picture."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         init: Init = {"dtype": dtype, "rngs": rngs}
@@ -58,7 +58,7 @@ class CrossAttention(Layer):
 
 
 class FeedForward(Layer):
-    """A gated linear unit with exact GELU (arXiv 2002.05202): the tanh form is 2e-4 off at its worst point."""
+    """A gated linear unit with exact GELU (arXiv 2002.05202): the tanh approximation is off by up to 2e-4."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         init: Init = {"dtype": dtype, "rngs": rngs}
@@ -71,7 +71,7 @@ class FeedForward(Layer):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each behind a layer norm and inside a residual."""
+    """Self-attention, cross-attention and feed-forward, each with a layer norm before it and a residual connection."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1, self.norm2, self.norm3 = (LayerNorm(channels, dtype=dtype) for _ in range(3))
@@ -86,7 +86,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer2D(nnx.Module):
-    """Transformer blocks over the pixels of a feature map, inside one residual."""
+    """Transformer blocks over the pixels of a feature map, with one residual connection around them."""
 
     def __init__(
         self,
@@ -112,8 +112,8 @@ class Transformer2D(nnx.Module):
         )
 
     def __call__(self, x: Array, cross: Mapping[str, KeysValues], exchange: Exchange) -> Array:  # [B, H, W, C]
-        # [H, W, B, C], as `attend` wants it. Transpose here so that XLA fuses it into the norm; after the product
-        # it would be a separate copy.
+        # [H, W, B, C], as `attend` expects. Transpose here so that XLA fuses it into the norm; after the matmul it
+        # would be a separate copy.
         y = self.proj_in(self.norm(x, exchange).transpose(1, 2, 0, 3))
         for block in self.transformer_blocks:
             y = block(y, cross, exchange)

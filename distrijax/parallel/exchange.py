@@ -1,4 +1,4 @@
-"""The exchange of a device that holds one slab of a picture's rows, for one step, inside `shard_map` or `vmap`."""
+"""The exchange of one step on a device that holds one slab of rows, for use inside `shard_map` or `vmap`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,20 @@ from distrijax.parallel.transport import Edges, Transport
 
 
 class OneDevice(Whole):
-    """The exchange of a device that holds every row, in a denoising loop: there is nothing to carry."""
+    """The exchange of a single device in a denoising loop, with nothing to carry."""
 
     def carry(self) -> Carried:
         return Carried()
 
 
 class SlabExchange:
-    """Answers the questions of one step by a policy, and keeps what the next step needs.
+    """The exchange of one step, which answers layers by a policy and keeps what the next step needs.
 
     Args:
-        policy: answers the questions of this step.
-        successor: answers those of the next step, and so decides what this one leaves behind.
-        riders: number of layers, from the first, whose stale halos travel with the first fresh ones.
-        carried: what the last step left; a policy that carries nothing ignores it.
+        policy: policy of this step.
+        successor: policy of the next step, which decides what this one keeps.
+        riders: number of leading layers whose stale halos are sent with the first fresh ones.
+        carried: what the previous step kept; ignored by a policy that carries nothing.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class SlabExchange:
         return jnp.concatenate([rows[0], x, rows[1]], 1)
 
     def _fresh_rows(self, layer: str, edges: Edges) -> Edges:
-        """Wait for the neighbours' rows of this step; the first layer that does takes the riders along."""
+        """Return the neighbours' rows of this step; the first layer that waits for them also delivers the riders."""
         sent_before = self.delivered.halos.keys() & self.carried.riders.keys()
         riders = self.carried.riders if self.policy.halo.carries and not sent_before else {}
         with jax.named_scope("fresh_halos"):
             if not riders:
                 return self.transport.swap(edges)
-            arrived = swap_all(riders | {layer: edges}, self.transport)
-        rows = arrived.pop(layer)
-        self.delivered.halos.update(arrived)
+            halos = swap_all(riders | {layer: edges}, self.transport)
+        rows = halos.pop(layer)
+        self.delivered.halos.update(halos)
         return rows
 
     def moments(self, layer: str, x: Array, groups: int) -> tuple[Array, Array]:
@@ -93,7 +93,7 @@ class SlabExchange:
         return y
 
     def carry(self) -> Carried:
-        """Return what the next step's exchange needs of this one."""
+        """Return what the next step's exchange needs from this one."""
         policy, riders = self.successor, {}
         with jax.named_scope("halos"):
             halos = policy.halo.keep(self.own.halos, self.delivered.halos, self.transport)

@@ -9,10 +9,10 @@ from jax import Array
 
 @dataclasses.dataclass(frozen=True)
 class SlabLayout:
-    """Equal slabs of rows, from the top. The last slabs are filled up with padding, which never reaches the picture.
+    """Equal slabs of rows, from top to bottom; padding fills the last ones and never reaches the picture.
 
     Attributes:
-        height: rows of the whole picture (of its latents, as a rule).
+        height: rows of the whole picture (usually of its latents).
         devices: number of slabs, one per device.
         multiple: every slab holds a multiple of this many rows. A model that halves its rows d times needs 2**d.
     """
@@ -33,7 +33,7 @@ class SlabLayout:
 
     @property
     def padding(self) -> int:
-        """Rows that are not of the picture."""
+        """Number of padding rows."""
         return self.padded_height - self.height
 
     def height_at(self, slab: int) -> int:
@@ -46,5 +46,5 @@ class SlabLayout:
         return np.clip(self.height_at(slab) - starts, 0, slab).astype(np.int32)
 
     def pad(self, x: Array, axis: int) -> Array:
-        """Return `x` with zero rows below, up to the rows of all devices."""
+        """Return `x` with zeros appended along `axis`, up to `padded_height`."""
         return jnp.pad(x, [(0, self.padding if i == axis else 0) for i in range(x.ndim)]) if self.padding else x

@@ -1,4 +1,4 @@
-"""What devices send each other: the pieces that each makes in a step, and the messages that deliver them."""
+"""The pieces that devices compute in a step for each other, and the messages that deliver them."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ KeysValues = tuple[Array, Array]  # [t, B, C] each; of all devices [N * t, B, C]
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """What one device made in one step, by layer, in the order in which the layers asked."""
+    """The pieces that one device computed in one step, by layer, in the order in which the layers asked."""
 
     halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
     moments: dict[str, MeanVariance] = dataclasses.field(default_factory=dict)
@@ -25,7 +25,7 @@ class Pieces:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Mean and variance of every group norm in one array: written one by one, 512 bytes each, they take 1 % of a step.
+    """Mean and variance of every group norm in one array: separate writes of 512 bytes each would take 1 % of a step.
 
     Attributes:
         values: fp32 [L, 2, B, G], or of all devices [L, 2, N, B, G].
@@ -48,12 +48,12 @@ class Moments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carried:
-    """What the denoising scan carries from one step's exchange to the next. A policy fills in what it needs.
+    """The state that the denoising scan carries between the exchanges of two steps, as far as a policy needs it.
 
     Attributes:
-        halos: of most layers, by name.
-        riders: halos of the first layers, which travel with the fresh rows of latents.
-        moments: of all group norms.
+        halos: halos of most layers, by name.
+        riders: halos of the first layers, which are sent with the fresh rows of latents.
+        moments: moments of all group norms.
         tokens: keys and values, by layer.
     """
 
@@ -65,7 +65,7 @@ class Carried:
 
 @dataclasses.dataclass(frozen=True)
 class Delivered:
-    """What a device holds of the others' pieces once they have arrived, by layer."""
+    """The other devices' pieces once they have arrived, by layer."""
 
     halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
     moments: Moments | None = None
@@ -73,10 +73,10 @@ class Delivered:
 
 
 def swap_all(halos: dict[str, Edges], transport: Transport) -> dict[str, Edges]:
-    """Deliver the edges of many layers at once, in one message to each neighbour.
+    """Return the halos of many layers from their edges, with one message to each neighbour.
 
-    A launch costs 10 to 20 µs and a whole step of SDXL on eight GPUs a few milliseconds: the 39 halos of a step must
-    not be a message each.
+    A launch costs 10 to 20 µs and a whole step of SDXL on eight GPUs a few milliseconds, so the 39 halos of a step
+    must not each be a message.
     """
     if not halos:
         return {}
@@ -88,10 +88,10 @@ def swap_all(halos: dict[str, Edges], transport: Transport) -> dict[str, Edges]:
 
 
 def gather_moments(moments: Moments, transport: Transport) -> Moments:
-    """Deliver all moments in one message.
+    """Return the moments of all devices, delivered in one message.
 
-    It is a sum in which each device fills its own place. XLA would put an all-gather of these 24 kB into one message
-    with the first keys and values, and the first group norm would wait for 28 MB.
+    It is an all-reduce in which each device fills its own slot. XLA would combine an all-gather of these 24 kB with
+    that of the first keys and values, and the first group norm would wait for 28 MB.
     """
     place = (jnp.arange(transport.count()) == transport.index())[:, None, None]  # [N, 1, 1]
     values = transport.sum(jnp.where(place, moments.values[:, :, None], 0))
@@ -99,5 +99,5 @@ def gather_moments(moments: Moments, transport: Transport) -> Moments:
 
 
 def gather_tokens(tokens: dict[str, KeysValues], transport: Transport) -> dict[str, KeysValues]:
-    """Deliver keys and values, a message each: packing them would copy 0.9 GB a step of SDXL at 1024x1024."""
+    """Return all devices' keys and values, one message each: packing copies 0.9 GB per step of SDXL at 1024x1024."""
     return {layer: (transport.gather(k), transport.gather(v)) for layer, (k, v) in tokens.items()}

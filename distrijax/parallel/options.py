@@ -1,4 +1,4 @@
-"""The user's choice: how many devices share a picture, and what they exchange when."""
+"""The user's choice of how many devices share a picture, and what they exchange when."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,26 +21,25 @@ from distrijax.parallel.transport import AXIS
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """A picture spread over a mesh of `data * cfg * patch` devices.
+    """The way pictures are spread over a mesh of `data * cfg * patch` devices.
 
-    Devices of one `patch` axis exchange most and should be nearest to each other; those of the `data` axis exchange
-    nothing.
+    Devices along the `patch` axis exchange most and should be closest together; those along `data` exchange nothing.
 
     Args:
         data: groups of devices that make different pictures of a batch.
         cfg: 2 gives each of the two guidance branches its own devices.
         patch: devices that share a picture, each holding a slab of its rows.
         mode: what is exchanged after the warm-up. `corrected_async_gn` (default), `stale_gn`, `sync_gn`, `separate_gn`
-            and `no_sync` use neighbours' activations of the step before (arXiv 2402.19481) and differ in their group
-            norms. The default may leave marks where slabs are few rows high: try `stale_gn` there. `full_sync` waits
-            for activations of the same step and equals one device. `naive_patch` (no exchange at all) and `tensor`
-            (weights spread instead of rows) are the baselines of that paper.
-        warmup_steps: synchronous steps after the first, before displaced steps follow.
-        emulate: run virtual devices on one real device: slower, but the picture that real ones would make.
+            and `no_sync` use neighbours' activations of the previous step (arXiv 2402.19481) and differ in their group
+            norms. The default may leave marks where slabs have few rows: try `stale_gn` there. `full_sync` waits for
+            activations of the same step and matches one device. `naive_patch` (no exchange at all) and `tensor`
+            (weights sharded instead of rows) are the baselines of that paper.
+        warmup_steps: number of synchronous steps after the first, before the displaced steps.
+        emulate: run virtual devices on one real device: slower, but with the same picture as on real ones.
         devices: the devices to use; by default the first of `jax.devices()`.
 
     Raises:
-        DistrijaxError: values that cannot be used.
+        DistrijaxError: an argument is invalid.
     """
 
     data: int = 1
@@ -85,12 +84,12 @@ class Parallel:
 
     @classmethod
     def auto(cls, *, guided: bool = True, pictures: int = 1, devices: Sequence[jax.Device] | None = None) -> Self:
-        """Use all devices: divide first the pictures of a batch among them, then guidance branches, then rows.
+        """Use all devices: first for the pictures of a batch, then for guidance branches, then for rows.
 
         Args:
             guided: whether there is classifier-free guidance, that is, a guidance scale above 1.
             pictures: pictures in a batch.
-            devices: the devices to use; by default all that are present.
+            devices: the devices to use; by default all.
         """
         whole_number("pictures", pictures, least=1)
         count = len(jax.devices() if devices is None else devices)
@@ -112,14 +111,14 @@ class Parallel:
         """The real devices, with axes data, cfg and patch; a single device where they are emulated."""
         shape = (1, 1, 1) if self.emulate else (self.data, self.cfg, self.patch)
         # With several processes, each emulates for itself.
-        chosen = (self.devices or jax.local_devices())[:1] if self.emulate else self._chosen
-        return Mesh(np.array(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+        devices = (self.devices or jax.local_devices())[:1] if self.emulate else self._chosen
+        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
     def layout(self, height: int, multiple: int) -> SlabLayout:
-        """Divide `height` rows of latents among the devices, in multiples of `multiple`.
+        """Return the layout of `height` rows of latents on the devices, in multiples of `multiple`.
 
         Raises:
-            DistrijaxError: there are too few rows for every device to get some.
+            DistrijaxError: there are too few rows for every device.
         """
         if self.mode == TENSOR or self.patch == 1:
             return SlabLayout(height, 1)
@@ -132,12 +131,12 @@ class Parallel:
         return SlabLayout(height, self.patch, multiple)
 
     def check(self, *, pictures: int, guided: bool, because: str = "there is no guidance") -> None:
-        """Check that a batch of this many pictures can be made with these axes.
+        """Check that the axes suit a batch.
 
         Args:
             pictures: pictures in the batch.
             guided: whether there are two guidance branches.
-            because: why there is only one, for the message.
+            because: why there is only one, for the error message.
 
         Raises:
             DistrijaxError: there is no second guidance branch for cfg=2, or data does not divide the pictures.
@@ -154,7 +153,7 @@ class Parallel:
 
     @property
     def policy(self) -> Policy:
-        """How layers are answered after the warm-up."""
+        """The policy of the steps after the warm-up."""
         return FULL_SYNC if self.patch == 1 else MODES.get(self.mode, FULL_SYNC)
 
     def phases(self, steps: int) -> list[tuple[int, Phase]]:
@@ -163,17 +162,17 @@ class Parallel:
 
     @cached_property
     def program_key(self) -> "Parallel":
-        """What compiled programs depend on: they are the same whatever the number of warm-up steps."""
+        """The choices that compiled programs depend on, which exclude the number of warm-up steps."""
         return dataclasses.replace(self, warmup_steps=0)
 
     @cached_property
     def without_branches(self) -> "Parallel":
-        """The same devices for the autoencoder, which has no guidance: all that make a picture share its rows."""
+        """The same devices for the autoencoder, which has no guidance branches: the cfg axis joins the patch axis."""
         return dataclasses.replace(self, cfg=1, patch=self.cfg * self.patch, mode="full_sync", warmup_steps=0)
 
     @cached_property
     def without_batch(self) -> "Parallel":
-        """The same devices for a single picture: the groups of a batch share its rows, too."""
+        """The same devices for a single picture: the data axis joins the patch axis."""
         return dataclasses.replace(self, data=1, patch=self.data * self.patch)
 
     @property
@@ -183,7 +182,7 @@ class Parallel:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of an array that is whole on every device."""
+        """The sharding of an array that is replicated on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
 

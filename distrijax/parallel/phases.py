@@ -1,4 +1,4 @@
-"""The phases of a denoising run: consecutive steps that one compiled program takes."""
+"""The phases of a denoising run: consecutive steps that share a compiled program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from distrijax.parallel.policies import FULL_SYNC, Policy
 from distrijax.parallel.transport import MESH, Transport
 
 RIDERS = 6
-"""Layers whose stale halos travel with the fresh rows of latents, for which a step has to wait anyway. Nothing before
-these layers is long enough to hide the message with all other halos: 7 MB each way in SDXL at 1024x1024, 35 µs."""
+"""Number of leading layers whose stale halos are sent with the fresh latent rows, for which a step waits anyway. Too
+little runs before them to hide the message with all other halos: 7 MB each way in SDXL at 1024x1024, 35 µs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """How the steps of one program exchange what they need.
+    """The way the steps of one program exchange data.
 
     Attributes:
-        name: for people: "synchronous" or "displaced".
+        name: "synchronous" or "displaced".
         policy: answers the layers' questions.
-        successor: the policy of the phase that follows, or its own; it decides what a step leaves for the next one.
-        riders: layers whose stale halos travel with the first fresh rows.
+        successor: policy of the next phase, or its own if it is the last; decides what a step keeps for the next one.
+        riders: number of leading layers whose stale halos are sent with the first fresh rows.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Phase:
     def exchange(
         self, layout: SlabLayout, transport: Transport = MESH
     ) -> Callable[[Carried | None], OneDevice | SlabExchange]:
-        """Return what makes the exchange object of one step from what the step before left."""
+        """Return a function that makes a step's exchange object from what the previous step kept."""
         if layout.devices == 1:
             return lambda carried: OneDevice()
         return lambda carried: SlabExchange(self.policy, self.successor, self.riders, layout, transport, carried)
@@ -45,7 +45,7 @@ SYNCHRONOUS = Phase("synchronous", FULL_SYNC, FULL_SYNC)
 def phases(policy: Policy, steps: int, warmup_steps: int) -> list[tuple[int, Phase]]:
     """Return the phases of `steps` denoising steps and the number of steps in each.
 
-    A policy that uses what was made a step ago needs a synchronous phase first: one step and `warmup_steps` more.
+    A policy that uses values of the previous step needs a synchronous phase first: one step and `warmup_steps` more.
     """
     if not policy.carries:
         return [(steps, Phase("synchronous", policy, policy))]

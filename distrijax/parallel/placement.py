@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def place(tree: T, specs: object, parallel: Parallel) -> T:
-    """Put host arrays on the devices, each device its part; give shapes the sharding that arrays would get.
+    """Put host arrays on the devices, each its own part; give shapes the sharding that arrays would get.
 
     Args:
         tree: host arrays, the same in all processes, or `jax.ShapeDtypeStruct`s.
@@ -34,5 +34,5 @@ def place(tree: T, specs: object, parallel: Parallel) -> T:
 
 
 def replicate(tree: T, parallel: Parallel) -> T:
-    """Put whole arrays on every device; those that are there already stay as they are."""
+    """Replicate arrays on every device; those that are already replicated stay as they are."""
     return jax.device_put(tree, parallel.replicated)

@@ -14,18 +14,18 @@ from distrijax.parallel.answers.halos import FreshHalos, FrozenHalos, HaloAnswer
 from distrijax.parallel.answers.moments import CorrectedMoments, FreshMoments, MomentsAnswer, OwnMoments, StaleMoments
 
 PROMPTED, GUIDED = "guidance.prompted", "guidance.guided"
-"""Names under which the rescaling of guidance asks for the moments of predictions, which are not a layer's."""
+"""Names under which the rescaling of guidance asks for the moments of predictions, as if it were a layer."""
 
 FRESH = frozenset({INPUT_LAYER, PROMPTED, GUIDED})
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """One answer to each question.
+    """One answer to each of a layer's questions.
 
     Attributes:
-        fresh: layers that wait for this step's values whatever the answers are: a few kB, for which nothing but the
-            latents or the prediction itself has to be computed.
+        fresh: layers that wait for this step's values regardless of the answers: a few kB, which depend only on the
+            latents or the prediction itself.
     """
 
     halo: HaloAnswer
@@ -35,7 +35,7 @@ class Policy:
 
     @property
     def carries(self) -> bool:
-        """Return whether a step needs what the step before made, and so a synchronous warm-up before the first."""
+        """Whether a step needs values of the previous one, and so a synchronous warm-up before the first."""
         return self.halo.carries or self.attention.carries or self.moments.carries
 
 
@@ -54,4 +54,4 @@ MODES = {
 """The modes by name, the default first. All but `halo_sync` are those of the original (arXiv 2402.19481)."""
 
 TENSOR = "tensor"
-"""A mode that spreads weights instead of rows, so that no layer has to ask: see `tensor.py`."""
+"""The mode that shards weights instead of rows, so that no layer has to ask: see `tensor.py`."""

@@ -1,4 +1,4 @@
-"""What a device can say of its own rows."""
+"""One device's rows: its edges, moments and padding."""
 
 import dataclasses
 
@@ -14,27 +14,27 @@ from distrijax.parallel.transport import Edges, Transport
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """One device's rows. Rows of padding count for nothing, and the neighbours see them as zero."""
+    """One device's rows; padding is left out of all statistics, and the neighbours see it as zeros."""
 
     layout: SlabLayout
     transport: Transport
 
     def own_rows(self, height: int) -> Array | None:
-        """Return how many of `height` rows are of the picture; None where no device has any padding."""
+        """Return how many of `height` rows belong to the picture, or None if no device has padding."""
         counts = self.layout.counts(height)
         return None if (counts == height).all() else jnp.asarray(counts)[self.transport.index()]
 
     def own_moments(self, x: Array, groups: int) -> MeanVariance:
-        """Return mean and variance of this device's rows of the picture."""
+        """Return the mean and variance of this device's rows, without padding."""
         return group_moments(x, groups, self.own_rows(x.shape[1]))
 
     def without_padding(self, x: Array) -> Array:
-        """Return `x` [B, h, W, C] with zeros below the picture, which is what a convolution expects there."""
+        """Return `x` [B, h, W, C] with zeros below the picture, as convolutions expect."""
         own = self.own_rows(x.shape[1])
         return x if own is None else jnp.where((jnp.arange(x.shape[1]) < own)[None, :, None, None], x, 0)
 
     def edges(self, x: Array, above: int, below: int) -> Edges:
-        """Return the rows of `x` that the neighbours want: `below` first ones, and `above` last ones."""
+        """Return the rows of `x` that the neighbours need: the first `below` and the last `above`."""
         return x[:, :below], x[:, x.shape[1] - above :]
 
     def merge_moments(self, moments: MeanVariance, height: int) -> MeanVariance:
@@ -46,10 +46,10 @@ class Slab:
         return mean, (weight * (variances + jnp.square(means - mean[None]))).sum(0)
 
     def existing_tokens(self, tokens: Array, own: Array) -> Array:
-        """Return the tokens that are of the picture, of all devices' [N * t, B, C]: the padding is at the end.
+        """Return the picture's tokens from all devices' [N * t, B, C], whose padding is at the end.
 
         Args:
-            own: this device's feature map of them, [h, W, B, C].
+            own: this device's feature map, [h, W, B, C].
         """
         height, width = own.shape[:2]
         return tokens[: self.layout.height_at(height) * width]

@@ -1,4 +1,4 @@
-"""Arithmetic of partition specs."""
+"""Operations on partition specs."""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,14 +11,14 @@ AXES = ("data", "cfg", "patch")
 
 
 def axes_of(spec: PartitionSpec) -> list[tuple[str, ...]]:
-    """Return the mesh axes that cut each dimension."""
+    """Return the mesh axes that shard each dimension."""
     return [() if entry is None else (entry,) if isinstance(entry, str) else tuple(entry) for entry in spec]
 
 
 def keep_axes(spec: PartitionSpec, axes: Collection[str]) -> PartitionSpec:
     """Return `spec` without the mesh axes that are not among `axes`."""
-    kept = [tuple(name for name in names if name in axes) for names in axes_of(spec)]
-    return PartitionSpec(*(names or None for names in kept))
+    entries = [tuple(name for name in names if name in axes) for names in axes_of(spec)]
+    return PartitionSpec(*(names or None for names in entries))
 
 
 def is_spec(x: object) -> bool:
@@ -27,5 +27,5 @@ def is_spec(x: object) -> bool:
 
 
 def spec_of_leaves(specs: Any, tree: Any) -> Any:
-    """Return one spec for every leaf of `tree`, from `specs`, a prefix of it."""
+    """Return one spec per leaf of `tree`, from `specs`, a prefix of it."""
     return jax.tree.map(lambda spec, part: jax.tree.map(lambda _: spec, part), specs, tree, is_leaf=is_spec)

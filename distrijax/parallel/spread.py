@@ -19,10 +19,10 @@ PER_DEVICE = P(AXES)
 
 
 def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_specs: Any) -> Function:
-    """Turn a function of each device's parts into a function of whole arrays.
+    """Return a function of whole arrays that runs `function` on each device's parts.
 
     Args:
-        in_specs: how each argument is cut along the axes data, cfg and patch: partition specs, a prefix of its tree.
+        in_specs: partition specs of each argument along the axes data, cfg and patch, a prefix of its tree.
         out_specs: the same for the result. Specs mean the same for real and for virtual devices.
     """
     if not parallel.emulate:
@@ -32,8 +32,8 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
             function, mesh=parallel.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=parallel.manual_axes
         )
     sizes = dict(zip(AXES, (parallel.data, parallel.cfg, parallel.patch), strict=True))
-    # An axis of one device gets no `vmap`, which would add a dimension: XLA's CPU compiler (jax 0.10.2) silently sums
-    # arrays of eight dimensions wrongly.
+    # An axis of one device gets no `vmap`, which would add a dimension: XLA's CPU compiler (jax 0.10.2) silently
+    # miscomputes sums of eight-dimensional arrays.
     real, virtual = ([axis for axis in AXES if (sizes[axis] == 1) == alone] for alone in (True, False))
     one = Mesh(parallel.mesh.devices.reshape([1] * len(real)), real, axis_types=(AxisType.Auto,) * len(real))
 
@@ -52,20 +52,20 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
             )
         out = mapped(*jax.tree.map(lambda spec, x: _cut(x, spec, sizes), specs, args, is_leaf=is_spec))
         after = jax.tree.map(lambda spec: keep_axes(spec, virtual), spec_of_leaves(out_specs, out), is_leaf=is_spec)
-        joined = jax.tree.map(lambda spec, x: _joined(x, spec, sizes, virtual), after, out, is_leaf=is_spec)
-        # Place results as inputs are placed; otherwise the next call would have other types and compile again.
-        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, parallel.replicated), joined)
+        whole = jax.tree.map(lambda spec, x: _joined(x, spec, sizes, virtual), after, out, is_leaf=is_spec)
+        # Give results the sharding of inputs; otherwise the next call would have other types and compile again.
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, parallel.replicated), whole)
 
     return emulated
 
 
 def _names(spec: P) -> list[str]:
-    """Return the mesh axes that cut anything, in the order of the mesh."""
+    """Return the mesh axes of `spec`, in mesh order."""
     return sorted((name for names in axes_of(spec) for name in names), key=AXES.index)
 
 
 def _shape(shape: Sequence[int], spec: P, sizes: dict[str, int]) -> tuple[list[int], list[int]]:
-    """Return `shape` with a dimension for each mesh axis of `spec`, and the places of those in mesh order."""
+    """Return `shape` with a dimension per mesh axis of `spec`, and the positions of these in mesh order."""
     expanded: list[int] = []
     places: dict[str, int] = {}
     for length, names in zip(shape, axes_of(spec) + [()] * (len(shape) - len(spec)), strict=True):
@@ -77,14 +77,14 @@ def _shape(shape: Sequence[int], spec: P, sizes: dict[str, int]) -> tuple[list[i
 
 
 def _cut(x: Array, spec: P, sizes: dict[str, int]) -> Array:
-    """Cut `x` into parts: a leading axis for each mesh axis of `spec`."""
+    """Return the parts of `x`, with a leading axis per mesh axis of `spec`."""
     expanded, places = _shape(x.shape, spec, sizes)
     rest = [i for i in range(len(expanded)) if i not in places]
     return x.reshape(expanded).transpose(*places, *rest)
 
 
 def _joined(x: Array, spec: P, sizes: dict[str, int], virtual: list[str]) -> Array:
-    """Join parts, with a leading axis for every virtual one. Along axes that `spec` lacks, all parts are the same."""
+    """Return the whole of parts with a leading axis per virtual one; parts are equal along axes that `spec` lacks."""
     x = x[tuple(slice(None) if axis in _names(spec) else 0 for axis in virtual)]
     own = x.shape[len(_names(spec)) :]
     padded = axes_of(spec) + [()] * (len(own) - len(spec))

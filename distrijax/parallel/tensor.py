@@ -1,6 +1,6 @@
-"""Tensor parallelism, a baseline: the U-Net's weights are spread over the patch axis, and every device has all rows.
+"""Tensor parallelism, a baseline: the U-Net's weights are sharded over the patch axis, and every device has all rows.
 
-The compiler (GSPMD) partitions the arithmetic like the weights and adds the all-reduces. As in Megatron-LM (arXiv
+The compiler (GSPMD) partitions the arithmetic accordingly and adds the all-reduces. As in Megatron-LM (arXiv
 1909.08053), layers are partitioned in pairs with one all-reduce each: attention by heads, the feed-forward and the
 residual blocks by their inner channels.
 """
@@ -32,7 +32,7 @@ _CUTS = {
 
 
 def spread_weights(unet: UNet, parallel: Parallel) -> UNet:
-    """Put the U-Net's weights on the devices: partitioned where their number divides the size, otherwise whole."""
+    """Put the U-Net's weights on the devices, sharded where `patch` divides the size, otherwise replicated."""
 
     def place(path: tuple[jax.tree_util.KeyEntry, ...], weight: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

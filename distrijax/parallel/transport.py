@@ -1,4 +1,4 @@
-"""The transfers themselves: all that a device asks of the devices that share its picture."""
+"""The collectives of the devices that share a picture."""
 
 import dataclasses
 from typing import Protocol
@@ -9,21 +9,19 @@ from jax import Array, lax
 AXIS = "patch"  # the mesh axis along which a picture's rows are divided
 
 Edges = tuple[Array, Array]
-"""The first rows of a slab, wanted by the device above, and its last, wanted by the one below: [B, n, W, C] each.
-
-Once delivered: the rows above a slab, and those below it.
-"""
+"""The first rows of a slab, for the device above, and its last rows, for the device below: [B, n, W, C] each. Once
+delivered: the rows above a slab and those below it."""
 
 
 class Transport(Protocol):
-    """How a device reaches the others."""
+    """The collectives that an exchange uses."""
 
     def count(self) -> int:
         """Return the number of devices."""
         ...
 
     def index(self) -> Array | int:
-        """Return the place of this device, counted from the top."""
+        """Return the position of this device, counted from the top."""
         ...
 
     def swap(self, edges: Edges) -> Edges:
@@ -31,7 +29,7 @@ class Transport(Protocol):
         ...
 
     def gather(self, x: Array) -> Array:
-        """Return every device's `x`, one after the other: [n, ...] -> [N * n, ...]."""
+        """Return every device's `x`, concatenated: [n, ...] -> [N * n, ...]."""
         ...
 
     def sum(self, x: Array) -> Array:
@@ -40,7 +38,7 @@ class Transport(Protocol):
 
 
 class MeshTransport:
-    """The devices of the mesh axis, real or virtual: for use inside `shard_map` or `vmap` over it."""
+    """Collectives over the mesh axis, real or virtual, for use inside `shard_map` or `vmap` over it."""
 
     def count(self) -> int:
         return lax.axis_size(AXIS)
@@ -65,10 +63,10 @@ class MeshTransport:
 
 @dataclasses.dataclass(frozen=True)
 class LocalCopies:
-    """A fake transport for benchmarks: one device of `devices` without the others, which receives copies of its own.
+    """A fake transport for benchmarks: one device of `devices` that receives copies of its own data.
 
-    Each receive is a local copy of the same shape as the real one, so the device computes and copies as much as one of
-    many. The output is not a valid picture.
+    Each receive is a local copy of the same shape as the real one, so the device computes and copies as much as in a
+    real mesh. The output is not a valid picture.
     """
 
     devices: int

@@ -1,4 +1,4 @@
-"""What every pipeline of the SDXL family has: its parts, loading and saving them, and the stages that all share."""
+"""The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
 from collections.abc import Callable
@@ -35,15 +35,15 @@ class SDXLPipeline:
     `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
 
     Attributes:
-        interrupt: a step callback may set it to true to leave out the remaining steps.
+        interrupt: a step callback may set it to true to skip the remaining steps.
 
     Args:
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler: the parts. A refiner has neither
             `text_encoder` nor `tokenizer`.
         force_zeros_for_empty_prompt: without a negative prompt, guide away from zero embeddings instead of from "".
-        requires_aesthetics_score: the U-Net takes an aesthetic score in place of the target size, as the refiner's.
-        parallel: the devices that make the pictures, and how; by default one.
-        programs: those of another pipeline, to share its compiled programs.
+        requires_aesthetics_score: the U-Net takes an aesthetic score in place of the target size, like the refiner's.
+        parallel: the devices and how they share pictures; by default one device.
+        programs: another pipeline's programs, to share what is compiled.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class SDXLPipeline:
             source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
             dtype: of weights and arithmetic. The default is the checkpoint's own; on a CPU it is float32, since XLA
                 has no float16 attention there.
-            parallel: the devices that make the pictures, and how; by default one.
-            progress: show a bar.
+            parallel: the devices and how they share pictures; by default one device.
+            progress: show a progress bar.
             options: `variant`, `config` and `tokenizer`; and `unet`, `vae`, `text_encoder`, `text_encoder_2` and
-                `scheduler`, objects or paths that take the place of the checkpoint's own parts.
+                `scheduler`, objects or paths that replace the checkpoint's own parts.
 
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
@@ -142,21 +142,21 @@ class SDXLPipeline:
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:
-        """Make a pipeline of this class from another's parts, without loading them again.
+        """Return a pipeline of this class with another's parts, without loading them again.
 
         Args:
-            replaced: arguments of the class that take the place of the other pipeline's, such as `scheduler`.
+            replaced: arguments of the class that replace the other pipeline's, such as `scheduler`.
         """
         shared = pipe.components | {"parallel": pipe.parallel, "programs": pipe.programs}
         shared |= {name: getattr(pipe, name) for name in ("force_zeros_for_empty_prompt", "requires_aesthetics_score")}
         return cls(**shared | replaced)
 
     def save_pretrained(self, folder: str | Path, *, variant: str | None = None, overwrite: bool = False) -> Path:
-        """Write the pipeline as a diffusers folder, which appears when it is complete and not before.
+        """Write the pipeline as a diffusers folder, which appears only when it is complete.
 
         Args:
             folder: must not exist, or must be a checkpoint if `overwrite` is true.
-            variant: the ending of the weights' file names, such as "fp16".
+            variant: suffix of the weights' file names, such as "fp16".
             overwrite: replace a checkpoint.
         """
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
@@ -182,21 +182,21 @@ class SDXLPipeline:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Dtype of the U-Net's weights and arithmetic. Latents are fp32 between the steps, whatever it is."""
+        """Dtype of the U-Net's weights and arithmetic. Latents are always fp32 between the steps."""
         return jnp.dtype(self.unet.dtype)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of all calls so far, by stage: compiling, encoding, denoising and decoding."""
+        """Seconds spent in all calls so far, by stage: compiling, encoding, denoising and decoding."""
         return self.programs.seconds
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of a latent's side."""
+        """Side length of one latent in pixels."""
         return self.vae.config.scale_factor
 
     def set_progress_bar_config(self, **config: Any) -> None:
-        """Set arguments of the `tqdm` progress bar; `disable=True` also silences announcements of compiling.
+        """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling.
 
         With several processes, only the first shows anything.
         """
@@ -221,11 +221,11 @@ class SDXLPipeline:
         return self.unet.config.time_cond_proj_dim is not None
 
     def layout(self, rows: int) -> SlabLayout:
-        """Divide rows of latents among the devices; raises DistrijaxError if there are too few."""
+        """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""
         return self.parallel.layout(rows, self.unet.config.row_multiple)
 
     def place_parts(self) -> None:
-        """Move parts that the caller has replaced to where the others are."""
+        """Move parts that the caller has replaced to the devices of the others."""
         for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
             place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else replicate
             setattr(self, name, place(getattr(self, name), self.parallel))

@@ -1,4 +1,4 @@
-"""What a caller wants to see, and may change, after each denoising step."""
+"""The caller's function that runs after each denoising step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,11 @@ CALLBACK_INPUTS = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids"
 
 @dataclasses.dataclass(frozen=True)
 class Callback:
-    """What a caller wants after each step.
+    """A function that runs after each step.
 
     Attributes:
         function: called as `function(pipe, step, timestep, tensors)`; it may return tensors to replace.
-        inputs: names of the tensors that it gets.
+        inputs: names of the tensors that it receives.
     """
 
     function: StepFunction
@@ -32,6 +32,6 @@ class Callback:
 
     @classmethod
     def of(cls, function: StepFunction | None, inputs: Sequence[str]) -> "Callback | None":
-        """Return the callback of a call's arguments; None if there is no function."""
+        """Return the callback for a call's arguments, or None if there is no function."""
         checked = cls(function or (lambda *args: None), tuple(inputs))
         return None if function is None else checked

@@ -1,4 +1,4 @@
-"""Prompt and picture in, picture out: diffusers' `StableDiffusionXLImg2ImgPipeline`, argument for argument."""
+"""Image to image: diffusers' `StableDiffusionXLImg2ImgPipeline`, argument for argument."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from distrijax.text.time_ids import image_to_image_time_ids
 
 
 class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
-    """Makes pictures from text and pictures. `from_pipe` shares the parts of a pipeline that is loaded already."""
+    """The image-to-image pipeline; `from_pipe` shares the parts of a pipeline that is already loaded."""
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         seed: Seed = None,
         noise: str = "torch",
     ) -> StableDiffusionXLPipelineOutput:
-        """Make `num_images_per_prompt` pictures of each prompt, beginning with noisy versions of `image`.
+        """Make `num_images_per_prompt` pictures of each prompt, starting from noisy versions of `image`.
 
         The size is the image's, rounded down to a multiple of the VAE's scale factor (8). Arguments that are not listed
         here mean the same as in `StableDiffusionXLPipeline`.
@@ -72,14 +72,14 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         Args:
             image: a PIL image, an array [H, W, C] or [B, H, W, C] in [0, 1], a torch tensor or JAX array [B, C, H, W]
                 in [0, 1], latents [B, latent channels, h, w] in the U-Net's scale, or a list. Fewer images than
-                pictures are repeated as a whole: with two images, pictures take the first, the second, the first, ...
-            strength: part of the steps to take, from 0 to 1; the more, the less is left of the image.
-            denoising_start: take the steps after this part of the noise schedule, between 0 and 1, and add no noise:
-                `image` holds the latents of a pipeline that stopped there. `strength` is then not used.
-            latents: [B, C, h, w] to begin with as they are, in place of `image` with noise.
+                pictures are repeated in order: with two images, pictures take the first, the second, the first, ...
+            strength: fraction of the steps to take, from 0 to 1; a higher one keeps less of the image.
+            denoising_start: fraction of the noise schedule, between 0 and 1, after which to start, adding no noise:
+                `image` holds the latents of a pipeline that stopped there. `strength` is then ignored.
+            latents: initial latents [B, C, h, w], used unchanged in place of a noisy `image`.
 
         Raises:
-            DistrijaxError: arguments that cannot be used, before anything is compiled.
+            DistrijaxError: an argument is invalid; raised before anything is compiled.
         """
         prompts = PromptInputs(
             prompt,
@@ -99,7 +99,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             pictures, is_latent = np.empty((0, 0, 0, 0), np.float32), True
             rows, columns = (int(length) for length in np.shape(latents)[2:])
         elif image is None:
-            raise DistrijaxError("there is no image: give image, or latents to begin with")
+            raise DistrijaxError("there is no image: give image, or latents to start from")
         else:
             pictures, is_latent = preprocess_images(image, self.vae_scale_factor, self.vae.config.latent_channels)
             _check_count(len(pictures), prompts.batch)
@@ -154,17 +154,17 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         return make_pictures(self, call, ids, start)
 
     def _encode_images(self, pictures: np.ndarray, generators: Generators, batch: int) -> np.ndarray:
-        """Draw latents of pictures [N, H, W, 3] from the VAE's distribution, in the U-Net's scale, [N, h, w, C].
+        """Return latents [N, h, w, C] in the U-Net's scale, drawn from the VAE's distribution of pictures [N, H, W, 3].
 
-        With a generator for each picture of the batch, each draws for itself, so all are repeated first.
+        With one generator per picture of the batch, each draws its own noise, so pictures are repeated first.
         """
         with self.programs.timed("encoding"):
             parallel = self.parallel.without_branches.without_batch
-            encoded = [
+            moments = [
                 [np.asarray(x) for x in self.programs.encode_image(self.vae, picture[None], parallel=parallel)]
                 for picture in pictures
             ]
-        mean, logvar = (np.concatenate(parts).astype(np.float32) for parts in zip(*encoded, strict=True))
+        mean, logvar = (np.concatenate(parts).astype(np.float32) for parts in zip(*moments, strict=True))
         if len(generators) > 1:
             mean, logvar = (np.concatenate([x] * (batch // len(x))) for x in (mean, logvar))
         n, h, w, c = mean.shape

@@ -1,4 +1,4 @@
-"""Pictures that a caller gives: PIL images, arrays or tensors, alone or in a list, to arrays in [-1, 1]."""
+"""Conversion of PIL images, arrays or tensors, alone or in a list, to arrays in [-1, 1]."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _CHANNELS_LAST = (1, 3, 4)
 
 
 def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -> tuple[np.ndarray, bool]:
-    """Read pictures as diffusers' `VaeImageProcessor` does, and convert them to RGB.
+    """Return pictures as diffusers' `VaeImageProcessor` reads them, converted to RGB.
 
     Sizes are rounded down to a multiple, by Lanczos for PIL images and by nearest neighbour for arrays. diffusers does
     not convert to RGB: it takes RGBA images for latents and fails on greyscale ones.
@@ -29,7 +29,7 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
         Pictures [N, H, W, 3] in [-1, 1] and False, or latents [N, h, w, C] and True.
 
     Raises:
-        DistrijaxError: not pictures, or pictures of different sizes.
+        DistrijaxError: the images are not pictures, or have different sizes.
     """
     several = list(images) if isinstance(images, list | tuple) else [images]
     if not several:
@@ -92,7 +92,7 @@ def _rgb(images: np.ndarray) -> np.ndarray:  # [B, H, W, C] -> [B, H, W, 3]
 
 
 def _nearest(images: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Resize one axis as torch's `interpolate` does by default."""
+    """Return images with one axis resized as torch's `interpolate` does by default."""
     scale = np.float32(images.shape[axis] / length)
     index = np.minimum(np.floor(np.arange(length, dtype=np.float32) * scale), images.shape[axis] - 1)
     return np.take(images, index.astype(np.int64), axis)

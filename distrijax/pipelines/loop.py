@@ -1,4 +1,4 @@
-"""The denoising stage: dispatching compiled steps, the progress bar, and the callback after each step."""
+"""The denoising stage: dispatch of compiled steps, the progress bar, and the callback after each step."""
 
 import dataclasses
 import warnings
@@ -36,10 +36,11 @@ def run_loop(
     layout: SlabLayout,
     callback: Callback | None,
 ) -> Array:
-    """Take all steps, and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
+    """Take all steps and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
 
-    A compiled scan takes several steps without the host, and the next is queued before the last has ended, so the
-    devices never wait; the host waits for the end of a segment only to move the bar. A callback gets every step.
+    A compiled scan takes several steps without the host, and the next one is queued before it ends, so the devices
+    never wait; the host waits for the end of a segment only to advance the bar. With a callback, each segment is one
+    step.
     """
     total = len(schedule)
     ends: deque[tuple[Array, int]] = deque()
@@ -74,8 +75,8 @@ def segments(parallel: Parallel, total: int, *, one_by_one: bool) -> Iterator[tu
     phases, start = parallel.phases(total), 0
     if parallel.policy.carries and len(phases) == 1 and is_first():
         warnings.warn(
-            f"all {total} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more are; with a "
-            "lower warmup_steps, transfers hide behind the arithmetic in the others",
+            f"all {total} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more; with a "
+            "lower warmup_steps, transfers overlap with computation in the others",
             stacklevel=6,
         )
     for count, phase in phases:
@@ -86,7 +87,7 @@ def segments(parallel: Parallel, total: int, *, one_by_one: bool) -> Iterator[tu
 
 
 def segment_length(steps: int, segments: int = 8) -> int:
-    """Return the steps of one dispatch: a divisor of `steps`, so one program serves all of `segments` or more."""
+    """Return the steps per dispatch: a divisor of `steps`, so one program serves all segments, `segments` or more."""
     return next(k for k in range(max(1, steps // segments), 0, -1) if steps % k == 0)
 
 
@@ -99,7 +100,7 @@ def _call_back(
     text: TextInputs,
     layout: SlabLayout,
 ) -> tuple[Carry, TextInputs, bool]:
-    """Call the caller's function; return what it may have replaced, and whether the conditioning has changed."""
+    """Run the callback; return the carry and text with its replacements, and whether the text has changed."""
     tensors: dict[str, Any] = {name: _flat(getattr(text, field)) for name, field in _TEXT_FIELDS.items()}
     if "latents" in callback.inputs:
         latents = pipe.programs.crop(carry.latents, parallel=pipe.parallel.program_key, height=layout.height)
@@ -113,8 +114,8 @@ def _call_back(
         )
     if "latents" in result:
         shape = (carry.latents.shape[0], carry.latents.shape[3], layout.height, carry.latents.shape[2])
-        given = _same_shape("latents", result["latents"], shape).astype(np.float32).transpose(0, 2, 3, 1)
-        placed: Any = place(pad_rows(given, layout, axis=1), programs.LATENTS, pipe.parallel)
+        value = _same_shape("latents", result["latents"], shape).astype(np.float32).transpose(0, 2, 3, 1)
+        placed: Any = place(pad_rows(value, layout, axis=1), programs.LATENTS, pipe.parallel)
         carry = dataclasses.replace(carry, latents=placed)
     changed = {}
     for name, field in _TEXT_FIELDS.items():

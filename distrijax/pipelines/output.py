@@ -1,4 +1,4 @@
-"""What a pipeline returns."""
+"""The output of a pipeline."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,5 +26,5 @@ class StableDiffusionXLPipelineOutput:
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:
-    """Convert pictures [B, H, W, 3] in [0, 1] to PIL images."""
+    """Return pictures [B, H, W, 3] in [0, 1] as PIL images."""
     return [Image.fromarray(image) for image in np.rint(images * 255).astype(np.uint8)]

@@ -1,4 +1,4 @@
-"""The compiled programs of a pipeline, which pipelines made from each other share."""
+"""The compiled programs of a pipeline, which pipelines made from it share."""
 
 import time
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from distrijax.text.prompt import encode_ids
 
 
 class Programs:
-    """One `Program` for each stage, and the seconds that they took.
+    """One `Program` per stage, and the time that they took.
 
     Attributes:
-        seconds: of all calls so far, by stage; compilation has a place of its own.
+        seconds: seconds of all calls so far, by stage; compilation is counted separately.
     """
 
     def __init__(self, report: Report):
@@ -36,7 +36,7 @@ class Programs:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add what a stage takes to `seconds`, and its compilation to that of compiling."""
+        """Add the time of the block to that of `stage`, except for compilation, which adds to "compiling"."""
         start, compiled = time.perf_counter(), sum(program.compile_seconds for program in self.all)
         yield
         self.seconds["compiling"] = sum(program.compile_seconds for program in self.all)

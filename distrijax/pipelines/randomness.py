@@ -1,4 +1,4 @@
-"""From a seed or a generator to the numbers of a call, drawn for the whole picture in the order of diffusers."""
+"""The random numbers of a call, drawn for the whole picture in diffusers' order."""
 
 import secrets
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ Generators = list[TorchGenerator | KeyGenerator]
 
 
 def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple[Generators, Seed]:
-    """Return one generator for the whole batch or one for each picture, and the seed that makes them again.
+    """Return one generator for the whole batch or one for each picture, and the seed that recreates them.
 
     Args:
-        generator: as diffusers' argument: a `torch.Generator`, of which the initial seed is read, a whole number, or a
+        generator: as in diffusers: a `torch.Generator`, whose initial seed is read, a whole number, or a
             list of them; or JAX keys, where `noise` is "jax".
         seed: a whole number or a list, in place of `generator`. By default a new one.
-        noise: whose random numbers these are, "torch" or "jax".
+        noise: the random number generator, "torch" or "jax".
         batch: number of pictures.
 
     Raises:
-        DistrijaxError: both are given, or their number does not fit the batch.
+        DistrijaxError: both are given, or their number does not match the batch.
     """
     one_of("noise", noise, tuple(GENERATORS))
     if generator is not None and seed is not None:
@@ -57,7 +57,7 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
 
 
 def _initial_seed(generator: Any) -> int:
-    """Read the seed of a `torch.Generator` without importing torch, or pass a whole number on."""
+    """Return the seed of a `torch.Generator`, without importing torch, or a whole number unchanged."""
     if hasattr(generator, "initial_seed"):
         return int(generator.initial_seed())
     if isinstance(generator, int | np.integer) and not isinstance(generator, bool):
@@ -75,10 +75,10 @@ def _check_count(what: str, count: int, batch: int, *, is_list: bool) -> None:
 def initial_latents(
     generators: Generators, shape: tuple[int, ...], schedule: Schedule, latents: ArrayLike | None
 ) -> np.ndarray:
-    """Return noise to start from, as strong as the schedule expects, [B, h, w, C].
+    """Return the initial latents, noise of the schedule's strength, [B, h, w, C].
 
     Args:
-        shape: of the latents as diffusers has them, (B, C, h, w).
+        shape: shape of the latents in diffusers' order, (B, C, h, w).
         latents: unit-variance noise of that shape, in place of random numbers.
     """
     start = randn(generators, shape) if latents is None else checked_latents(latents, shape)

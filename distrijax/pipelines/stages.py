@@ -1,4 +1,4 @@
-"""The stages of a call: check it, condition on the text, denoise, decode. Frozen values pass between them."""
+"""The stages of a call: check the arguments, condition on the text, denoise, decode."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What a caller asks for, checked.
+    """The checked arguments of a call.
 
     Attributes:
-        shape: of the latents in diffusers' order, (B, C, h, w).
+        shape: shape of the latents in diffusers' order, (B, C, h, w).
         guided: whether there are two guidance branches.
         generators: one for the batch, or one for each picture.
-        seed: what makes the generators again.
+        seed: the seed that recreates the generators.
     """
 
     prompts: PromptInputs
@@ -68,7 +68,7 @@ def check_call(
     return_dict: bool,
     cross_attention_kwargs: Mapping[str, object] | None,
 ) -> Call:
-    """Check what every call takes, before anything is compiled.
+    """Return the arguments that every call takes, checked before anything is compiled.
 
     Args:
         size: rows and columns of the latents.
@@ -78,7 +78,7 @@ def check_call(
     """
     if output_type == "pt":
         raise DistrijaxError(
-            "output_type is 'pt', but there is no torch here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
+            "output_type is 'pt', but torch is not used here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
     one_of("output_type", output_type, OUTPUT_TYPES)
     if cross_attention_kwargs:
@@ -112,10 +112,10 @@ def check_call(
 
 
 def make_pictures(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray, latents: np.ndarray) -> Any:
-    """Take the stages after the latents to begin with, [B, h, w, C], are there, and return what the caller asked for.
+    """Make pictures from initial latents [B, h, w, C] and return them as the caller requested.
 
     Args:
-        time_ids: of both guidance branches, [2, B, 6] or [2, B, 5].
+        time_ids: time ids of both guidance branches, [2, B, 6] or [2, B, 5].
     """
     text = condition_on_text(pipe, call, time_ids)
     final = denoise(pipe, call, text, latents)
@@ -124,7 +124,7 @@ def make_pictures(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray, latent
 
 
 def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) -> TextInputs:
-    """Encode the prompts and join them with what else the U-Net is conditioned on."""
+    """Return the encoded prompts and the U-Net's other conditioning."""
     config = pipe.unet.config
     with pipe.programs.timed("encoding"):
         text = encode_prompt(
@@ -154,7 +154,7 @@ def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) ->
 
 
 def denoise(pipe: "SDXLPipeline", call: Call, text: TextInputs, latents: np.ndarray) -> Array:
-    """Take all steps from `latents` [B, h, W, C]: [B, >= h, W, C], where rows below the picture are padding."""
+    """Take all steps from `latents` [B, h, W, C]; return [B, >= h, W, C], whose rows past the picture's are padding."""
     layout = pipe.layout(latents.shape[1])
     with pipe.programs.timed("denoising"):
         inputs = loop_inputs(
@@ -173,7 +173,7 @@ def denoise(pipe: "SDXLPipeline", call: Call, text: TextInputs, latents: np.ndar
 
 
 def decode(pipe: "SDXLPipeline", latents: Array, height: int, output_type: str) -> Any:
-    """Turn latents into what the caller wants.
+    """Return latents, an array of pictures or PIL images, as `output_type` says.
 
     Args:
         height: rows of the picture's latents.

@@ -1,4 +1,4 @@
-"""The steps of a call: the scheduler's, or the part of them that is left to this pipeline."""
+"""The steps of a call: all of the scheduler's, or the part that this pipeline takes."""
 
 from collections.abc import Sequence
 
@@ -24,12 +24,12 @@ def call_schedule(
 
     Args:
         timesteps: steps to take in place of `num_inference_steps`; `sigmas` likewise.
-        strength: part of the steps to take, from 0 to 1, the last ones. None takes all.
-        denoising_start: start after that part of the noise schedule, whatever `strength` is.
-        denoising_end: stop after that part of the noise schedule.
+        strength: fraction of the steps to take, from 0 to 1, the last ones. None takes all.
+        denoising_start: start after this fraction of the noise schedule, regardless of `strength`.
+        denoising_end: stop after this fraction of the noise schedule.
 
     Raises:
-        DistrijaxError: a value that cannot be used, or no step is left.
+        DistrijaxError: a value is invalid, or no step is left.
     """
     custom = timesteps is not None or sigmas is not None
     steps = None if custom else num_inference_steps
@@ -45,29 +45,29 @@ def call_schedule(
     schedule = whole()
     total = len(schedule)
     if first is not None:
-        left = int(np.sum(schedule.timesteps < first))
-        if not left:
+        count = int(np.sum(schedule.timesteps < first))
+        if not count:
             raise DistrijaxError(f"denoising_start {denoising_start} leaves none of {total} steps; lower it")
-        schedule = whole(total - left)
+        schedule = whole(total - count)
     elif strength is not None:
         strength = finite_number("strength", strength, 0, 1)
-        left = min(int(total * strength), total)
-        if not left:
+        count = min(int(total * strength), total)
+        if not count:
             raise DistrijaxError(
                 f"strength is {strength} of {total} steps, which leaves none to take; raise strength to "
                 f"{1 / total:.2g} or more, or take more steps"
             )
-        schedule = whole(total - left)
+        schedule = whole(total - count)
     if last is not None:
-        kept = int(np.sum(schedule.timesteps >= last))
-        if not kept:
+        count = int(np.sum(schedule.timesteps >= last))
+        if not count:
             raise DistrijaxError(f"denoising_end {denoising_end} leaves none of {total} steps; raise it")
-        schedule = schedule[:kept]
+        schedule = schedule[:count]
     return schedule
 
 
 def _cutoff(scheduler: Scheduler, name: str, part: float | None) -> int | None:
-    """Return the training timestep at which a part of the noise schedule has passed."""
+    """Return the training timestep at which this fraction of the noise schedule has passed."""
     if part is None:
         return None
     if not isinstance(part, float) or not 0 < part < 1:

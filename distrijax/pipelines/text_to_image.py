@@ -1,4 +1,4 @@
-"""Prompt in, picture out: diffusers' `StableDiffusionXLPipeline`, argument for argument."""
+"""Text to image: diffusers' `StableDiffusionXLPipeline`, argument for argument."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from distrijax.text.time_ids import time_ids
 
 
 class StableDiffusionXLPipeline(SDXLPipeline):
-    """Makes pictures from text. `from_pretrained` loads it; a call makes pictures."""
+    """The text-to-image pipeline: `from_pretrained` loads it, and a call makes pictures."""
 
     def __call__(
         self,
@@ -60,7 +60,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         seed: Seed = None,
         noise: str = "torch",
     ) -> StableDiffusionXLPipelineOutput:
-        """Make `num_images_per_prompt` pictures of each prompt; those of one prompt are neighbours in the batch.
+        """Make `num_images_per_prompt` pictures of each prompt, adjacent in the batch.
 
         Args:
             prompt: what to draw; a list makes a batch.
@@ -68,12 +68,12 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             height, width: of the pictures in pixels, multiples of the VAE's scale factor (8). By default the size that
                 the U-Net was trained on.
             num_inference_steps: denoising steps.
-            timesteps, sigmas: the steps to take in place of `num_inference_steps`, where the scheduler allows a choice.
-            denoising_end: stop after this part of the noise schedule, between 0 and 1, for a refiner to go on.
+            timesteps, sigmas: custom steps in place of `num_inference_steps`, if the scheduler supports them.
+            denoising_end: fraction of the noise schedule, between 0 and 1, after which to stop, for a refiner.
             guidance_scale: classifier-free guidance. At 1 or below there is none, and each step costs half as much.
             negative_prompt, negative_prompt_2: what to guide away from.
             eta: noise of DDIM and TCD, from 0 to 1; other schedulers ignore it.
-            generator: a whole number or a `torch.Generator`, of which the initial seed is read; or a list with one for
+            generator: a whole number or a `torch.Generator`, whose initial seed is read; or a list with one for
                 each picture. Pictures are those that diffusers makes with a CPU generator of that seed. With
                 `noise="jax"`, also a `jax.random.key`.
             latents: unit-variance noise [B, C, h, w] in place of the generator's.
@@ -81,21 +81,21 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P].
             output_type: "pil", "np" or "latent".
             return_dict: return an output object; otherwise a tuple with the images.
-            cross_attention_kwargs: not supported yet, and refused.
+            cross_attention_kwargs: not supported yet; must be empty.
             guidance_rescale: from 0 to 1, against the over-exposure of strong guidance (arXiv 2305.08891).
             original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (height, width) or (top, left)
                 in pixels (arXiv 2307.01952, section 2.2); the negative ones likewise.
-            clip_skip: layers of the text encoders to leave out, counted from the usual last but one.
+            clip_skip: layers of the text encoders to skip below the penultimate one, the default.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step. It may return a
                 dictionary of tensors to replace, or set `pipe.interrupt`. Each step then waits for the host.
             callback_on_step_end_tensor_inputs: names of `tensors`: latents, prompt_embeds, add_text_embeds,
                 add_time_ids.
             aesthetic_score, negative_aesthetic_score: for a U-Net that takes them (the refiner).
-            seed: the same as `generator`, as a number or a list. By default a new one, which the output holds.
-            noise: whose random numbers a seed stands for: "torch", as torch draws them on a CPU, or "jax".
+            seed: the same as `generator`, as a number or a list. By default a new one, which the output contains.
+            noise: random number generator of a seed: "torch", as torch draws on a CPU, or "jax".
 
         Raises:
-            DistrijaxError: arguments that cannot be used, before anything is compiled.
+            DistrijaxError: an argument is invalid; raised before anything is compiled.
         """
         default, multiple = self.unet.config.sample_size * self.vae_scale_factor, self.vae_scale_factor
         height = _picture_size("height", height, default, multiple)

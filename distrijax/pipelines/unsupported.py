@@ -1,23 +1,23 @@
-"""Methods of diffusers' pipelines that make no sense here, and what to do instead."""
+"""Methods of diffusers' pipelines that do not apply here, and what to do instead."""
 
 _FITS = "weights stay on the devices; `distrijax plan` shows whether a model fits, and bfloat16 halves its size"
-_FUSED = "attention is fused where the device can do it; leave the call out"
+_FUSED = "attention is fused where the device supports it; remove the call"
 _LATER = "adapters cannot be loaded yet; merge them into the checkpoint with diffusers and load that"
 
 ADVICE = {
     "to": "weights are placed when they are loaded: choose devices with Parallel(devices=…) and "
     "the dtype with from_pretrained(dtype=…)",
-    "cuda": "weights are on JAX's default device already; leave the call out",
+    "cuda": "weights are already on JAX's default device; remove the call",
     "enable_model_cpu_offload": _FITS,
     "enable_sequential_cpu_offload": _FITS,
     "enable_group_offload": _FITS,
     "enable_xformers_memory_efficient_attention": _FUSED,
     "enable_attention_slicing": _FUSED,
     "set_attn_processor": _FUSED,
-    "fuse_qkv_projections": "the compiler fuses what pays; leave the call out",
-    "enable_vae_slicing": "pictures are decoded one at a time already; leave the call out",
-    "enable_vae_tiling": "decoding is spread over the devices of `parallel`; leave the call out",
-    "upcast_vae": "an autoencoder that overflows in float16 is loaded as float32 already; leave the call out",
+    "fuse_qkv_projections": "the compiler fuses what is worthwhile; remove the call",
+    "enable_vae_slicing": "pictures are already decoded one at a time; remove the call",
+    "enable_vae_tiling": "decoding is spread over the devices of `parallel`; remove the call",
+    "upcast_vae": "an autoencoder that overflows in float16 is already loaded as float32; remove the call",
     "enable_freeu": "FreeU is not implemented",
     "load_lora_weights": _LATER,
     "set_adapters": _LATER,

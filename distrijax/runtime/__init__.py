@@ -1,1 +1,1 @@
-"""How programs are compiled and how processes work together."""
+"""Compilation of programs and cooperation of processes."""

@@ -1,4 +1,4 @@
-"""Compiled programs: built ahead of time, once for each set of shapes, announced and timed, and kept on disk."""
+"""Programs that are compiled ahead of time, once per set of shapes, with messages, timings and a cache on disk."""
 
 import os
 import re
@@ -30,8 +30,8 @@ def keep_compiled_programs(folder: str | Path | None = None) -> None:
     Args:
         folder: where to keep the programs; by default `distrijax/programs` in the user's cache folder.
     """
-    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if chosen is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if cache is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder or _user_cache() / "distrijax" / "programs"))
 
@@ -50,17 +50,17 @@ class Program(Generic[Arguments, Result]):
     Programs may be prepared from several threads at once; each is compiled by one of them, and the others wait for it.
 
     Attributes:
-        name: what the announcements call it, e.g. "denoising".
-        options: makes the compiler options from the arguments of a call.
-        compile_seconds: the time spent compiling so far.
+        name: name in messages, such as "denoising".
+        options: returns the compiler options for the arguments of a call.
+        compile_seconds: seconds spent compiling so far.
 
     Args:
         function: a pure function of pytrees of arrays. Weights are arguments, never constants. Pass them as a flat
             tuple: JAX walks the arguments at each call, and walking a module takes longer than a step on eight GPUs.
         static: names of the arguments that are hashable choices, not arrays; calls pass them by name. They are hashed
-            at each call: of a full-size U-Net, `jax.tree.structure` hashes in 0.04 ms, `nnx.GraphDef` in 17.
-        donated: names of the arguments whose memory the results take over.
-        report: receives the announcements.
+            at each call: for a full-size U-Net, `jax.tree.structure` takes 0.04 ms and `nnx.GraphDef` 17.
+        donated: names of the arguments whose memory the results reuse.
+        report: called with each message.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Program(Generic[Arguments, Result]):
         if first:
             try:
                 future.set_result(self._compile(args, static))
-            except BaseException as error:  # whoever waits for it must hear of it, Ctrl-C included
+            except BaseException as error:  # threads that wait for it must get it too, Ctrl-C included
                 del self._compiled[key]
                 future.set_exception(error)
         return future.result()
@@ -130,10 +130,10 @@ class Program(Generic[Arguments, Result]):
 
 
 def _key(args: Sequence[object], static: Mapping[str, Hashable]) -> Hashable:
-    """Return what identifies a compiled program: the structure, shapes and dtypes of the arguments, and the choices.
+    """Return the key of a compiled program: the structure, shapes and dtypes of the arguments, and the choices.
 
     Shardings are left out, since the choices (`parallel`) decide them and reading 1,680 of them would double the time.
-    JAX refuses arguments whose shardings differ from those that a program was compiled for.
+    JAX rejects arguments whose shardings differ from those that a program was compiled for.
     """
     leaves, structure = jax.tree.flatten(args)
     # `jax.typeof` returns the same as `.aval`, but takes twenty times as long.
@@ -144,8 +144,8 @@ def _key(args: Sequence[object], static: Mapping[str, Hashable]) -> Hashable:
 def compile_with(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
     """Compile a program with XLA options.
 
-    An option whose name or value this version of JAX does not know is left out with a warning: the program computes the
-    same without it, only slower.
+    An option whose name or value this version of JAX does not know is dropped with a warning: the program computes the
+    same results without it, only more slowly.
     """
     options = dict(options)
     while True:
@@ -157,6 +157,6 @@ def compile_with(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Co
                 raise
             del options[match[1]]
             warnings.warn(
-                f"jax {jax.__version__} does not take the compiler option {match[1]}: transfers may hide less well",
+                f"jax {jax.__version__} does not support the compiler option {match[1]}: transfers may overlap less",
                 stacklevel=2,
             )

@@ -37,14 +37,14 @@ def initialize(
     under Slurm, Open MPI or Kubernetes (there it needs the package `kubernetes`). Under the first two it gives each
     process one GPU, so start as many tasks as there are GPUs. With arguments, a process has all the devices it can see.
 
-    If a process is missing after `timeout` seconds, JAX ends all others some seconds later. It does so from outside of
+    If a process is missing after `timeout` seconds, JAX ends all others some seconds later. It does so from outside
     Python, where nothing can catch it: SIGABRT (exit code 134 in a shell), and on stderr "Terminating process because
     the JAX distributed service detected fatal errors", with DEADLINE_EXCEEDED and RegisterTask. It does not say which
     process is missing. A wrong address, a port that another program uses, two processes with the same id and different
-    values of `num_processes` end in the same way.
+    values of `num_processes` have the same effect.
 
-    If a process dies later, the others learn it in one of two ways. Where a transfer breaks, as gloo's on CPUs do at
-    once, the running call raises `jax.errors.JaxRuntimeError`. Where a transfer merely never ends (NCCL, or while a
+    If a process dies later, the others find out in one of two ways. If a transfer fails, as gloo's on CPUs do at once,
+    the running call raises `jax.errors.JaxRuntimeError`. If a transfer merely never ends (NCCL, or while a
     process is still compiling), JAX ends the process as above, `min(timeout, 100)` seconds after the last sign of life.
 
     Args:
@@ -54,7 +54,7 @@ def initialize(
         timeout: seconds to wait for the other processes at the start, at least 1.
 
     Raises:
-        DistrijaxError: an argument cannot be used, JAX's devices are in use already, or no cluster was detected.
+        DistrijaxError: an argument cannot be used, JAX's devices are already in use, or no cluster was detected.
     """
     arguments = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in arguments.items() if value is None]
@@ -92,7 +92,7 @@ def _check_address(address: object) -> None:
 
 
 def _explain(message: str) -> str:
-    """Return what to do about an error of `jax.distributed.initialize`."""
+    """Return advice about an error of `jax.distributed.initialize`."""
     if "must be called before" in message:
         return "JAX's devices are in use already; initialize the processes first, before anything asks for devices"
     if "should be defined" in message or "must be defined" in message:
@@ -111,9 +111,9 @@ def is_first() -> bool:
 def wait_for_all(what: str) -> None:
     """Return when every process has called this. All processes must call it, in the same order.
 
-    It is needed before the first transfer of a program: gloo gives up after 30 seconds, while one process may find the
-    program on disk that another compiles for a minute. On CPUs this is the rule: JAX (0.10.2) keeps the compiled
-    programs of the first process only.
+    It is needed before the first transfer of a program: gloo times out after 30 seconds, while one process may find on
+    disk a program that another compiles for a minute. On CPUs that is usual: JAX (0.10.2) caches the compiled programs
+    of the first process only.
 
     Args:
         what: what this process has finished; JAX's message shows it if another process dies meanwhile.
@@ -133,16 +133,16 @@ def same_everywhere(value: int) -> int:
 
 
 def check_same_everywhere(values: Mapping[str, object]) -> None:
-    """Check that every process was given the same values. All processes must call this, with the same names.
+    """Check that every process has the same values. All processes must call this, with the same names.
 
-    With other seeds or prompts the processes would make a picture that is nobody's; with another number of steps or
-    another size they would wait for each other forever.
+    With different seeds or prompts, the processes would mix parts of different pictures; with different numbers of
+    steps or sizes, they would wait for each other forever.
 
     Args:
-        values: what must agree, by name: anything whose `repr` tells it, and arrays, alone or in containers.
+        values: by name, what must agree: anything that its `repr` identifies, and arrays, alone or in containers.
 
     Raises:
-        DistrijaxError: some value differs. All processes raise it.
+        DistrijaxError: a value differs; all processes raise it.
     """
     if jax.process_count() == 1:
         return

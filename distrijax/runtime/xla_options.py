@@ -1,4 +1,4 @@
-"""XLA options for the denoising loop. With XLA's defaults, next to none of the transfers overlap with computation.
+"""XLA options for the denoising loop. With XLA's defaults, hardly any transfer overlaps with computation.
 
 Options are passed with each program (`compiler_options`): no environment variable is set, and other JAX code in the
 process is not affected.
@@ -12,7 +12,7 @@ to 20 µs to launch, so XLA combines them. With fewer, larger messages the first
 that it does not need yet."""
 
 HEAD_START = 11, 20
-"""Least and most heavy operations (matmuls and convolutions) that XLA puts between the start of a transfer and its use.
+"""Minimum and maximum of heavy operations (matmuls, convolutions) between the start of a transfer and its use.
 
 A message of 1/24 of the keys and values takes as long as 7 heavy operations of SDXL at 1024x1024 on H100s with NVLink,
 and as long as 12 at 3840x3840, where a step waits 1.2 % with 12 and not at all with 20. A smaller model has too few
@@ -27,7 +27,7 @@ SYNCHRONOUS: Options = {
     # The default estimator charges no more for a gather than for the kernel before its use, so it starts the gather no
     # sooner: in a step of 12 ms (SDXL at 1024x1024 on eight H100s), 1.9 ms are waiting.
     "xla_gpu_enable_analytical_sol_latency_estimator": False,
-    # By default XLA merges the matmuls for q, k and v up to 32 MB, then copies the results apart: a step of SDXL at
+    # By default XLA merges the matmuls for q, k and v up to 32 MB, then copies the results out: a step of SDXL at
     # 1024x1024 on one H100 takes 33.7 ms, not 32.6. With few tokens the merged matmul is faster: on eight, 9.4 ms
     # against 10.2.
     "xla_gpu_dot_merger_threshold_mb": 8,
@@ -48,7 +48,7 @@ def denoising(platform: str, *, waits_only: bool, gathered_bytes: int, attention
     """Return the compiler options of one program of the denoising loop.
 
     Args:
-        platform: what the devices are, as `device.platform` says; there are options for "gpu" alone.
+        platform: `device.platform`; only "gpu" has options.
         waits_only: whether every transfer of the program is used in the step that sends it, as in a synchronous phase.
         gathered_bytes: bytes of keys and values that one device gathers in a step.
         attentions: number of self-attention layers.
@@ -68,9 +68,9 @@ def denoising(platform: str, *, waits_only: bool, gathered_bytes: int, attention
 
 
 def head_start(attentions: int) -> bytes:
-    """Return an XLA profile that gives a cost to transfers alone, under the names that XLA gives them.
+    """Return an XLA profile that sets the cost of transfers only, under XLA's own names for them.
 
-    Without a profile XLA charges 1000 units for a matmul or a convolution, and 5000 for any transfer of whatever size.
+    Without a profile, XLA charges 1000 units for a matmul or a convolution, and 5000 for a transfer of any size.
 
     Args:
         attentions: number of self-attention layers.

@@ -16,7 +16,7 @@ from distrijax.schedulers import Scheduler
 
 
 class StepExchange(Exchange, Protocol):
-    """The exchange object of one step, and what it leaves for the next step's."""
+    """The exchange object of one step, which also returns what the next one needs."""
 
     def carry(self) -> Carried: ...
 
@@ -24,11 +24,11 @@ class StepExchange(Exchange, Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carry:
-    """What one step hands to the next. Every device keeps its own rows of it, from the first step to the last.
+    """The state that one step passes to the next; every device keeps its own rows of it throughout.
 
     Attributes:
         latents: fp32 [B, h, W, C].
-        state: what the scheduler remembers of earlier steps, a tuple of arrays shaped like the latents.
+        state: the scheduler's state, a tuple of arrays shaped like the latents.
         pieces: what the exchange carries; None before the first step.
     """
 
@@ -40,11 +40,11 @@ class Carry:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What differs from step to step. Every array has the steps as its first axis.
+    """The inputs that differ from step to step; every array has the steps as its first axis.
 
     Attributes:
         coefficients: the scheduler's, by name, fp32 [S] each.
-        timesteps: as the U-Net sees them, [S].
+        timesteps: the U-Net's time inputs, [S].
         noise: [S, B, h, W, C]; None if no step draws any.
     """
 
@@ -89,7 +89,7 @@ def denoise(
     Args:
         cond: conditioning of `branches * B` pictures, all of the first branch first.
         maps: what every step sees beside the latents.
-        exchange: makes each step's exchange object from what the step before left.
+        exchange: makes each step's exchange object from what the previous step kept.
         after_step: changes the latents after each step; elementwise, so that nothing more is sent.
         record: whether to return every step's predictions.
 
@@ -111,7 +111,7 @@ def denoise(
         latents = after_step(jnp.asarray(latents), now, maps)
         return Carry(latents, state, answers.carry()), prediction if record else None
 
-    if carry.pieces is None:  # the first step reads none, but a scan needs their shapes
+    if carry.pieces is None:  # the first step reads none, but the scan needs their shapes
         after, _ = jax.eval_shape(step, carry, steps[0])
         # Any value that varies over every mesh axis: zeros_like of it has the device-varying type that the scan needs.
         varying = carry.latents[0, 0, 0, 0] * guidance.weights[0]

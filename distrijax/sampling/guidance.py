@@ -15,12 +15,12 @@ from distrijax.parallel.policies import GUIDED, PROMPTED
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How the predictions of the branches become one: arguments of the program, so that a change compiles nothing.
+    """The weights that combine the branches' predictions: arrays, so that a change needs no recompilation.
 
-    The branches are the predictions without the prompt and with it, weighted [1 - scale, scale]; or with it alone, [1].
+    The branches are without and with the prompt, weighted [1 - scale, scale], or only with it, weighted [1].
 
     Attributes:
-        weights: of each branch in the sum, fp32 [branches].
+        weights: weight of each branch in the sum, fp32 [branches].
         prompted: 1 for the branch with the prompt, 0 for the other, fp32 [branches].
         rescale: from 0 to 1 (arXiv 2305.08891, section 3.4), fp32 scalar; None is 0 and costs nothing.
     """
@@ -31,7 +31,7 @@ class Guidance:
 
     @classmethod
     def of(cls, scale: float | None, rescale: float = 0.0) -> "Guidance":
-        """Return the guidance of a scale and a rescale, or of a single branch if `scale` is None."""
+        """Return the guidance for a scale and a rescale, or for a single branch if `scale` is None."""
         weights, prompted = ([1.0], [1.0]) if scale is None else ([1 - scale, scale], [0.0, 1.0])
         rescales = scale is not None and rescale > 0
         arrays: list[Any] = [np.asarray(x, np.float32) for x in (weights, prompted)]
@@ -42,7 +42,7 @@ def guide(predictions: Array, guidance: Guidance, exchange: Exchange) -> Array:
     """Return one prediction [B, h, W, C] from those of the branches [branches, B, h, W, C], some on other devices."""
 
     def weigh(weights: Array, x: Array) -> Array:
-        # Added one by one: under three nested `vmap`s, a sum over the axis is one that XLA gets wrong (see `spread`).
+        # Add one by one: under three nested `vmap`s, XLA miscomputes a sum over the axis (see `spread`).
         return lax.psum(sum(weight * part for weight, part in zip(weights, x, strict=True)), "cfg")
 
     guided = weigh(guidance.weights, predictions)

@@ -25,11 +25,11 @@ Host = np.ndarray | jax.ShapeDtypeStruct
 
 H = TypeVar("H", np.ndarray, jax.ShapeDtypeStruct, Host)
 
-TOKENS = 77  # of a prompt
+TOKENS = 77  # per prompt
 
 
 class TextInputs(NamedTuple):
-    """What the U-Net is conditioned on, fp32 or the encoders' dtype, with all branches and pictures.
+    """The U-Net's conditioning for all branches and pictures, in fp32 or the encoders' dtype.
 
     Attributes:
         context: hidden states of the text encoders, [branches, B, T, D].
@@ -47,7 +47,7 @@ class TextInputs(NamedTuple):
 class LoopInputs(NamedTuple):
     """The arguments of `programs.denoise`, placed on the devices.
 
-    Steps stay on the host until they are dispatched: the noise of all of them takes S times the memory of the latents.
+    Steps stay on the host until they are dispatched: the noise of all steps takes S times the memory of the latents.
     """
 
     unet: Weights[UNet]
@@ -58,7 +58,7 @@ class LoopInputs(NamedTuple):
     maps: Maps
 
     def with_steps(self, part: slice, parallel: Parallel) -> Self:
-        """Return the inputs of a dispatch that takes this part of the steps."""
+        """Return the inputs for a dispatch of this part of the steps."""
         return self._replace(steps=place(self.steps[part], programs.STEPS, parallel))
 
 
@@ -76,13 +76,13 @@ def loop_inputs(
     condition: Callable[..., Conditioning],
     maps: Mapping[str, Host] | None = None,
 ) -> LoopInputs:
-    """Place what the denoising program takes for its first step, but for the steps; see `LoopInputs.with_steps`.
+    """Return the denoising program's first inputs, all placed except the steps; see `LoopInputs.with_steps`.
 
     Args:
         unet: weights on the devices, or shapes.
         text: on the host, or shapes, like the next two.
-        latents: to begin with, [B, h, W, C], the rows of the picture alone.
-        noise: of every step, [S, B, h, W, C]; None if the schedule draws none.
+        latents: initial latents [B, h, W, C], without padding.
+        noise: noise of every step, [S, B, h, W, C]; None if the schedule draws none.
         condition: `programs.condition`, compiled; `jax.eval_shape` of it for shapes.
         maps: [B, h, W, …], what every step sees beside the latents.
     """
@@ -91,7 +91,7 @@ def loop_inputs(
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     padded_noise = None if noise is None else pad_rows(noise, layout, axis=2)
     padded_maps: Any = {name: pad_rows(x, layout, axis=1) for name, x in (maps or {}).items()}
-    steps = Steps(schedule.coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # on the host yet
+    steps = Steps(schedule.coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # still on the host
     if isinstance(latents, jax.ShapeDtypeStruct):
         state, steps, guidance = jax.tree.map(_shape, (state, steps, guidance))
     return LoopInputs(
@@ -127,7 +127,7 @@ def abstract_inputs(
         channels: of latents.
         guided: whether there are two guidance branches.
         pictures: pictures of a batch, on all devices together.
-        steps: steps that one call of the program takes.
+        steps: number of steps per call of the program.
         time_ids: sizes that the U-Net is conditioned on: 6, or 5 for a refiner.
 
     Raises:
@@ -186,7 +186,7 @@ def input_shapes(
 
 
 def pad_rows(x: H, layout: SlabLayout, axis: int) -> H:
-    """Add the rows of padding to a host array, or to a shape."""
+    """Return a host array, or a shape, with the rows of padding added."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((*x.shape[:axis], layout.padded_height, *x.shape[axis + 1 :]), x.dtype)
     return np.pad(x, [(0, layout.padding if i == axis else 0) for i in range(x.ndim)])

@@ -1,6 +1,6 @@
 """torch's CPU random sequence without torch: the same seed gives the same noise as `torch.Generator("cpu")`.
 
-A generator of torch is a 32-bit Mersenne Twister (MT19937), seeded with the low 32 bits of the seed. `torch.randn`
+torch's generator is a 32-bit Mersenne Twister (MT19937), seeded with the low 32 bits of the seed. `torch.randn`
 turns its outputs into normal numbers in one of two ways (ATen/native/cpu/DistributionTemplates.h, `normal_fill` and
 ATen/core/DistributionsHelper.h, `normal_distribution`), both of them the Box-Muller transform:
 
@@ -10,8 +10,8 @@ ATen/core/DistributionsHelper.h, `normal_distribution`), both of them the Box-Mu
 - fewer: pairs of 53-bit uniform numbers, in float64; the second normal number of a pair is kept for the next draw,
   even across larger draws in between.
 
-float16 and bfloat16 are the same numbers rounded, except that with 16 or more, not a multiple of 16, the outputs that
-float32 uses up for the overwritten numbers are not drawn. Against torch 2.13 the float32 values differ by at most
+float16 and bfloat16 numbers are the same, rounded, except that for 16 or more, not a multiple of 16, the outputs that
+float32 uses for the overwritten numbers are not drawn. The float32 values differ from torch 2.13's by at most
 3 ulp (5e-7) on a processor with AVX2, and by 2.4e-6 on one without, where torch uses other functions.
 """
 
@@ -31,7 +31,7 @@ _DTYPES = tuple(np.dtype(kind) for kind in (np.float32, np.float16, jnp.bfloat16
 
 
 class TorchGenerator:
-    """`torch.Generator("cpu").manual_seed(seed)`.
+    """The equivalent of `torch.Generator("cpu").manual_seed(seed)`.
 
     Args:
         seed: from -2**63 to 2**64 - 1. torch uses its low 32 bits only; negative ones count down from 2**64.
@@ -48,13 +48,13 @@ class TorchGenerator:
         if not -(2**63) <= seed < 2**64:
             raise DistrijaxError(f"the seed must be from -2**63 to 2**64 - 1, got {seed}")
         # RandomState seeds with the init_genrand of the original MT19937, like torch; MT19937 by itself does not
-        seeded: Any = np.random.RandomState(seed % 2**32).get_state(legacy=False)
+        state: Any = np.random.RandomState(seed % 2**32).get_state(legacy=False)
         self._bits = np.random.MT19937()
-        self._bits.state = seeded
+        self._bits.state = state
         self._kept: float | None = None
 
     def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
-        """`torch.randn(shape, generator=self, dtype=dtype)`; the sequence moves on as torch's does.
+        """Return `torch.randn(shape, generator=self, dtype=dtype)`; the sequence advances as torch's does.
 
         Args:
             shape: in torch's order, [B, C, H, W] for latents: the order in memory is the order of the sequence.
@@ -71,7 +71,7 @@ class TorchGenerator:
         return numbers.astype(dtype).reshape(shape)
 
     def _uniform(self, count: int) -> np.ndarray:
-        """Uniform numbers in [0, 1), multiples of 2**-24 -> float32 [count]."""
+        """Return uniform numbers in [0, 1), multiples of 2**-24: float32 [count]."""
         return (self._bits.random_raw(count) & (2**24 - 1)).astype(np.float32) * np.float32(2.0**-24)
 
     def _many(self, count: int, draws_tail: bool) -> np.ndarray:
@@ -98,7 +98,7 @@ class TorchGenerator:
 
 
 def _box_muller(uniform: np.ndarray) -> np.ndarray:
-    """Normal numbers from uniform ones in blocks of 16, every step rounded to float32 -> float32 [count]."""
+    """Return normal numbers from uniform ones in blocks of 16, every step rounded to float32: float32 [count]."""
     blocks = uniform.reshape(-1, 2, 8)
     logarithm = np.log((np.float32(1) - blocks[:, 0]).astype(np.float64)).astype(np.float32)
     radius = np.sqrt(np.float32(-2) * logarithm)
@@ -109,7 +109,7 @@ def _box_muller(uniform: np.ndarray) -> np.ndarray:
 
 
 class KeyGenerator:
-    """JAX's own random numbers, from `jax.random.key(seed)`: drawn on the device, another picture than torch's.
+    """JAX's own random numbers, drawn on the device from `jax.random.key(seed)`; pictures differ from torch's.
 
     Args:
         seed: from -2**63 to 2**64 - 1; all 64 bits count.
@@ -123,13 +123,13 @@ class KeyGenerator:
 
     @classmethod
     def from_key(cls, key: Array) -> Self:
-        """Return the generator of a typed key, as `jax.random.key` makes it."""
+        """Return the generator of a typed key, such as `jax.random.key` makes."""
         self = cls.__new__(cls)
         self._key = key
         return self
 
     def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
-        """Return normal numbers of that shape and dtype; the next call gives others."""
+        """Return normal numbers of that shape and dtype; the next call returns others."""
         self._key, key = jax.random.split(self._key)
         return np.asarray(jax.random.normal(key, tuple(shape), jnp.float32)).astype(dtype)
 
@@ -140,7 +140,7 @@ GENERATORS: dict[str, type[TorchGenerator] | type[KeyGenerator]] = {"torch": Tor
 def randn(
     generators: Sequence[TorchGenerator | KeyGenerator], shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32
 ) -> np.ndarray:
-    """Noise for a batch, as diffusers' `randn_tensor` draws it -> array of that shape and dtype.
+    """Return noise for a batch, of that shape and dtype, as diffusers' `randn_tensor` draws it.
 
     Args:
         generators: one for the whole batch, or one for each picture.

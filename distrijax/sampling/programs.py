@@ -1,6 +1,6 @@
-"""The compiled programs: what each device does, and how whole arrays are cut for it.
+"""The compiled programs: the computation of each device, and the sharding of its arrays.
 
-All take arrays by place, and by name the hashable choices that are part of what is compiled (`parallel`, `layout`, …).
+All take arrays as positional arguments, and static hashable choices (`parallel`, `layout`, …) as keyword arguments.
 """
 
 from typing import TypeVar
@@ -70,7 +70,7 @@ def denoise(
     after_step: AfterStep = keep_latents,
     record: bool = False,
 ) -> tuple[Carry, Array, Array | None]:
-    """Take some steps of one phase. If `carry.pieces` is None, they begin anew.
+    """Take some steps of one phase, without pieces of a previous step if `carry.pieces` is None.
 
     Returns:
         The carry; the last timestep, a cheap handle for `block_until_ready()`; and every step's predictions
@@ -101,11 +101,11 @@ def denoise(
 
 
 def denoising(name: str, report: Report) -> Program:
-    """Return `denoise` as a program: the carry is consumed, and XLA is told how to hide the transfers.
+    """Return `denoise` as a program that donates the carry, with XLA options that hide the transfers.
 
     Args:
-        name: for announcements.
-        report: takes the announcements.
+        name: name in messages.
+        report: called with each message.
     """
     static = ("parallel", "layout", "scheduler", "phase", "transport", "after_step", "record")
     return Program(name, denoise, static=static, donated=("carry",), options=denoising_options, report=report)
@@ -114,7 +114,7 @@ def denoising(name: str, report: Report) -> Program:
 def denoising_options(
     unet: Weights[UNet], carry: Carry, *rest: object, parallel: Parallel, phase: Phase, **choices: object
 ) -> Options:
-    """Return XLA's options for `denoise` with these arguments, by what the answers of the phase wait for."""
+    """Return XLA's options for `denoise` with these arguments, which depend on the policy of the phase."""
     tokens = {} if carry.pieces is None or not phase.policy.carries else carry.pieces.tokens
     gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tokens)) // (parallel.data * parallel.cfg)
     return xla_options.denoising(
@@ -126,18 +126,18 @@ def denoising_options(
 
 
 def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
-    """Return the picture's rows of `latents`, whole on every device."""
+    """Return the picture's rows of `latents`, replicated on every device."""
     return lax.with_sharding_constraint(latents[:, :height], parallel.replicated)
 
 
 def decode(vae: VAE, latents: Array, index: Array, *, parallel: Parallel, height: int) -> Array:
     """Decode one picture of each data group.
 
-    One at a time, because decoding takes far more memory than denoising, in proportion to the batch.
+    More at a time would take memory in proportion: decoding needs far more of it than denoising.
 
     Args:
-        latents: [B, >= height, W, C] as the U-Net has them; rows past `height` are padding.
-        index: which picture of each group.
+        latents: [B, >= height, W, C] in the U-Net's scale; rows past `height` are padding.
+        index: index of the picture in each group.
 
     Returns:
         Pictures [data, H, W, 3], fp32 in [0, 1].

@@ -1,4 +1,4 @@
-"""Schedulers: tables computed on the host, steps of elementwise arithmetic. One file each.
+"""Schedulers, one file each: tables computed on the host, and steps of elementwise arithmetic.
 
     scheduler = scheduler_from_config(json.load(open("scheduler_config.json")))
     schedule = scheduler.schedule(30)
@@ -38,7 +38,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 
 
 def scheduler_from_config(config: Config, name: str | None = None) -> Scheduler:
-    """Build a scheduler from the content of a `scheduler_config.json`.
+    """Build a scheduler from the contents of a `scheduler_config.json`.
 
     Args:
         config: the options, with diffusers' names.

@@ -22,25 +22,25 @@ from distrijax.schedulers.request import Request, custom_sigmas, custom_timestep
 from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 Config = Mapping[str, Any]
-"""The content of a `scheduler_config.json`."""
+"""The contents of a `scheduler_config.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler:
-    """Holds the options of a scheduler under diffusers' names; a subclass changes defaults and adds options.
+    """The options of a scheduler under diffusers' names; subclasses change defaults and add options.
 
     Attributes:
-        origin: the config that it was made from. `config` hands on its options of other classes.
+        origin: the config that it was made from, whose options of other classes `config` passes on.
         class_name: name of diffusers' class, as in a `scheduler_config.json`.
         order: model evaluations per step; the timesteps of a scheduler of order 2 list each step twice.
-        choices: allowed values of the options that name something, where they differ from `CHOICES`.
-        bounds: smallest and largest value of options that are whole numbers; from 0 if not listed.
+        choices: allowed values of string options, where they differ from `CHOICES`.
+        bounds: smallest and largest value of integer options; from 0 if not listed.
         aliases: values of other classes' options of the same name that diffusers replaces silently.
-        neutral: options of diffusers' class that are supported at this value only. Thresholding takes a quantile over
+        neutral: options of diffusers' class that are supported only at this value. Thresholding takes a quantile over
             the whole picture, so it is not elementwise, and diffusers calls it unsuitable for latents.
         custom: which of "timesteps" and "sigmas" the caller of `schedule` may choose.
         whole_timesteps: whether custom timesteps must be whole numbers, because they index the training tables.
-        largest_eta: upper limit of `eta`; None if the scheduler ignores it.
+        largest_eta: upper bound of `eta`; None if the scheduler ignores it.
 
     Raises:
         DistrijaxError: an option has the wrong type or an unsupported value.
@@ -71,7 +71,7 @@ class Scheduler:
     # ----------------------------------------------------------------------------------------------------- the options
 
     def __new__(cls, **options: Any) -> Self:
-        """Remember which options were passed: `config` marks the others as defaults."""
+        """Record which options were passed: `config` marks the others as defaults."""
         self = super().__new__(cls)
         object.__setattr__(self, "_passed", frozenset(options))
         return self
@@ -96,7 +96,7 @@ class Scheduler:
         """Build this class from a config of any scheduler, as in diffusers.
 
         Args:
-            config: the `config` of a scheduler or the content of a `scheduler_config.json`. Options that only other
+            config: the `config` of a scheduler or the contents of a `scheduler_config.json`. Options that only other
                 classes have are ignored, and so are those that `_use_default_values` lists: each class has its own
                 defaults.
             overrides: options that replace those of `config`.
@@ -121,17 +121,17 @@ class Scheduler:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The options as the content of a `scheduler_config.json` that diffusers loads.
+        """The options as the contents of a `scheduler_config.json` that diffusers loads.
 
-        As in diffusers, options of other classes are kept and defaults are marked, for whoever makes another scheduler
-        of it: SDXL's Euler config says `clip_sample` false for DDIM, whose default cuts latents off at 1.
+        As in diffusers, options of other classes are kept and defaults are marked, so that other schedulers can be
+        built from it: SDXL's Euler config sets `clip_sample` to false for DDIM, whose default clips latents at 1.
         """
         values = {option.name: getattr(self, option.name) for option in self._options()}
         origin = self.origin or {}
-        chosen = self._passed if self.origin is None else origin.keys()
+        explicit = self._passed if self.origin is None else origin.keys()
         others = {name: value for name, value in origin.items() if name not in values and not name.startswith("_")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        defaults = [o.name for o in self._options() if o.name not in chosen and values[o.name] == o.default]
+        defaults = [o.name for o in self._options() if o.name not in explicit and values[o.name] == o.default]
         return {"_class_name": self.class_name, **others, **plain, "_use_default_values": defaults}
 
     @classmethod
@@ -157,28 +157,27 @@ class Scheduler:
 
         Args:
             num_inference_steps: number of steps of the whole run, placed by the scheduler's own rule.
-            timesteps: the training timesteps to visit, falling, where the scheduler allows a choice.
-            sigmas: the noise levels to visit, falling, and the one to end at, where the scheduler allows a choice.
-            eta: how much noise DDIM and TCD add at each step (0 none, 1 all); the others ignore it, as in diffusers.
-            start: how many steps to leave out at the beginning, to start from a picture. The steps are those that
-                diffusers takes after `set_begin_index(start)`: a multistep solver begins without history, while its
-                rules for the last steps count those of the whole run.
+            timesteps: custom training timesteps, descending, if the scheduler supports them.
+            sigmas: custom noise levels, descending, and the one to end at, if the scheduler supports them.
+            eta: amount of noise that DDIM and TCD add at each step (0 none, 1 all); the others ignore it.
+            start: number of steps to skip, to start from a picture. As in diffusers after `set_begin_index(start)`, a
+                multistep solver begins without history, while its rules for the last steps count the whole run's.
 
         Returns:
             The steps from `start` on.
 
         Raises:
-            DistrijaxError: none or more than one is given, or a value that the scheduler cannot step through.
+            DistrijaxError: not exactly one is given, or the scheduler cannot step through it.
         """
         if sum(value is not None for value in (num_inference_steps, timesteps, sigmas)) != 1:
             raise self._error("give exactly one of num_inference_steps, timesteps and sigmas")
         about = f"{self.class_name}: "
-        visited = levels = None
+        times = levels = None
         if timesteps is not None:
             self._check_custom("timesteps")
             last = self.num_train_timesteps - 1
-            visited = custom_timesteps(about + "timesteps", timesteps, last, self.whole_timesteps)
-            steps = len(visited)
+            times = custom_timesteps(about + "timesteps", timesteps, last, self.whole_timesteps)
+            steps = len(times)
         elif sigmas is not None:
             self._check_custom("sigmas")
             levels = custom_sigmas(about + "sigmas", sigmas)
@@ -187,13 +186,13 @@ class Scheduler:
             steps = whole_number(about + "num_inference_steps", num_inference_steps, 1, self.num_train_timesteps)
         eta = 0.0 if self.largest_eta is None else finite_number(about + "eta", eta, 0, self.largest_eta)
         start = whole_number(about + "start", start)
-        run = self._build(Request(steps, visited, levels, eta, start))
-        # checked here, because a trailing run that leaves out timesteps (lambda_min_clipped) is shorter than `steps`
+        run = self._build(Request(steps, times, levels, eta, start))
+        # checked here, because a trailing run that drops timesteps (lambda_min_clipped) is shorter than `steps`
         whole_number(about + "start", start, most=len(run) - 1)
         return self._rounded(run, start)
 
     def _build(self, request: Request) -> Schedule:
-        """Return the tables of the whole run, in any precision. Steps before `request.start` are left out later."""
+        """Return the tables of the whole run, in any precision. Steps before `request.start` are dropped later."""
         raise NotImplementedError
 
     def _check_custom(self, argument: str) -> None:
@@ -204,7 +203,7 @@ class Scheduler:
                 raise self._error(f"custom timesteps cannot be used with {option}; set it to false")
 
     def _rounded(self, run: Schedule, start: int) -> Schedule:
-        """Return the steps from `start` on in float32, and refuse those that would fill the picture with NaN."""
+        """Return the steps from `start` on in float32, rejecting those that would fill the picture with NaN."""
         packed = {name: np.asarray(values[start:], np.float32) for name, values in run.coefficients.items()}
         timesteps = run.timesteps[start:]
         for index, timestep in enumerate(timesteps):
@@ -232,9 +231,9 @@ class Scheduler:
 
     @cached_property
     def train_sigmas(self) -> np.ndarray:
-        """Noise-to-signal ratio at each training timestep, float32 [T], rising.
+        """Noise-to-signal ratio at each training timestep, float32 [T], ascending.
 
-        With zero terminal SNR the last one would be infinite; like diffusers it is kept at a signal power of 2**-24.
+        With zero terminal SNR, the last one would be infinite; as in diffusers, its signal power is set to 2**-24.
         """
         alphas = self.alphas_cumprod.copy()
         if self.rescale_betas_zero_snr:
@@ -246,7 +245,7 @@ class Scheduler:
         return any(getattr(self, option, False) for option in SIGMA_OPTIONS)
 
     def _formula_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
-        """Return noise levels from `high` to `low` by the formula that the options ask for, float64 [steps]."""
+        """Return noise levels from `high` to `low` by the formula that the options select, float64 [steps]."""
         if getattr(self, "use_karras_sigmas", False):
             return tables.karras_sigmas(low, high, steps)
         if getattr(self, "use_beta_sigmas", False):
@@ -256,21 +255,21 @@ class Scheduler:
     # -------------------------------------------------------------------------------------------------------- one step
 
     def scale_model_input(self, coefficients: Coefficients, sample: Array) -> Array:
-        """Return the latents as the U-Net wants them at this step, in the shape and dtype of `sample`."""
+        """Return the latents as the U-Net expects them at this step, in the shape and dtype of `sample`."""
         return sample / coefficients["input_norm"] if "input_norm" in coefficients else sample
 
     def init_state(self, sample: Array) -> State:
-        """Return what the scheduler remembers before the first step: arrays of zeros shaped like `sample`, or none."""
+        """Return the state before the first step: arrays of zeros shaped like `sample`, or none."""
         return ()
 
     def step(
         self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
     ) -> tuple[Array, State]:
-        """Take one denoising step. Here it is linear in the sample, the prediction and the noise.
+        """Take one denoising step, by default linear in the sample, the prediction and the noise.
 
         Args:
-            coefficients: those of this step, from `Schedule.coefficients`.
-            state: from `init_state` or the step before.
+            coefficients: the coefficients of this step, from `Schedule.coefficients`.
+            state: from `init_state` or the previous step.
             prediction: the U-Net's output after guidance, shaped like `sample`, any float dtype.
             sample: latents, float32, any shape (all arithmetic is elementwise).
             noise: normal noise shaped like `sample`; may be None if the schedule never draws. Steps that do not draw

@@ -14,7 +14,7 @@ from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 @dataclass(frozen=True, kw_only=True)
 class DDIMScheduler(Scheduler):
-    """Takes the steps of diffusers' `DDIMScheduler`. `eta` above 0 adds noise at every step, the last one included."""
+    """DDIM, step for step as in diffusers; `eta` above 0 adds noise at every step, including the last."""
 
     timestep_spacing: str = "leading"
     clip_sample: bool = True
@@ -32,14 +32,14 @@ class DDIMScheduler(Scheduler):
         power = alphas[now]
         power_after = np.where(after >= 0, alphas[np.maximum(after, 0)], final)
 
-        # float32 like the original: these differences cancel, and the rounding is part of its result
+        # float32 as in diffusers: these differences cancel, so its results depend on their rounding
         one, eta = np.float32(1), np.float32(request.eta)
         with np.errstate(divide="ignore", invalid="ignore"):
             variance = ((one - power_after) / (one - power)) * (one - power / power_after)
             spread = eta * np.sqrt(variance)
-            left = one - power_after - spread**2
-            # zero at eta 1 from zero SNR; the original returns NaN there if it rounds to less
-            toward_noise = np.sqrt(np.maximum(left, 0) if eta <= 1 else left)
+            rest = one - power_after - spread**2
+            # zero at eta 1 from zero SNR; diffusers returns NaN where it rounds to less
+            toward_noise = np.sqrt(np.maximum(rest, 0) if eta <= 1 else rest)
 
         alpha, sigma = np.sqrt(power), np.sqrt(one - power)
         clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)

@@ -14,7 +14,7 @@ def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray)
     """Return the factors of the sample and of the prediction in one Euler step between noise levels, float64 [S].
 
     The sample is x0 + sigma noise. The step is x + (x - x0) / sigma * (after - now), with x0 from the prediction;
-    multiplied out, nothing cancels at the sigma of 4096 that zero terminal SNR starts from.
+    expanded, nothing cancels at the sigma of 4096 that zero terminal SNR starts from.
     """
     now, after = np.asarray(now, np.float64), np.asarray(after, np.float64)
     if prediction_type == "epsilon":
@@ -27,7 +27,7 @@ def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class EulerDiscreteScheduler(Scheduler):
-    """Takes the steps of diffusers' `EulerDiscreteScheduler`, SDXL's own; its timesteps are float32."""
+    """Euler's method, SDXL's default, step for step as in diffusers; its timesteps are float32."""
 
     interpolation_type: str = "linear"
     use_karras_sigmas: bool = False
@@ -51,10 +51,10 @@ class EulerDiscreteScheduler(Scheduler):
         train_sigmas = self.train_sigmas
         if request.sigmas is not None:
             noise = request.sigmas.astype(np.float32)  # [S + 1]
-            visited = tables.timestep_of(noise[:-1], np.log(train_sigmas))
+            times = tables.timestep_of(noise[:-1], np.log(train_sigmas))
         else:
-            visited, noise = self._placed(steps, request.timesteps)
-        timesteps = 0.25 * tables.log32(noise[:-1]) if continuous else visited
+            times, noise = self._placed(steps, request.timesteps)
+        timesteps = 0.25 * tables.log32(noise[:-1]) if continuous else times
 
         now, after = noise[:steps], noise[1 : steps + 1]
         of_sample, of_prediction = euler_coefficients(self.prediction_type, now, after)
@@ -68,18 +68,18 @@ class EulerDiscreteScheduler(Scheduler):
         table = self.train_sigmas
         if chosen is None:
             chosen = tables.spaced_timesteps(self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset)
-        visited = chosen.astype(np.float32)
+        times = chosen.astype(np.float32)
         if self.interpolation_type == "linear":
-            noise = np.interp(visited, np.arange(len(table)), table)
-        else:  # one level more than there are steps: diffusers ends at the lowest of them, not at its final sigma
+            noise = np.interp(times, np.arange(len(table)), table)
+        else:  # one level more than steps: diffusers ends at the lowest of them, not at its final sigma
             noise = tables.exp32(tables.linspace32(np.log(table[-1]), np.log(table[0]), steps + 1))
         low = float(noise[-1]) if self.sigma_min is None else self.sigma_min
         high = float(noise[0]) if self.sigma_max is None else self.sigma_max
         if self._uses_formula:
             noise = self._formula_sigmas(low, high, steps)
-            visited = tables.timestep_of(noise, np.log(table))
+            times = tables.timestep_of(noise, np.log(table))
         final = table[0] if self.final_sigmas_type == "sigma_min" else 0.0
-        return visited, np.concatenate([noise, [final]]).astype(np.float32)
+        return times, np.concatenate([noise, [final]]).astype(np.float32)
 
 
 def input_norm(sigma: np.ndarray) -> np.ndarray:
@@ -88,6 +88,6 @@ def input_norm(sigma: np.ndarray) -> np.ndarray:
 
 
 def init_noise_sigma(timestep_spacing: str, sigmas: np.ndarray) -> float:
-    """Return the standard deviation of the initial latents; `leading` leaves out the highest training noise level."""
+    """Return the standard deviation of the initial latents; `leading` skips the highest training noise level."""
     highest = sigmas.max()
     return float(highest if timestep_spacing in ("linspace", "trailing") else input_norm(highest))

@@ -1,4 +1,4 @@
-"""Euler's method with ancestral noise: each step goes further down than asked, and fresh noise brings it back up."""
+"""Euler's method with ancestral noise: each step goes below the next noise level, and fresh noise brings it back up."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,19 +13,19 @@ from distrijax.schedulers.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class EulerAncestralDiscreteScheduler(Scheduler):
-    """Takes the steps of diffusers' `EulerAncestralDiscreteScheduler`. Draws noise at every step, also the last."""
+    """Ancestral Euler, step for step as in diffusers; it draws noise at every step, including the last."""
 
     class_name = "EulerAncestralDiscreteScheduler"
     choices: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
 
     def _build(self, request: Request) -> Schedule:
         train, table = self.num_train_timesteps, self.train_sigmas
-        visited = tables.spaced_timesteps(self.timestep_spacing, request.steps, train, self.steps_offset)
-        visited = visited.astype(np.float32)
-        noise = np.append(np.interp(visited, np.arange(train), table), 0.0).astype(np.float32)  # [S + 1]
+        times = tables.spaced_timesteps(self.timestep_spacing, request.steps, train, self.steps_offset)
+        times = times.astype(np.float32)
+        noise = np.append(np.interp(times, np.arange(train), table), 0.0).astype(np.float32)  # [S + 1]
 
         now, after = noise[:-1].astype(np.float64), noise[1:].astype(np.float64)
-        down = after**2 / now  # what is left of `after` in quadrature, sqrt(after^2 - up^2), without the cancellation
+        down = after**2 / now  # sqrt(after^2 - up^2), without the cancellation
         up = np.sqrt(after**2 * (now**2 - after**2) / now**2)
         of_sample, of_prediction = euler_coefficients(self.prediction_type, now, down)
         coefficients = {
@@ -35,4 +35,4 @@ class EulerAncestralDiscreteScheduler(Scheduler):
             "fresh_noise": up,
         }
         sigma = init_noise_sigma(self.timestep_spacing, noise)
-        return Schedule(visited, coefficients, np.ones_like(now), now, sigma, np.full(len(now), True))
+        return Schedule(times, coefficients, np.ones_like(now), now, sigma, np.full(len(now), True))

@@ -1,4 +1,4 @@
-"""Latent consistency models (Luo et al., arXiv 2310.04378): few steps, each to the clean image and back up."""
+"""Latent consistency models (Luo et al., arXiv 2310.04378): few steps, each to the clean image and back to noise."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ _SIGMA_DATA = 0.5  # standard deviation of the data in the boundary condition; d
 
 @dataclass(frozen=True, kw_only=True)
 class DistilledScheduler(Scheduler):
-    """Holds what LCM and TCD share: options, and timesteps taken from the schedule that the model was distilled on."""
+    """The base of LCM and TCD, whose timesteps are taken from the schedule that the model was distilled on."""
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -27,7 +27,7 @@ class DistilledScheduler(Scheduler):
     custom: ClassVar = ("timesteps",)
 
     def _distilled_timesteps(self, request: Request) -> np.ndarray:
-        """Return custom timesteps, or evenly chosen ones of the distillation schedule, int64 [S], falling."""
+        """Return custom timesteps, or evenly spaced ones of the distillation schedule, int64 [S], descending."""
         if request.timesteps is not None:
             return request.timesteps.astype(np.int64)
         steps, original, train = request.steps, self.original_inference_steps, self.num_train_timesteps
@@ -43,7 +43,7 @@ class DistilledScheduler(Scheduler):
 
 @dataclass(frozen=True, kw_only=True)
 class LCMScheduler(DistilledScheduler):
-    """Takes the steps of diffusers' `LCMScheduler`. Draws noise at every step but the last."""
+    """LCM, step for step as in diffusers; it draws noise at every step but the last."""
 
     clip_sample: bool = False
     clip_sample_range: float = 1.0
@@ -54,7 +54,7 @@ class LCMScheduler(DistilledScheduler):
     def _build(self, request: Request) -> Schedule:
         now = self._distilled_timesteps(request)
         power = self.alphas_cumprod[now]
-        power_after = np.append(power[1:], np.float32(1))  # after the last step the clean image stays as it is
+        power_after = np.append(power[1:], np.float32(1))  # the last step returns the clean image
         scaled = now * self.timestep_scaling
         norm = scaled**2 + _SIGMA_DATA**2
         alpha, sigma = np.sqrt(power), np.sqrt(1 - power)

@@ -1,4 +1,4 @@
-"""The options of diffusers' schedulers: which there are, and what values they may have."""
+"""The options of diffusers' schedulers and their allowed values."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "final_sigmas_type": ("zero", "sigma_min"),
 }
-"""Allowed values of the options that name something."""
+"""Allowed values of string options."""
 
 SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Options that place the noise levels by a formula instead of at the spaced timesteps."""
@@ -44,11 +44,11 @@ def checked_option(
 
     Args:
         class_name: the scheduler, for errors.
-        option: its name.
-        value: what was passed.
-        default: what the scheduler has without it; it stands for a value of None too, where diffusers allows that.
-        choices: allowed values of options that name something, where they differ from `CHOICES`.
-        bounds: smallest and largest value of whole numbers, where they do not begin at 0.
+        option: name of the option.
+        value: the caller's value.
+        default: the scheduler's default, which also replaces None where diffusers allows that.
+        choices: allowed values of string options, where they differ from `CHOICES`.
+        bounds: smallest and largest value of integer options, where they do not begin at 0.
     """
     name = f"{class_name}: {option}"
     if option in choices or option in CHOICES:

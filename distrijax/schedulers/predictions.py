@@ -1,4 +1,4 @@
-"""What a prediction of the U-Net says about the clean image and the noise, as factors worked out on the host."""
+"""Factors, computed on the host, that turn a prediction of the U-Net into the clean image or the noise."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def to_noise(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tupl
 
 
 def combine(*terms: tuple[ArrayLike, Array | None]) -> jax.Array:
-    """Return the sum of coefficient * array in float32, from left to right, without the arrays that are None."""
+    """Return the sum of coefficient * array in float32, from left to right, skipping arrays that are None."""
     products = [jnp.asarray(array, jnp.float32) * coefficient for coefficient, array in terms if array is not None]
     total = products[0]
     for product in products[1:]:

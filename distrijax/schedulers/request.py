@@ -10,12 +10,12 @@ from distrijax.errors import DistrijaxError
 
 @dataclass(frozen=True)
 class Request:
-    """Holds what a scheduler builds its tables from.
+    """The arguments from which a scheduler builds its tables.
 
     Attributes:
         steps: number of steps of the whole run.
-        timesteps: custom timesteps, float64 [steps], falling; or None.
-        sigmas: custom noise levels, float64 [steps + 1], falling; or None.
+        timesteps: custom timesteps, float64 [steps], descending; or None.
+        sigmas: custom noise levels, float64 [steps + 1], descending; or None.
         eta: noise added at each step, 0 for schedulers without it.
         start: index of the first step that runs. Steps before it leave no history for the ones after.
     """
@@ -28,11 +28,11 @@ class Request:
 
 
 def custom_timesteps(name: str, values: Sequence[float], last: int, whole: bool) -> np.ndarray:
-    """Return timesteps that the caller chose, float64 [S].
+    """Return the caller's timesteps, checked, float64 [S].
 
     Args:
-        name: what errors call them.
-        values: the timesteps, falling.
+        name: name in error messages.
+        values: the timesteps, descending.
         last: the highest training timestep.
         whole: whether they must be whole numbers.
     """
@@ -45,7 +45,7 @@ def custom_timesteps(name: str, values: Sequence[float], last: int, whole: bool)
 
 
 def custom_sigmas(name: str, values: Sequence[float]) -> np.ndarray:
-    """Return noise levels that the caller chose, and the one to end at, float64 [S + 1]."""
+    """Return the caller's noise levels and the one to end at, checked, float64 [S + 1]."""
     array = _falling(name, values, 2)
     if array[-1] < 0:
         raise DistrijaxError(f"{name} must not be negative, got {list(values)}")

@@ -16,20 +16,20 @@ Array = jax.Array | np.ndarray
 Coefficients = Mapping[str, ArrayLike]
 """The numbers of one step by name: one entry of each array in `Schedule.coefficients`."""
 State = tuple[jax.Array, ...]
-"""What a scheduler remembers between steps: arrays shaped like the latents."""
+"""A scheduler's state between steps: arrays shaped like the latents."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Holds the tables of a run of S steps.
+    """The tables of a run of S steps.
 
     Attributes:
-        timesteps: what the U-Net takes as time at each step, float32 or int32 [S] as in diffusers.
+        timesteps: the U-Net's time input at each step, float32 or int32 [S] as in diffusers.
         coefficients: name -> float32 [S]. `jax.lax.scan` over them gives `Scheduler.step` those of its step.
         signal: factor of the clean latents at the start of each step, float32 [S].
         noise_level: factor of the noise there: the latents are signal * clean + noise_level * noise, float32 [S].
         init_noise_sigma: factor of the initial noise of a run that begins with noise alone, at the first step of the
-            whole run. With `leading` timesteps Euler's is not its first `noise_level`, as in diffusers.
+            whole run. As in diffusers, Euler's differs from its first `noise_level` with `leading` timesteps.
         draws: whether each step consumes a noise tensor, bool [S]. Noise is drawn in this order, after the initial
             latents.
     """
@@ -49,7 +49,7 @@ class Schedule:
 
         Raises:
             DistrijaxError: the slice does not begin with the first step. A multistep solver that begins later has no
-                history, so its coefficients are others; `Scheduler.schedule` has the argument `start` for that.
+                history, so its coefficients differ; use the argument `start` of `Scheduler.schedule`.
         """
         if part.start not in (None, 0) or part.step not in (None, 1):
             raise DistrijaxError(f"schedule[{part}] does not begin with the first step; use schedule(..., start=n)")

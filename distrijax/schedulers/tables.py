@@ -1,7 +1,7 @@
-"""Noise tables on the host: betas, cumulative alphas, training noise levels, and ways of choosing steps among them.
+"""Noise tables on the host: betas, cumulative alphas, training noise levels, and rules for choosing steps among them.
 
 Everything is numpy in the precision that diffusers uses: float32 tables, float64 where it computes in Python or numpy.
-Betas and alphas are equal to its own bit for bit, noise levels to an ulp, because torch's square root is not correctly
+Betas and alphas match diffusers' bit for bit, noise levels to an ulp, because torch's square root is not correctly
 rounded on every processor.
 """
 
@@ -13,7 +13,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 def linspace32(start: float, end: float, count: int) -> np.ndarray:
-    """Return what `torch.linspace(start, end, count)` gives in float32, [count].
+    """Return what `torch.linspace(start, end, count)` returns in float32, [count].
 
     torch counts up from the start in the first half and down from the end in the second, each with a fused
     multiply-add. float64 holds the product of two float32 exactly, so one rounding at the end is the fused one.
@@ -28,7 +28,7 @@ def linspace32(start: float, end: float, count: int) -> np.ndarray:
 
 
 def log32(x: np.ndarray) -> np.ndarray:
-    """Return the logarithm of float32 values, correctly rounded, as numpy's own is not; log 0 is -inf."""
+    """Return the logarithm of float32 values, correctly rounded, unlike numpy's; log 0 is -inf."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(np.asarray(x, np.float64)).astype(np.float32)
 
@@ -56,7 +56,7 @@ def _cosine_betas(count: int) -> np.ndarray:
 
 
 def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Rescale betas so that the last step is pure noise (arXiv 2305.08891, algorithm 1), [T]."""
+    """Return betas rescaled so that the last step is pure noise (arXiv 2305.08891, algorithm 1), [T]."""
     root = np.sqrt(cumulative(1 - betas))
     first, last = root[0], root[-1]
     root = (root - last) * (first / (first - last))
@@ -66,7 +66,7 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def cumulative(alphas: np.ndarray) -> np.ndarray:
-    """Return what `torch.cumprod` gives on a CPU: accumulated in float64, stored in float32, [T]."""
+    """Return what `torch.cumprod` returns on a CPU: accumulated in float64, stored in float32, [T]."""
     return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
 
 
@@ -78,7 +78,7 @@ def alphas_cumprod(
     trained: tuple[float, ...] | None,
     zero_snr: bool,
 ) -> np.ndarray:
-    """Return the signal power left at each training timestep, float32 [T], falling."""
+    """Return the signal power left at each training timestep, float32 [T], descending."""
     if trained is not None:
         betas = np.asarray(trained, np.float32)
     elif schedule == "linear":
@@ -93,7 +93,7 @@ def alphas_cumprod(
 
 
 def sigmas_of(alphas: np.ndarray) -> np.ndarray:
-    """Return the noise-to-signal ratio sqrt((1 - a) / a) of each training timestep, float32 [T], rising."""
+    """Return the noise-to-signal ratio sqrt((1 - a) / a) of each training timestep, float32 [T], ascending."""
     with np.errstate(divide="ignore"):
         return np.sqrt((np.float32(1) - alphas) / alphas)
 
@@ -108,17 +108,17 @@ def lambdas_of(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def spaced_timesteps(
     spacing: str, steps: int, train: int, offset: int, *, drop_last: bool = False, span: int | None = None
 ) -> np.ndarray:
-    """Return timesteps spread over training (arXiv 2305.08891, table 2), float64 [S], falling; linspace is not rounded.
+    """Return timesteps spread over training (arXiv 2305.08891, table 2), float64 [S], descending, `linspace` unrounded.
 
     Args:
         steps: number of denoising steps.
         train: number of training timesteps.
         offset: added to every timestep when spacing is `leading`.
-        drop_last: spread one more timestep and leave out the lowest, as the multistep solvers do.
+        drop_last: place one more timestep and drop the lowest, as the multistep solvers do.
         span: spread over the first `span` training timesteps only (default: all).
 
     diffusers counts `trailing` timesteps with a float step and so makes one too many, a timestep of -1, for some
-    numbers of steps (61, 103, 121, ... of 1000); that one is left out here.
+    numbers of steps (61, 103, 121, ... of 1000); that one is dropped here.
     """
     span = train if span is None else span
     points = steps + 1 if drop_last else steps
@@ -133,19 +133,19 @@ def spaced_timesteps(
 
 
 def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
-    """Return the noise levels of Karras et al. (arXiv 2206.00364, equation 5), float64 [count], falling."""
+    """Return the noise levels of Karras et al. (arXiv 2206.00364, equation 5), float64 [count], descending."""
     ramp = np.linspace(0, 1, count)
     first, last = high ** (1 / rho), low ** (1 / rho)
     return (first + ramp * (last - first)) ** rho
 
 
 def exponential_sigmas(low: float, high: float, count: int) -> np.ndarray:
-    """Return noise levels equally spaced in the logarithm, float64 [count], falling."""
+    """Return noise levels equally spaced in the logarithm, float64 [count], descending."""
     return np.exp(np.linspace(math.log(high), math.log(low), count))
 
 
 def beta_sigmas(low: float, high: float, count: int, alpha: float = 0.6, beta: float = 0.6) -> np.ndarray:
-    """Return noise levels at quantiles of a beta distribution (arXiv 2407.12173), float64 [count], falling."""
+    """Return noise levels at quantiles of a beta distribution (arXiv 2407.12173), float64 [count], descending."""
     # scipy comes with JAX; only this schedule needs it
     from scipy.special import betaincinv
 
@@ -157,7 +157,7 @@ def timestep_of(sigma: np.ndarray, log_sigmas: np.ndarray) -> np.ndarray:
 
     Args:
         sigma: noise levels, [n]; outside the table they give its first or last timestep.
-        log_sigmas: logarithm of the training noise levels, [T], rising.
+        log_sigmas: logarithm of the training noise levels, [T], ascending.
     """
     log_sigma = np.log(np.maximum(sigma, 1e-10))[None]  # [1, n]
     below = log_sigma - log_sigmas[:, None] >= 0  # [T, n]

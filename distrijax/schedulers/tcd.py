@@ -1,4 +1,4 @@
-"""Trajectory consistency distillation (Zheng et al., arXiv 2402.19159): eta (gamma there) trades path for noise."""
+"""Trajectory consistency distillation (Zheng et al., arXiv 2402.19159): eta (gamma there) sets the noise of a step."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from distrijax.schedulers.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TCDScheduler(DistilledScheduler):
-    """Takes the steps of diffusers' `TCDScheduler`. With `eta` above 0 it draws noise at every step but the last.
+    """TCD, step for step as in diffusers; with `eta` above 0, it draws noise at every step but the last.
 
     diffusers' class has clip_sample, set_alpha_to_one and timestep_scaling too, but its step does not use them.
     """
@@ -23,7 +23,7 @@ class TCDScheduler(DistilledScheduler):
     def _build(self, request: Request) -> Schedule:
         now = self._distilled_timesteps(request)
         after = np.append(now[1:], 0)
-        # float32 like the original: the product decides which whole timestep the floor takes
+        # float32 as in diffusers: its rounding decides which timestep the floor returns
         down = np.floor(np.float32(1 - request.eta) * after.astype(np.float32)).astype(np.int64)
 
         table = self.alphas_cumprod.astype(np.float64)

@@ -1,7 +1,7 @@
-"""UniPC, multistep (Zhao et al., arXiv 2302.04867): each step first corrects the one before, then predicts the next.
+"""UniPC, multistep (Zhao et al., arXiv 2302.04867): each step first corrects the previous one, then predicts the next.
 
-Both halves are combinations of the sample before, the present and past predictions, with factors that depend on the
-step only: they are worked out on the host.
+Both halves are combinations of the previous sample and the present and past predictions. Their factors depend only on
+the step and are computed on the host.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
 @dataclass(frozen=True, kw_only=True)
 class UniPCMultistepScheduler(Scheduler):
-    """Takes the steps of diffusers' `UniPCMultistepScheduler`. With `predict_x0` off it extrapolates the noise.
+    """UniPC, step for step as in diffusers; with `predict_x0` off, it extrapolates the noise.
 
-    With solver_type bh1 and a final sigma of zero diffusers multiplies zero by infinity in the last step and returns
-    NaN; the term is absent there, and is left out here.
+    With solver_type bh1 and a final sigma of zero, diffusers multiplies zero by infinity in the last step and returns
+    NaN; that term vanishes, and is omitted here.
     """
 
     solver_order: int = 2
@@ -49,19 +49,19 @@ class UniPCMultistepScheduler(Scheduler):
     }
 
     def _build(self, request: Request) -> Schedule:
-        visited, levels = self._placed(request.steps)
-        steps = len(visited)
+        times, levels = self._placed(request.steps)
+        steps = len(times)
         alpha, sigma, _ = tables.lambdas_of(levels[:-1])
-        converted = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
-        coefficients = {"model_sample": converted[0], "model_prediction": converted[1]}
+        model = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
+        coefficients = {"model_sample": model[0], "model_prediction": model[1]}
 
         order = self.solver_order
         correct, predict = np.zeros((steps, 3 + order)), np.zeros((steps, 1 + order))
-        executed = [max(i - request.start, 0) for i in range(steps)]  # predictions of earlier steps
-        orders = [min(order, steps - i if self.lower_order_final else order, executed[i] + 1) for i in range(steps)]
+        history = [max(i - request.start, 0) for i in range(steps)]  # predictions of earlier steps
+        orders = [min(order, steps - i if self.lower_order_final else order, history[i] + 1) for i in range(steps)]
         for i in range(steps):
             predict[i] = self._predictor(levels, i, orders[i])
-            if executed[i] and i - 1 not in self.disable_corrector:
+            if history[i] and i - 1 not in self.disable_corrector:
                 correct[i, 1:] = self._corrector(levels, i, orders[i - 1])
             else:
                 correct[i, 0] = 1.0  # keep the sample
@@ -69,7 +69,7 @@ class UniPCMultistepScheduler(Scheduler):
         coefficients |= {f"correct_{age}": correct[:, 2 + age] for age in range(order + 1)}
         coefficients |= {"predict_sample": predict[:, 0]}
         coefficients |= {f"predict_{age}": predict[:, 1 + age] for age in range(order)}
-        return Schedule(visited.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(steps, False))
+        return Schedule(times.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(steps, False))
 
     def _placed(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the timesteps, int64 [S], and the noise levels, float32 [S + 1]."""
@@ -79,16 +79,16 @@ class UniPCMultistepScheduler(Scheduler):
             low = float(table[0]) if self.sigma_min is None else self.sigma_min
             high = float(table[-1]) if self.sigma_max is None else self.sigma_max
             noise = self._formula_sigmas(low, high, steps)
-            visited = tables.timestep_of(noise, np.log(table))
-            visited = visited.round() if self.use_karras_sigmas else visited
+            times = tables.timestep_of(noise, np.log(table))
+            times = times.round() if self.use_karras_sigmas else times
             lowest = noise[-1]
         else:
-            visited = tables.spaced_timesteps(
+            times = tables.spaced_timesteps(
                 self.timestep_spacing, steps, train, self.steps_offset, drop_last=True
             ).round()
-            noise, lowest = np.interp(visited, np.arange(train), table), table[0]
+            noise, lowest = np.interp(times, np.arange(train), table), table[0]
         final = lowest if self.final_sigmas_type == "sigma_min" else 0.0
-        return visited.astype(np.int64), np.append(noise, final).astype(np.float32)
+        return times.astype(np.int64), np.append(noise, final).astype(np.float32)
 
     def _update(
         self, levels: np.ndarray, index: int, order: int
@@ -107,7 +107,7 @@ class UniPCMultistepScheduler(Scheduler):
         hh = -h if self.predict_x0 else h
         phi_1 = tables.expm1_32(hh)
         scale = phi_1 if self.solver_type == "bh2" else hh
-        # float32 in the order of the original: for small h these differences cancel to their rounding, which is then
+        # float32 in diffusers' order: for small h these differences cancel down to their rounding, which becomes
         # part of its result (50 steps of order 3 with beta sigmas would differ by 2e-2, not 6e-4)
         phi, factorial, b = phi_1 / hh - np.float32(1), 1, []
         for k in range(1, order + 1):
@@ -120,7 +120,7 @@ class UniPCMultistepScheduler(Scheduler):
 
     def _predictor(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
         """Return the factors of (sample, this prediction, the one before, ...), float64 [1 + solver_order]."""
-        with np.errstate(all="ignore"):  # the last step's h may be infinite; what is not finite is refused at the end
+        with np.errstate(all="ignore"):  # the last step's h may be infinite; what is not finite is rejected at the end
             first, scale, r, matrix, b = self._update(levels, index, order)
             factors = np.zeros(1 + self.solver_order)
             factors[:2] = first
@@ -132,7 +132,7 @@ class UniPCMultistepScheduler(Scheduler):
         return factors
 
     def _corrector(self, levels: np.ndarray, index: int, order: int) -> np.ndarray:
-        """Return the factors of (sample before, this prediction, the one before, ...), float64 [2 + solver_order]."""
+        """Return the factors of (previous sample, this prediction, the one before, ...), float64 [2 + solver_order]."""
         with np.errstate(all="ignore"):
             first, scale, r, matrix, b = self._update(levels, index - 1, order)
             weights = np.full(1, 0.5) if order == 1 else _solve(matrix, b)
@@ -145,7 +145,7 @@ class UniPCMultistepScheduler(Scheduler):
         return factors
 
     def init_state(self, sample: Array) -> State:
-        """Return the (corrected) sample before, and the predictions before, youngest first."""
+        """Return zeros in place of the previous (corrected) sample and earlier predictions, latest first."""
         return tuple(jnp.zeros_like(sample) for _ in range(1 + self.solver_order))
 
     def step(
@@ -162,7 +162,7 @@ class UniPCMultistepScheduler(Scheduler):
 
 
 def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the solution of a small linear system, or NaN without one, which `schedule` refuses."""
+    """Return the solution of a small linear system, or NaN if there is none, which `schedule` rejects."""
     if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(b))):
         return np.full(len(b), np.nan)
     try:

@@ -1,1 +1,1 @@
-"""From prompts to the text conditioning of the U-Net."""
+"""Conversion of prompts to the U-Net's text conditioning."""

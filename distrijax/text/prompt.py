@@ -1,4 +1,4 @@
-"""Prompts to text conditioning, by the rules of `StableDiffusionXLPipeline.encode_prompt` of diffusers."""
+"""Text conditioning from prompts, by the rules of diffusers' `StableDiffusionXLPipeline.encode_prompt`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ Embeds = Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptInputs:
-    """Everything that a caller says about the text of a batch; raises DistrijaxError if it does not fit together.
+    """The text arguments of a call; raises DistrijaxError if they are inconsistent.
 
-    A list has one entry for each prompt; a string stands for all prompts.
+    A list has one entry per prompt; a string applies to all prompts.
 
     Attributes:
         prompt: what the pictures should show.
-        prompt_2: the same for the second text encoder; `prompt` takes the place of an empty one.
+        prompt_2: the same for the second text encoder; `prompt` if it is empty.
         negative_prompt, negative_prompt_2: what to guide away from, likewise.
-        num_images_per_prompt: pictures of each prompt; they are neighbours in the batch.
+        num_images_per_prompt: pictures per prompt, adjacent in the batch.
         clip_skip: layers to skip below the penultimate one, which SDXL reads. The negative prompt skips none.
         prompt_embeds, negative_prompt_embeds: [prompts, T, D], in place of the texts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P].
@@ -81,7 +81,7 @@ class PromptInputs:
         if text is None:
             return
         if getattr(self, embeds_name) is not None:
-            raise DistrijaxError(f"both {name} and {embeds_name} are given; they exclude each other")
+            raise DistrijaxError(f"both {name} and {embeds_name} are given; they are mutually exclusive")
         if not isinstance(text, str | list):
             raise DistrijaxError(f"{name} must be a string or a list of strings, not {type(text).__name__}")
         if isinstance(text, str):
@@ -134,11 +134,11 @@ def encode_prompt(
 
     Args:
         prompts: texts or embeddings.
-        tokenizers, encoders: both of the base model, or the refiner's one, which does not read `prompt_2`.
+        tokenizers, encoders: the base model's two, or the refiner's one, which ignores `prompt_2`.
         guided: add the negative branch.
         force_zeros_for_empty_prompt: without a `negative_prompt`, the negative embeddings are zeros, even with a
             `negative_prompt_2`; otherwise they are those of an empty text.
-        encode: stands in for `encode_ids`, for instance a compiled program of it; called at most once a branch.
+        encode: replacement for `encode_ids`, such as a compiled program; called at most once per branch.
 
     Raises:
         DistrijaxError: the prompts do not fit these tokenizers and encoders.
@@ -150,9 +150,9 @@ def encode_prompt(
     def branch(kind: str, first: Prompt, second: Prompt | None, skip: int, length: int | None) -> tuple[Embeds, Embeds]:
         """Return the context and the pooled vector: the caller's, or those of the two texts."""
         names = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
-        passed, pooled = (_on_host(name, getattr(prompts, name), dtype) for name in names)
-        if passed is not None and pooled is not None:
-            return passed, pooled
+        embeds, pooled = (_on_host(name, getattr(prompts, name), dtype) for name in names)
+        if embeds is not None and pooled is not None:
+            return embeds, pooled
         texts = [[text] * prompts.count if isinstance(text, str) else text for text in (first, second or first)]
         ids = _token_ids(tokenizers, encoders, texts, length)
         layers = min(encoder.config.num_hidden_layers for encoder in encoders)
@@ -169,7 +169,7 @@ def encode_prompt(
             branches.insert(0, (np.zeros(context.shape, context.dtype), np.zeros(pooled.shape, pooled.dtype)))
         else:  # diffusers pads or cuts the negative prompt to the length of the prompt's embeddings
             branches.insert(0, branch("negative_", negative or "", prompts.negative_prompt_2, 0, context.shape[1]))
-    # Only now, with both branches dispatched, are results awaited. Each is fetched once.
+    # Wait for results only now that both branches are dispatched, and fetch each once.
     parts = []
     for name, part in zip(("prompt_embeds", "pooled_prompt_embeds"), zip(*branches, strict=True), strict=True):
         if part[0].shape != part[-1].shape:
@@ -211,7 +211,7 @@ def _token_ids(
             )
         if tokens.max() >= known:
             raise DistrijaxError(
-                f"the tokenizer made the id {tokens.max()}, but its text encoder knows {known} tokens; "
+                f"the tokenizer produced the id {tokens.max()}, but its text encoder has {known} tokens; "
                 "the two do not belong together"
             )
     lengths = [tokens.shape[1] for tokens in ids]

@@ -1,4 +1,4 @@
-"""Time ids: the sizes, crops and scores that SDXL was trained on beside the text (arXiv 2307.01952, section 2.2)."""
+"""Time ids: the sizes, crops and scores that condition SDXL besides the text (arXiv 2307.01952, section 2.2)."""
 
 import functools
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ def time_ids(
 
     Args:
         batch: number of pictures, B.
-        original_size, target_size: (height, width) in pixels; the negative ones likewise, by default the same.
-        crops_coords_top_left: (top, left) in pixels; the negative one likewise.
+        original_size, target_size: (height, width) in pixels; the negative ones by default equal these.
+        crops_coords_top_left: (top, left) in pixels, as for the negative branch.
         aesthetic_score, negative_aesthetic_score: read only if `requires_aesthetics_score`.
         requires_aesthetics_score: the U-Net (SDXL's refiner) takes a score in place of the target size.
-        image_to_image: follow image-to-image and inpainting, not text-to-image.
+        image_to_image: follow the rules of image-to-image and inpainting, not text-to-image.
 
     Returns:
         float32 [2, B, 6], or [2, B, 5] with a score: the negative branch, then the prompt's.
@@ -53,13 +53,13 @@ def time_ids(
             negative = *negative_size, *crop, *negative_target
         elif negative_original_size is not None and negative_target_size is not None:
             negative = *negative_size, *negative_crop, *negative_target
-        else:  # one negative size without the other is not read, nor is the negative crop
+        else:  # a single negative size is ignored, and so is the negative crop
             negative = prompt
     ids = np.array([negative, prompt], np.float32)
     if image_to_image or requires_aesthetics_score:
         return np.repeat(ids[:, None], batch, axis=1)
     # diffusers' text-to-image tiles the pair (negative, prompt) where it should repeat each, so that the two kinds
-    # alternate within each branch if batch > 1. Pictures equal to its own need the same ids.
+    # alternate within each branch if batch > 1. Equal pictures need equal ids.
     return np.tile(ids, (batch, 1)).reshape(2, batch, -1)
 
 
@@ -82,10 +82,10 @@ def check_time_ids(
     hint = "projection_class_embeddings_input_dim of the U-Net and projection_dim of the text encoder do not agree"
     if expected - total == addition_time_embed_dim:
         hint = (
-            "this U-Net takes one time id more, a target size in place of a score: turn requires_aesthetics_score off"
+            "this U-Net takes one more time id, a target size in place of a score: turn requires_aesthetics_score off"
         )
     elif total - expected == addition_time_embed_dim:
-        hint = "this U-Net takes one time id less, as a refiner does: set requires_aesthetics_score"
+        hint = "this U-Net takes one time id fewer, as a refiner does: set requires_aesthetics_score"
     raise DistrijaxError(
         f"the U-Net's added embedding takes {expected} values, but {count} time ids of {addition_time_embed_dim} and a "
         f"pooled vector of {pooled_dim} make {total}: {hint}"

@@ -20,10 +20,10 @@ DEFAULT_LENGTH = 77  # the length of every CLIP text encoder; old files do not s
 
 
 class Tokenizer:
-    """Turns prompts into token ids, padded and cut exactly as in diffusers.
+    """A tokenizer that pads and truncates exactly as in diffusers.
 
     Attributes:
-        files: the tokenizer's files, name to bytes; written to a folder, they are the same tokenizer.
+        files: the tokenizer's files, name to bytes, as in its folder.
         model_max_length: number of ids of every prompt, including the start and end tokens.
         vocab_size: every id is below it.
     """
@@ -33,7 +33,7 @@ class Tokenizer:
 
         Args:
             source: a folder, or the files themselves: `vocab.json` and `merges.txt`, or `tokenizer.json`.
-            name: stands for the tokenizer in error messages when `source` is not a folder.
+            name: name in error messages if `source` is not a folder.
 
         Raises:
             DistrijaxError: files are missing or damaged, or belong to another kind of tokenizer.
@@ -52,35 +52,35 @@ class Tokenizer:
                 raise DistrijaxError(f"{name}: the CLIP tokenizer cannot be read: {error}") from error
         self._check_special_tokens(name)
         length = self._clip.model_max_length
-        self.model_max_length = int(length) if length < 1_000_000 else DEFAULT_LENGTH  # 1e30 means: not stated
+        self.model_max_length = int(length) if length < 1_000_000 else DEFAULT_LENGTH  # 1e30 means unset
         self.vocab_size = len(self._clip)
 
     def __call__(self, prompts: Sequence[str], *, max_length: int | None = None) -> np.ndarray:
         """Return token ids [B, T] int32 of B prompts, with T = `max_length` (by default `model_max_length`).
 
-        A prompt that is too long loses its end, and a warning is logged with the text that was lost.
+        A prompt that is too long is truncated, and a warning logs the text that was cut off.
         """
         # The start and end tokens alone need 2.
         length = whole_number("max_length", self.model_max_length if max_length is None else max_length, 2)
         batch = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)
-        lost = []
+        cuts = []
         for prompt in batch.encodings:
             # What truncation cuts off stays in `overflowing`, in pieces with start and end tokens of their own.
             tokens = [
                 pair for part in prompt.overflowing for pair in zip(part.ids, part.special_tokens_mask, strict=True)
             ]
             if ids := [index for index, added in tokens if not added]:
-                lost.append(self._clip.decode(ids))
-        if lost:
-            logger.warning("prompts are cut after %d tokens, which is all CLIP can read; lost: %s", length, lost)
+                cuts.append(self._clip.decode(ids))
+        if cuts:
+            logger.warning("prompts are truncated to %d tokens, all that CLIP can read; cut off: %s", length, cuts)
         return np.asarray(batch["input_ids"], np.int32)
 
     def _check_special_tokens(self, name: str) -> None:
         # A special token that is in none of the files would get the next free id, which no text encoder knows.
-        known = self._stated_ids()
+        ids = self._stated_ids()
         for kind in "bos_token", "eos_token", "pad_token":
             token = getattr(self._clip, kind)
-            if token is None or known.get(token) != getattr(self._clip, f"{kind}_id"):
+            if token is None or ids.get(token) != getattr(self._clip, f"{kind}_id"):
                 raise DistrijaxError(f"{name}: the vocabulary lacks the {kind} {token!r}; files are missing or damaged")
 
     def _stated_ids(self) -> dict[str, int]:
@@ -121,8 +121,8 @@ def _problem(file: str, content: bytes) -> str | None:
 
 
 def _clip_tokenizer_class() -> Any:
-    # Imported late because it takes a second. Without torch, transformers warns at its import that its models are
-    # missing, unless this variable is set; we need only the tokenizer.
+    # Imported late because it takes a second. Without torch, transformers warns on import that its models are missing
+    # unless this variable is set; only the tokenizer is needed here.
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"

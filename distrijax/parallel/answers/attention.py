@@ -1,4 +1,4 @@
-"""Answers to self-attentions: the attention of a slab's tokens over those of the whole picture."""
+"""Answers to self-attention: the attention of a slab's tokens over those of the whole picture."""
 
 import dataclasses
 
@@ -16,16 +16,16 @@ Tokens = dict[str, KeysValues]
 
 @dataclasses.dataclass(frozen=True)
 class AttentionAnswer:
-    """What an answer does by default: it carries nothing, sends nothing and waits for nothing."""
+    """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
     carries = sends = waits = False
 
     def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        """Return what the next step needs of this step's `own` keys and values and of what was `delivered` in it."""
+        """Return what the next step needs from this step's `own` keys and values and those `delivered` in it."""
         return {}
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
-        """Return every device's keys and values, by layer, from what the last step kept."""
+        """Return every device's keys and values, by layer, from what the previous step kept."""
         return {}
 
     def attend(
@@ -36,7 +36,7 @@ class AttentionAnswer:
 
 
 class OwnAttention(AttentionAnswer):
-    """Attends to the device's own slab alone."""
+    """Attention over the device's own slab alone."""
 
     def attend(
         self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
@@ -47,7 +47,7 @@ class OwnAttention(AttentionAnswer):
 
 
 class FreshAttention(AttentionAnswer):
-    """Waits for every device's keys and values of this step."""
+    """Attention over every device's keys and values of this step, for which it waits."""
 
     sends = waits = True
 
@@ -62,7 +62,7 @@ class FreshAttention(AttentionAnswer):
 
 
 class StaleAttention(AttentionAnswer):
-    """Attends to the others' keys and values of the last step, and to the device's own of this step."""
+    """Attention over the others' keys and values of the previous step and the device's own of this step."""
 
     carries = sends = True
 
@@ -76,7 +76,7 @@ class StaleAttention(AttentionAnswer):
         self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
     ) -> tuple[Array, KeysValues]:
         assert delivered is not None
-        # Barrier: the gather of last step's keys and values must end before the new ones overwrite them, or XLA copies.
+        # Barrier: the gather of the old keys and values must end before the new ones overwrite them, or XLA copies.
         x, delivered = lax.optimization_barrier((x, delivered))
         q, k, v = project(x)
         # Barrier: store the next step's keys and values now; otherwise XLA keeps 480 MB of products to the step's end.
@@ -90,7 +90,7 @@ class StaleAttention(AttentionAnswer):
 
 
 class FrozenAttention(StaleAttention):
-    """Attends to the others' keys and values of the last synchronous step, to the end: nothing is sent any more."""
+    """Stale attention over the others' keys and values of the last synchronous step; nothing is sent after it."""
 
     sends = False
 

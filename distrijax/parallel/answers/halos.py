@@ -14,25 +14,25 @@ Halos = dict[str, Edges]
 
 @dataclasses.dataclass(frozen=True)
 class HaloAnswer:
-    """What an answer does by default: it carries nothing, sends nothing and waits for nothing."""
+    """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
     carries = sends = waits = False
 
     def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
-        """Return what the next step needs of this step's `own` edges and of what was `delivered` in it."""
+        """Return what the next step needs from this step's `own` edges and the halos `delivered` in it."""
         return {}
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
-        """Return the rows around this device's slab, by layer, from what the last step kept."""
+        """Return the rows around this device's slab, by layer, from what the previous step kept."""
         return {}
 
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
-        """Return the rows above and below the slab, given one layer's own edges and what was delivered for it."""
+        """Return the rows above and below the slab, from one layer's own edges and the halo delivered for it."""
         raise NotImplementedError
 
 
 class FreshHalos(HaloAnswer):
-    """Waits for the neighbours' rows of this step."""
+    """The neighbours' rows of this step, for which it waits."""
 
     sends = waits = True
 
@@ -41,7 +41,7 @@ class FreshHalos(HaloAnswer):
 
 
 class StaleHalos(HaloAnswer):
-    """Takes the neighbours' rows of the last step."""
+    """The neighbours' rows of the previous step."""
 
     carries = sends = True
 
@@ -57,7 +57,7 @@ class StaleHalos(HaloAnswer):
 
 
 class FrozenHalos(StaleHalos):
-    """Takes the neighbours' rows of the last synchronous step, to the end: nothing is sent any more."""
+    """The neighbours' rows of the last synchronous step; nothing is sent after it."""
 
     sends = False
 
@@ -69,7 +69,7 @@ class FrozenHalos(StaleHalos):
 
 
 class ZeroHalos(HaloAnswer):
-    """Treats every slab as a picture of its own, with zeros around it."""
+    """Zeros, as if every slab were a picture of its own."""
 
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
         first, last = own

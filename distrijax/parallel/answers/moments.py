@@ -11,7 +11,7 @@ from distrijax.parallel.slab import Slab
 
 @dataclasses.dataclass(frozen=True)
 class MomentsAnswer:
-    """What an answer does by default: it carries nothing, sends nothing and waits for nothing."""
+    """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
     carries = sends = waits = False
 
@@ -22,15 +22,15 @@ class MomentsAnswer:
 
         Args:
             own: this device's moments of this step.
-            last: this device's moments of the last step, if carried.
-            delivered: all devices' moments of the last step [N, B, G], if carried.
+            last: this device's moments of the previous step, if carried.
+            delivered: all devices' moments of the previous step [N, B, G], if carried.
             height: rows of a slab at this layer.
         """
         raise NotImplementedError
 
 
 class OwnMoments(MomentsAnswer):
-    """Normalises by the device's own slab alone."""
+    """The moments of the device's own slab alone."""
 
     def merge(
         self, own: MeanVariance, last: MeanVariance | None, delivered: MeanVariance | None, height: int, slab: Slab
@@ -39,7 +39,7 @@ class OwnMoments(MomentsAnswer):
 
 
 class FreshMoments(MomentsAnswer):
-    """Waits for every device's moments of this step."""
+    """The moments of all devices in this step, for which it waits."""
 
     sends = waits = True
 
@@ -51,7 +51,7 @@ class FreshMoments(MomentsAnswer):
 
 
 class StaleMoments(MomentsAnswer):
-    """Merges this device's moments of this step with the others' of the last step."""
+    """This device's moments of this step, merged with the others' of the previous step."""
 
     carries = sends = True
 
@@ -67,13 +67,12 @@ class StaleMoments(MomentsAnswer):
 
 
 class CorrectedMoments(MomentsAnswer):
-    """Changes the picture's moments of the last step as this device's own moments have changed since.
+    """The picture's moments of the previous step, corrected by the change of this device's own moments since.
 
-    The original adds the change to E[x] and E[x²]. Here the same is done in centred moments, which do not cancel:
+    The original adds the change to E[x] and E[x²]. Here the same is done with centred moments, which do not cancel:
     var = stale var + change of own var + 2 (change of own mean) (last own mean - stale mean). Where that is negative,
-    the device's own variance takes its place. On slabs of few rows a device's own change says little about the
-    picture's: with four rows of latents the corrected variance left marks at a boundary in a demo picture, where
-    `StaleMoments` left none.
+    the device's own variance is used. On slabs of few rows, a device's own change says little about the picture's:
+    with four rows of latents, the corrected variance left marks at a boundary of a demo picture, `StaleMoments` none.
     """
 
     carries = sends = True
