@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,22 @@ print("done", len(leaves))
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert result.stdout.startswith("done"), result.stderr
+
+
+def test_checkpoints_of_earlier_versions_load(tmp_path: Path) -> None:
+    """`converted_format_1.tar.xz` was written when the format began, from these weights."""
+    pipe = base_pipeline(tmp_path / "tokenizers")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for key, value in getattr(pipe, name).named_parameters():
+            value.data = (torch.arange(value.numel()) % (len(key) + 13)).reshape(value.shape).float() / 8
+        getattr(pipe, name).half()
+    with tarfile.open(Path(__file__).parent / "data" / "converted_format_1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    back = export(tmp_path / "converted", tmp_path / "back", progress=False)
+    assert_same_states(diffusers_load(back, torch_dtype=torch.float16), pipe)
+    parts = load(tmp_path / "converted", sharding=Parallel(patch=8).replicated, dtype=jnp.float32, progress=False)
+    expected = pipe.unet.conv_in.weight.detach().float().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(parameters(parts.unet)["conv_in.kernel"], expected)
 
 
 def test_progress_counts_every_byte(base: Path, converted: Path, tmp_path: Path) -> None:

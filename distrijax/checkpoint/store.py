@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -30,14 +30,7 @@ FORMAT = 1
 BATCH = 256 << 20  # bytes of parameters in memory at once while writing or reading
 
 
-class Sized(Protocol):
-    """Anything with a number of bytes: a `Tensor` or an array."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-
-S = TypeVar("S", bound=Sized)
+S = TypeVar("S", Tensor, np.ndarray | jax.Array)
 
 
 def write_store(
@@ -186,7 +179,7 @@ def batches(named: Iterable[tuple[str, S]], limit: int = BATCH) -> Iterator[list
 class _StreamHandler(type_handlers.NumpyHandler):
     """A handler that writes a component's tensors, reading a batch only when the previous one is on the disk.
 
-    Orbax's own handlers take the whole tree as arrays: 1.4 times the U-Net's 5 GB in memory, against 0.2 times here.
+    Orbax's own handler takes the whole tree as arrays, at least the U-Net's 5.1 GB; this one peaked at 1.1 GB.
     """
 
     def __init__(self, component: Component, dtype: DTypeLike | None, progress: Callable[[int], object]):

@@ -23,16 +23,20 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
-    command.add_argument("--dtype", choices=DTYPES, help="cast to it (default: every tensor keeps its own)")
+    command.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: every tensor keeps its own dtype)")
     add_parts(command)
+    for part, what in (("unet", "a U-Net"), ("scheduler", "a scheduler")):
+        command.add_argument(f"--{part}", metavar="SOURCE", help=f"{what} in place of the checkpoint's own")
     command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
     command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
-    command.add_argument("--overwrite", action="store_true", help="replace a checkpoint at the target")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint at the target, and what a killed run left there"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _convert(options: argparse.Namespace) -> None:
-    names = ("dtype", "variant", "vae", "tokenizer", "config", "overwrite")
+    names = ("dtype", "variant", "unet", "vae", "scheduler", "tokenizer", "config", "overwrite")
     shared = {name: getattr(options, name) for name in names} | {"progress": not options.quiet}
     if options.to == "diffusers":
         print(export(options.source, options.target, target_variant=options.target_variant, **shared))
