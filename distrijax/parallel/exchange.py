@@ -51,6 +51,7 @@ class SlabExchange:
         with jax.named_scope("tokens"):
             tokens = policy.attention.deliver(self.carried.tokens, transport)
         self.delivered = Delivered(halos, moments, tokens)
+        self.waiting_riders = self.carried.riders if policy.halo.carries else {}
 
     def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
         x = self.slab.without_padding(x)
@@ -64,13 +65,12 @@ class SlabExchange:
         return jnp.concatenate([rows[0], x, rows[1]], 1)
 
     def _fresh_rows(self, layer: str, edges: Edges) -> Edges:
-        """Return the neighbours' rows of this step; the first layer that waits for them also delivers the riders."""
-        sent_before = self.delivered.halos.keys() & self.carried.riders.keys()
-        riders = self.carried.riders if self.policy.halo.carries and not sent_before else {}
+        """Wait for the neighbours' rows of this step; the first layer that does takes the riders along."""
         with jax.named_scope("fresh_halos"):
-            if not riders:
+            if not self.waiting_riders:
                 return self.transport.swap(edges)
-            halos = swap_all(riders | {layer: edges}, self.transport)
+            halos = swap_all(self.waiting_riders | {layer: edges}, self.transport)
+        self.waiting_riders = {}
         rows = halos.pop(layer)
         self.delivered.halos.update(halos)
         return rows

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _TEXT_FIELDS = {"prompt_embeds": "context", "add_text_embeds": "pooled", "add_time_ids": "time_ids"}
 
+QUEUED = 2
+"""Segments that the devices may lag behind the host."""
+
 
 def run_loop(
     pipe: "SDXLPipeline",
@@ -49,7 +52,9 @@ def run_loop(
     choices = {"parallel": pipe.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
     with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
         for part, phase in segments(pipe.parallel, total, one_by_one=callback is not None):
-            if part.start and not phase.policy.carries:
+            if (
+                not phase.policy.carries
+            ):  # nothing of the segment before is used: every segment runs the first's program
                 carry = dataclasses.replace(carry, pieces=None)
             now = inputs._replace(carry=carry).with_steps(part, pipe.parallel)
             carry, end, _ = pipe.programs.denoise[phase.name](*now, **choices, phase=phase)
@@ -61,11 +66,12 @@ def run_loop(
                     placed: Any = place(text, programs.TEXT, pipe.parallel)
                     cond = pipe.programs.condition(inputs.unet, *placed, parallel=pipe.parallel.program_key)
                     inputs = inputs._replace(cond=cond)
-            while len(ends) > (0 if part.stop == total or pipe.interrupt else 2):
+            last = part.stop == total or pipe.interrupt
+            while len(ends) > (0 if last else QUEUED):
                 end, length = ends.popleft()
                 end.block_until_ready()
                 bar.update(length)
-            if pipe.interrupt:
+            if last:
                 break
     return carry.latents
 
