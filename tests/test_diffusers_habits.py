@@ -144,6 +144,13 @@ def test_parts(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
         StableDiffusionXLPipeline.from_single_file(folder)
 
 
+def test_arguments_of_loading_say_what_to_pass(folder: Path) -> None:
+    with pytest.raises(DistrijaxError, match=r"torch_dtype: use dtype=jnp.bfloat16"):
+        StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    with pytest.raises(DistrijaxError, match="'torch_type'"):
+        StableDiffusionXLPipeline.from_pretrained(folder, torch_type=torch.float16)
+
+
 @pytest.mark.parametrize("method", ["to", "cuda", "enable_model_cpu_offload", "enable_vae_tiling", "load_lora_weights"])
 def test_calls_that_make_no_sense_say_what_to_do(pipe: StableDiffusionXLPipeline, method: str) -> None:
     with pytest.raises(DistrijaxError, match=f"{method}: "):

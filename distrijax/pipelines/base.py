@@ -22,7 +22,7 @@ from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.callback import CALLBACK_INPUTS
 from distrijax.pipelines.programs import Programs
-from distrijax.pipelines.unsupported import ADVICE
+from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
 from distrijax.runtime.processes import is_first
 from distrijax.schedulers import Scheduler
 from distrijax.text.tokenizer import Tokenizer
@@ -122,6 +122,9 @@ class SDXLPipeline:
         progress: bool,
         options: SourceOptions,
     ) -> Self:
+        for name in options:
+            if name in LOADING_ADVICE:
+                raise DistrijaxError(f"{name}: {LOADING_ADVICE[name]}")
         if jax.default_backend() == "cpu" and dtype is None:
             dtype = jnp.float32
         parallel = parallel or Parallel()

@@ -25,3 +25,13 @@ ADVICE = {
     "load_textual_inversion": _LATER,
     "load_ip_adapter": "IP-Adapters are not implemented",
 }
+
+LOADING_ADVICE = {
+    "torch_dtype": "use dtype=jnp.bfloat16, or jnp.float16 or jnp.float32",
+    "device_map": "choose devices with parallel=Parallel(devices=…)",
+    "use_safetensors": "weights are always read from safetensors; leave it out",
+    "low_cpu_mem_usage": "weights are always read one tensor at a time; leave it out",
+    "add_watermarker": "no watermark is added; leave it out",
+    "safety_checker": "SDXL has none; leave it out",
+}
+"""Arguments of diffusers' `from_pretrained` that do not exist here, and what to pass instead."""
