@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, Self, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import replicate
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
-from distrijax.pipelines.callback import CALLBACK_INPUTS
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
 from distrijax.runtime.processes import is_first
@@ -215,8 +214,6 @@ class SDXLPipeline:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     # ----------------------------------------------------------------------------------------------- used by the stages
-
-    _callback_tensor_inputs: ClassVar = CALLBACK_INPUTS
 
     @property
     def distilled(self) -> bool:

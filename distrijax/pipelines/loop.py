@@ -52,9 +52,8 @@ def run_loop(
     choices = {"parallel": pipe.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
     with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
         for part, phase in segments(pipe.parallel, total, one_by_one=callback is not None):
-            if (
-                not phase.policy.carries
-            ):  # nothing of the segment before is used: every segment runs the first's program
+            if not phase.policy.carries:
+                # No step uses what the segment before left. Without it, all segments run the first one's program.
                 carry = dataclasses.replace(carry, pieces=None)
             now = inputs._replace(carry=carry).with_steps(part, pipe.parallel)
             carry, end, _ = pipe.programs.denoise[phase.name](*now, **choices, phase=phase)

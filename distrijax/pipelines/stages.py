@@ -106,9 +106,19 @@ def check_call(
     check_same_everywhere(
         {"prompts": texts, "size": size, "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
     )
-    shape = prompts.batch, latent_channels, rows, columns
-    options = callback, output_type, return_dict
-    return Call(prompts, schedule, shape, guided, guidance_scale, guidance_rescale, generators, seed, *options)
+    return Call(
+        prompts=prompts,
+        schedule=schedule,
+        shape=(prompts.batch, latent_channels, rows, columns),
+        guided=guided,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        generators=generators,
+        seed=seed,
+        callback=callback,
+        output_type=output_type,
+        return_dict=return_dict,
+    )
 
 
 def make_pictures(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray, latents: np.ndarray) -> Any:
