@@ -110,6 +110,21 @@ def test_a_callback_changes_the_conditioning(pipe: StableDiffusionXLPipeline, fo
     assert np.abs(image - expected).max() <= 0.1 * effect
 
 
+def test_a_callback_may_change_its_tensors_in_place(pipe: StableDiffusionXLPipeline) -> None:
+    def in_place(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            tensors["prompt_embeds"] *= -1.5
+        return tensors
+
+    def returned(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": tensors["prompt_embeds"] * np.float32(-1.5)} if step == 0 else {}
+
+    inputs = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"], "seed": 3}
+    expected = latents(pipe, callback_on_step_end=returned, **inputs)
+    np.testing.assert_array_equal(latents(pipe, callback_on_step_end=in_place, **inputs), expected)
+    assert np.abs(expected - latents(pipe, seed=3)).max() > 1e-3
+
+
 def test_schedulers_from_configs(pipe: StableDiffusionXLPipeline) -> None:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     ddim = latents(pipe, seed=1)

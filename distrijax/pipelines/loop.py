@@ -124,7 +124,7 @@ def _call_back(
         carry = dataclasses.replace(carry, latents=placed)
     changed = {}
     for name, field in _TEXT_FIELDS.items():
-        if name in result and result[name] is not tensors[name]:
+        if name in result:  # even the same array, which the callback may have changed in place
             before = getattr(text, field)
             value = _same_shape(name, result[name], tensors[name].shape)
             changed[field] = value.astype(before.dtype).reshape(before.shape)

@@ -34,7 +34,7 @@ def call_schedule(
     custom = timesteps is not None or sigmas is not None
     steps = None if custom else num_inference_steps
 
-    def whole(start: int = 0) -> Schedule:
+    def steps_from(start: int) -> Schedule:
         return scheduler.schedule(steps, timesteps=timesteps, sigmas=sigmas, eta=eta, start=start)
 
     first, last = (_cutoff(scheduler, n, v) for n, v in (("start", denoising_start), ("end", denoising_end)))
@@ -42,13 +42,13 @@ def call_schedule(
         raise DistrijaxError(
             f"denoising_start is {denoising_start} and denoising_end {denoising_end}; the end must come after the start"
         )
-    schedule = whole()
+    schedule = steps_from(0)
     total = len(schedule)
     if first is not None:
         count = int(np.sum(schedule.timesteps < first))
         if not count:
             raise DistrijaxError(f"denoising_start {denoising_start} leaves none of {total} steps; lower it")
-        schedule = whole(total - count)
+        schedule = steps_from(total - count)
     elif strength is not None:
         strength = finite_number("strength", strength, 0, 1)
         count = min(int(total * strength), total)
@@ -57,7 +57,7 @@ def call_schedule(
                 f"strength is {strength} of {total} steps, which leaves none to take; raise strength to "
                 f"{1 / total:.2g} or more, or take more steps"
             )
-        schedule = whole(total - count)
+        schedule = steps_from(total - count)
     if last is not None:
         count = int(np.sum(schedule.timesteps >= last))
         if not count:
