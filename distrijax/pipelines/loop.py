@@ -132,7 +132,8 @@ def _call_back(
 
 
 def _flat(x: Any) -> np.ndarray:  # [branches, B, ...] -> [branches * B, ...], as diffusers has it
-    return np.asarray(x).reshape(-1, *x.shape[2:])
+    """Return a copy: JAX may read `x` itself while a callback writes to what it was given."""
+    return np.array(x).reshape(-1, *x.shape[2:])
 
 
 def _same_shape(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
