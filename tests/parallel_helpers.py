@@ -14,6 +14,7 @@ from jax import Array
 from distrijax import Parallel, scheduler_from_config
 from distrijax.config import UNetConfig
 from distrijax.models.unet import UNet
+from distrijax.nn.conv import order_kernels
 from distrijax.nn.module import Weights, abstract
 from distrijax.parallel.placement import place
 from distrijax.sampling import programs
@@ -63,7 +64,9 @@ def with_random_weights(model: Any, config: Any) -> Any:
         fan_in = prod(x.shape[1:]) if x.ndim == 4 else x.shape[0]
         return jnp.asarray(np.float32(rng.randn(*x.shape) / sqrt(fan_in)))
 
-    return nnx.merge(graph, jax.tree.map(drawn, weights))
+    drawn_model = nnx.merge(graph, jax.tree.map(drawn, weights))
+    order_kernels(drawn_model, Parallel().kernel_order)
+    return drawn_model
 
 
 @cache

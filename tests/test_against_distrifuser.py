@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from distrijax import Parallel, scheduler_from_config
 from distrijax.checkpoint import Component
 from distrijax.nn.module import Weights
+from distrijax.parallel.placement import place_model
 from distrijax.sampling import programs
 from distrijax.sampling.guidance import Guidance
 from distrijax.sampling.inputs import TextInputs, loop_inputs
@@ -70,7 +71,7 @@ def replay(config: dict[str, Any], data: Any) -> tuple[np.ndarray, np.ndarray]:
         warmup_steps=config["warmup"],
         emulate=True,
     )
-    net = unet(config["model"])
+    net = place_model(unet(config["model"]), parallel)
     layout = parallel.layout(config["h"], net.config.row_multiple)
     scheduler = scheduler_from_config(SCHEDULER | CLASSES[config["sched"]])
     schedule = scheduler.schedule(config["steps"])

@@ -67,8 +67,8 @@ def operations(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += times * out * prod(equation.invars[0].aval.shape[i] for i in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape  # OHWI
-            total += times * out * prod(kernel[1:])
+            weights = prod(equation.invars[1].aval.shape)
+            total += times * out * weights // equation.outvars[0].aval.shape[-1]
     return total
 
 

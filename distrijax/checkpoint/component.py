@@ -7,7 +7,7 @@ until a component's tensors are streamed.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -27,6 +27,7 @@ from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
+from distrijax.nn.conv import stored_axes
 from distrijax.nn.module import abstract
 from distrijax.schedulers import Scheduler
 
@@ -100,11 +101,13 @@ class Component:
             raise DistrijaxError(
                 f"{name} is a {type(module).__name__}; it must be a {expected}, or a path or hub id of one"
             )
+        axes = stored_axes(module)
         tensors = {}
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
             array = variable.get_value()
-            load = functools.partial(_fetch, array)
-            tensors[_dotted(path)] = Tensor(array.shape, np.dtype(array.dtype), load, f"the given {name}")
+            order = axes.get(path, tuple(range(array.ndim)))
+            shape, load = tuple(array.shape[axis] for axis in order), functools.partial(_fetch, array, order)
+            tensors[_dotted(path)] = Tensor(shape, np.dtype(array.dtype), load, f"the given {name}")
         shapes = {path: tensor.shape for path, tensor in tensors.items()}
         json, prefix = module.config.to_json(), "text_model." if isinstance(module, TextEncoder) else ""
         return cls(name, json, module.config, shapes, f"the given {name}", tensors, prefix, module=module)
@@ -273,11 +276,11 @@ def check_finite(array: np.ndarray | jax.Array, what: str) -> None:
         raise DistrijaxError(f"{what}: holds values beyond float16 (above 65504, or not finite); use bfloat16")
 
 
-def _fetch(array: jax.Array) -> np.ndarray:
+def _fetch(array: jax.Array, axes: Sequence[int]) -> np.ndarray:
     if array.is_fully_addressable:
-        return np.asarray(array)
+        return np.asarray(array).transpose(axes)
     if array.is_fully_replicated:
-        return np.asarray(array.addressable_data(0))
+        return np.asarray(array.addressable_data(0)).transpose(axes)
     raise DistrijaxError("weights are sharded over several processes; write them from a pipeline that replicates them")
 
 

@@ -1,4 +1,7 @@
-"""Convolutions, channels last, with weights in cuDNN's layout OHWI: HWIO would cost a transposed copy of each."""
+"""Convolutions, channels last. The order of a kernel's axes depends on the platform; the results do not."""
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,6 @@ from jax.typing import DTypeLike
 
 from distrijax.nn.exchange import Exchange
 from distrijax.nn.module import Layer
-from distrijax.nn.platform import traced_for
 
 _INIT = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=0)
 
@@ -34,7 +36,7 @@ class Conv(Layer):
         shape = (out_channels, kernel_size, kernel_size, in_channels)
         self.kernel = nnx.Param(_INIT(rngs.params(), shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
-        self.stride, self.padding = stride, padding
+        self.order, self.stride, self.padding = "OHWI", stride, padding
 
     def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, I] -> [B, H / stride, W / stride, O]
         rows, columns = self.padding
@@ -48,6 +50,7 @@ class PointwiseConv(Layer):
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_INIT(rngs.params(), (out_channels, 1, 1, in_channels), dtype))
         self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
+        self.order = "OHWI"
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, I] -> [B, H, W, O]
         with jax.named_scope(self.path):
@@ -55,31 +58,33 @@ class PointwiseConv(Layer):
 
 
 def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple[int, int]) -> Array:
-    kernel = layer.kernel[...]
-    out, *size, _ = kernel.shape
-    rows = (x.shape[1] - size[0]) // stride + 1
-    width = (x.shape[2] + sum(columns) - size[1]) // stride + 1
-    # XLA's CPU compiler transposes OHWI weights to HWIO in every call, a third of a step of SDXL at 32x32 latents.
-    # With fewer pixels than channels, copying the pixels nine times is cheaper.
-    if traced_for() == "cpu" and (size == [1, 1] or x.shape[0] * rows * width < out):
-        x = jnp.pad(x, ((0, 0), (0, 0), columns, (0, 0)))
-        y = _as_product(x, kernel, stride, rows, width)
-    else:
-        y = lax.conv_general_dilated(
-            x, kernel, (stride, stride), ((0, 0), columns), dimension_numbers=("NHWC", "OHWI", "NHWC")
-        )
+    y = lax.conv_general_dilated(
+        x, layer.kernel[...], (stride, stride), ((0, 0), columns), dimension_numbers=("NHWC", layer.order, "NHWC")
+    )
     return y + layer.bias[...][None, None, None, :]
 
 
-def _as_product(x: Array, kernel: Array, stride: int, rows: int, width: int) -> Array:
-    """Return the convolution of `x` [B, H, W, I] as one matrix product: [B, rows, width, O]."""
+def order_kernels(model: nnx.Module, order: str) -> None:
+    """Rearrange the axes of every convolution's kernel in place, one after the other to save memory.
 
-    def window(offset: int, count: int) -> slice:
-        return slice(offset, offset + (count - 1) * stride + 1, stride)
+    Args:
+        model: may be abstract.
+        order: `OHWI`, as in cuDNN and in checkpoints, or `HWIO`.
+    """
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, Conv | PointwiseConv) and layer.order != order:
+            kernel: Any = layer.kernel.get_value()
+            move = partial(jnp.transpose, axes=[layer.order.index(axis) for axis in order])
+            layer.kernel.set_value(
+                jax.eval_shape(move, kernel) if isinstance(kernel, jax.ShapeDtypeStruct) else move(kernel)
+            )
+            layer.order = order
 
-    _, height, length, _ = kernel.shape
-    neighbours = [x[:, window(i, rows), window(j, width)] for i in range(height) for j in range(length)]
-    return lax.dot_general(jnp.concatenate(neighbours, -1), kernel.reshape(len(kernel), -1), (((3,), (1,)), ((), ())))
+
+def stored_axes(model: nnx.Module) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    """Return the axes of each convolution's kernel, by path, in the order that checkpoints have: OHWI."""
+    convolutions = [(path, x) for path, x in nnx.iter_modules(model) if isinstance(x, Conv | PointwiseConv)]
+    return {(*path, "kernel"): tuple(map(layer.order.index, "OHWI")) for path, layer in convolutions}
 
 
 class Downsample(nnx.Module):

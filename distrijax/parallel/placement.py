@@ -4,12 +4,15 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
+from distrijax.nn.conv import order_kernels
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.specs import is_spec, keep_axes, spec_of_leaves
 
+M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
 
 
@@ -33,6 +36,10 @@ def place(tree: T, specs: object, parallel: Parallel) -> T:
     return jax.tree.map(put, spec_of_leaves(specs, tree), tree, is_leaf=is_spec)
 
 
-def replicate(tree: T, parallel: Parallel) -> T:
-    """Replicate arrays on every device; those that are already replicated stay as they are."""
-    return jax.device_put(tree, parallel.replicated)
+def place_model(model: M, parallel: Parallel) -> M:
+    """Return a model with its weights replicated on every device; those that are already replicated stay as they are.
+
+    The kernels of convolutions get the order of axes that is fast on these devices, in `model` too.
+    """
+    order_kernels(model, parallel.kernel_order)
+    return jax.device_put(model, parallel.replicated)

@@ -15,9 +15,10 @@ from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
+from distrijax.nn.conv import order_kernels
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
-from distrijax.parallel.placement import replicate
+from distrijax.parallel.placement import place_model
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.programs import Programs
@@ -66,6 +67,8 @@ class SDXLPipeline:
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         self.requires_aesthetics_score = requires_aesthetics_score
         self.parallel = parallel or Parallel()
+        for part in (unet, vae):
+            order_kernels(part, self.parallel.kernel_order)
         self.interrupt = False
         self.set_progress_bar_config()
         self.programs = programs or Programs(self._report)
@@ -227,5 +230,5 @@ class SDXLPipeline:
     def place_parts(self) -> None:
         """Move parts that the caller has replaced to the devices of the others."""
         for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else replicate
+            place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else place_model
             setattr(self, name, place(getattr(self, name), self.parallel))

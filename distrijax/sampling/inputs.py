@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from distrijax.config import UNetConfig
 from distrijax.models.unet import Conditioning, UNet
+from distrijax.nn.conv import order_kernels
 from distrijax.nn.module import Weights, abstract
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
@@ -135,7 +136,8 @@ def abstract_inputs(
     """
     parallel.check(pictures=pictures, guided=guided)
     layout = parallel.layout(height, config.row_multiple)
-    unet = place(Weights.of(abstract(UNet, config, dtype)), P(), parallel)
+    unet = abstract(UNet, config, dtype)
+    order_kernels(unet, parallel.kernel_order)
     text, latents = input_shapes(
         config, guided=guided, pictures=pictures, height=height, width=width, channels=channels, tokens=tokens,
         time_ids=time_ids,
@@ -143,7 +145,7 @@ def abstract_inputs(
     schedule = scheduler.schedule(steps)
     noise = jax.ShapeDtypeStruct((steps, *latents.shape), np.float32) if schedule.draws.any() else None
     inputs = loop_inputs(
-        unet,
+        place(Weights.of(unet), P(), parallel),
         text,
         latents,
         noise,

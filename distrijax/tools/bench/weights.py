@@ -14,6 +14,7 @@ from distrijax.checkpoint.component import Placement, put
 from distrijax.demo import MODEL as DEMO
 from distrijax.models.unet import UNet
 from distrijax.parallel.options import Parallel
+from distrijax.parallel.placement import place_model
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 from distrijax.text.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def unet(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> UNet:
     """Return the U-Net, whole on every device."""
     built = model.components["unet"].build(arrays(model, "unet", dtype, parallel.replicated), dtype)
     assert isinstance(built, UNet)
-    return built
+    return place_model(built, parallel)
 
 
 def pipeline(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> StableDiffusionXLPipeline:
