@@ -23,8 +23,10 @@ def attend(q: Array, k: Array, v: Array, heads: int) -> Array:
     def split(x: Array) -> Array:
         return x.reshape(1, -1, x.shape[-2] * heads, x.shape[-1] // heads)  # [1, T, B * heads, C / heads]
 
-    queries, keys, values = split(q), split(k), split(v)
     fused = _fused(q, heads)
+    if fused:
+        k, v = _mapped_like(q, k), _mapped_like(q, v)
+    queries, keys, values = split(q), split(k), split(v)
     block = queries.shape[1] if fused else _SCORES // (4 * keys.shape[1] * keys.shape[2])
 
     def attention(queries: Array) -> Array:
@@ -32,6 +34,14 @@ def attend(q: Array, k: Array, v: Array, heads: int) -> Array:
             return jax.nn.dot_product_attention(queries, keys, values, implementation="cudnn" if fused else "xla")
 
     return _in_blocks(attention, queries, max(block, 1)).reshape(q.shape)
+
+
+def _mapped_like(q: Array, x: Array) -> Array:
+    """Return `x`, mapped over every axis that `vmap` maps `q` over; a select that XLA removes.
+
+    Virtual devices share gathered keys, but up to jax 0.11 cuDNN's attention takes mapped queries only with mapped keys.
+    """
+    return lax.select_n(q.reshape(-1)[0] > 0, x, x)
 
 
 def _in_blocks(attention: Callable[[Array], Array], queries: Array, block: int) -> Array:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from distrijax.parallel.options import Parallel
@@ -32,17 +31,16 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
             function, mesh=parallel.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=parallel.manual_axes
         )
     sizes = dict(zip(AXES, (parallel.data, parallel.cfg, parallel.patch), strict=True))
-    # An axis of one device gets no `vmap`, which would add a dimension: XLA's CPU compiler (jax 0.10.2) silently
-    # miscomputes sums of eight-dimensional arrays.
-    real, virtual = ([axis for axis in AXES if (sizes[axis] == 1) == alone] for alone in (True, False))
-    one = Mesh(parallel.mesh.devices.reshape([1] * len(real)), real, axis_types=(AxisType.Auto,) * len(real))
+    # Along an axis of one device nothing is mapped, which would add a dimension: XLA's CPU compiler (jax 0.10.2)
+    # silently miscomputes sums of eight-dimensional arrays. The axis only gets its name.
+    single, virtual = ([axis for axis in AXES if (sizes[axis] == 1) == alone] for alone in (True, False))
 
     def emulated(*args: Any) -> Any:
         every = spec_of_leaves(tuple(in_specs), args)
         specs = jax.tree.map(lambda spec: keep_axes(spec, virtual), every, is_leaf=is_spec)
         mapped = function
-        if real:
-            mapped = jax.shard_map(function, mesh=one, in_specs=P(), out_specs=P(), check_vma=False)
+        for axis in single:
+            mapped = jax.vmap(mapped, in_axes=None, out_axes=None, axis_name=axis, axis_size=1)
         for axis in reversed(virtual):
             mapped = jax.vmap(
                 mapped,
@@ -50,7 +48,8 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
                 axis_name=axis,
                 axis_size=sizes[axis],
             )
-        out = mapped(*jax.tree.map(lambda spec, x: _cut(x, spec, sizes), specs, args, is_leaf=is_spec))
+        with jax.sharding.use_abstract_mesh(parallel.mesh.abstract_mesh):
+            out = mapped(*jax.tree.map(lambda spec, x: _cut(x, spec, sizes), specs, args, is_leaf=is_spec))
         after = jax.tree.map(lambda spec: keep_axes(spec, virtual), spec_of_leaves(out_specs, out), is_leaf=is_spec)
         whole = jax.tree.map(lambda spec, x: _joined(x, spec, sizes, virtual), after, out, is_leaf=is_spec)
         # Give results the sharding of inputs; otherwise the next call would have other types and compile again.

@@ -43,8 +43,8 @@ class MeshTransport:
     def count(self) -> int:
         return lax.axis_size(AXIS)
 
-    def index(self) -> Array:
-        return lax.axis_index(AXIS)
+    def index(self) -> Array | int:
+        return lax.axis_index(AXIS) if self.count() > 1 else 0
 
     def swap(self, edges: Edges) -> Edges:
         count, index = self.count(), self.index()
