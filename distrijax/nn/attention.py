@@ -39,7 +39,7 @@ def attend(q: Array, k: Array, v: Array, heads: int) -> Array:
 def _mapped_like(q: Array, x: Array) -> Array:
     """Return `x`, mapped over every axis that `vmap` maps `q` over; a select that XLA removes.
 
-    Virtual devices share gathered keys, but up to jax 0.11 cuDNN's attention takes mapped queries only with mapped keys.
+    Virtual devices share gathered keys, but in jax 0.10 cuDNN's attention takes mapped queries only with mapped keys.
     """
     return lax.select_n(q.reshape(-1)[0] > 0, x, x)
 
