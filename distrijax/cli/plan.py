@@ -12,13 +12,17 @@ from distrijax.tools.plan import estimate, layouts, report
 from distrijax.tools.plan.gpus import CARDS, Rates, missing_compiler, prepare_cuda_compiler
 
 RATES = {
-    "flops": "FLOP/s that matrix products reach",
+    "flops": "FLOP/s of large matrix products",
     "memory": "bytes/s of the card's memory",
     "link": "bytes/s from the GPUs of a node",
     "network": "bytes/s from other nodes",
     "latency": "seconds of a transfer within a node",
     "network_latency": "seconds of a transfer between nodes",
-    "kernel": "seconds between two kernels",
+    "slowed": "share of a transfer's time that kernels lose",
+    "kernel": "seconds for a kernel to start",
+    "graph": "seconds more outside of CUDA graphs",
+    "enqueue": "seconds of the host for a kernel",
+    "dispatch": "seconds of the host for a run of steps",
 }
 
 
@@ -40,7 +44,7 @@ def add(commands: Commands) -> None:
     devices.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that hold the GPUs (default: 1)")
     devices.add_argument("--compare", type=int, metavar="N", help="set all layouts of N devices side by side")
 
-    rates = command.add_argument_group("what the estimate assumes (default: fractions of the card's peaks)")
+    rates = command.add_argument_group("what the estimate assumes (the report states the defaults)")
     for name, meaning in RATES.items():
         rates.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=meaning)
 

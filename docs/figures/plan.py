@@ -16,7 +16,7 @@ from distrijax import Parallel
 from distrijax.checkpoint import find
 from distrijax.tools.plan.estimate import Plan, PlannedPhase, Request, plan
 from distrijax.tools.plan.gpus import CARDS, Rates, prepare_cuda_compiler
-from distrijax.tools.plan.schedule import CATEGORIES
+from distrijax.tools.plan.kernels import CATEGORIES
 from distrijax.tools.workload import Workload
 
 COLOURS = dict(zip(CATEGORIES, ("#4c78a8", "#72b7b2", "#54a24b", "#bab0ac", "#eeca3b"), strict=True))
@@ -53,7 +53,7 @@ def draw(plan: Plan, path: str) -> None:
 def _timeline(axis: Axes, phase: PlannedPhase) -> None:
     step = phase.step
     for category, colour in COLOURS.items():
-        spans = [(k.start * 1e3, k.seconds * 1e3) for k in step.kernels if k.category == category]
+        spans = [(k.start * 1e3, k.seconds * 1e3) for k in step.kernels if k.work.category == category]
         axis.broken_barh(spans, (1.1, 0.9), color=colour, linewidth=0)
     sent = [(c.began * 1e3, (c.ready - c.began) * 1e3) for c in step.collectives]
     axis.broken_barh(sent, (0.05, 0.9), color=LINK, linewidth=0)

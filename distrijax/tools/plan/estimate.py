@@ -1,7 +1,7 @@
 """What a layout costs on GPUs that may be absent.
 
 Kernels, transfers, schedule and memory are those of the compiled denoising programs. All times are estimated from them
-and the card's rates. Text encoding, decoding and the host are not included.
+and the card's rates. Text encoding and decoding are not included.
 """
 
 import dataclasses
@@ -18,9 +18,12 @@ from distrijax.runtime.xla_options import Options
 from distrijax.sampling.inputs import abstract_inputs
 from distrijax.tools import loop
 from distrijax.tools.plan.gpus import Card, Rates, on_absent_gpus
-from distrijax.tools.plan.schedule import Timeline, largest_copies, read
+from distrijax.tools.plan.reading import largest_copies, read
+from distrijax.tools.plan.schedule import Step, Timeline, walk
 from distrijax.tools.traffic import Traffic, count_traffic
 from distrijax.tools.workload import Workload
+
+DISPATCHES = 8  # of a picture, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class PlannedPhase:
     Attributes:
         name: "synchronous" or "displaced".
         steps: number of steps of a picture that are in this phase.
+        program: what a step runs.
         step: the timeline of one step.
         copies: count and bytes of the larger "copy" and "transpose" kernels.
         temporaries: bytes of temporary memory on each device.
@@ -52,6 +56,7 @@ class PlannedPhase:
 
     name: str
     steps: int
+    program: Step
     step: Timeline
     copies: Mapping[str, tuple[int, int]]
     temporaries: int
@@ -69,7 +74,9 @@ class PlannedPhase:
             "received_bytes": step.received,
             "exposed_bytes": sum(c.received for c in step.exposed),
             "temporary_bytes": self.temporaries,
+            "launches": step.launches,
             "estimated_step_seconds": step.seconds,
+            "estimated_host_seconds": step.host,
             "estimated_wait_seconds": step.waiting,
             "estimated_seconds": {category: seconds for category, (_, seconds) in step.by_category().items()},
             "copied_bytes": {kind: size for kind, (_, size) in self.copies.items()},
@@ -115,7 +122,8 @@ class Plan:
     @property
     def picture_seconds(self) -> float:
         """Seconds of denoising, all steps of all pictures of the batch."""
-        return sum(phase.steps * phase.step.seconds for phase in self.phases)
+        dispatches = min(DISPATCHES, self.request.workload.steps)
+        return dispatches * self.request.rates.dispatch + sum(phase.steps * phase.step.seconds for phase in self.phases)
 
     @property
     def pictures_per_hour(self) -> float:
@@ -170,12 +178,14 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
         memory, text = program.executable.memory_analysis(), program.executable.as_text()
         assert text is not None
         assert memory is not None
+        step = read(text)
         input_bytes = sum(map(_bytes_of_device, jax.tree.leaves(call.inputs[1:])))
         planned.append(
             PlannedPhase(
                 phase.name,
                 steps,
-                read(text, request.rates, parallel.size // request.nodes),
+                step,
+                walk(step, request.rates, parallel.size // request.nodes),
                 largest_copies(text),
                 temporaries=memory.temp_size_in_bytes,
                 held=input_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,

@@ -5,7 +5,10 @@ import re
 from functools import cached_property
 from math import prod
 
+import jax
 import numpy as np
+
+from distrijax.errors import DistrijaxError
 
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \(.*\) -> .*\{\n)")
@@ -31,9 +34,15 @@ class Instruction:
     attributes: str
 
     @cached_property
+    def arrays(self) -> list[tuple[int, int]]:
+        """Elements and bytes of each array of the result."""
+        sizes = ((_bits(dtype), prod(_numbers(shape))) for dtype, shape in _ARRAY.findall(self.type))
+        return [(elements, bits * elements // 8) for bits, elements in sizes]
+
+    @cached_property
     def bytes(self) -> int:
         """Size of the result, all arrays of a tuple together."""
-        return sum(_bits(dtype) * prod(_numbers(shape)) // 8 for dtype, shape in _ARRAY.findall(self.type))
+        return sum(size for _, size in self.arrays)
 
     @property
     def shape(self) -> list[int]:
@@ -57,20 +66,36 @@ class Instruction:
 
     @property
     def layer(self) -> str:
-        """The layer in which it was traced, where XLA still knows it: `down_blocks.1.resnets.0.conv1`."""
-        return self.attribute(r'op_name="[^"]*/closed_call/([\w.]+)/')
+        """The layer in which it was traced, where XLA still knows it: `unet.down_blocks.1.resnets.0.conv1`."""
+        return self.attribute(r'op_name="(?:[^"]*/)?(\w+(?:\.\w+)+)/')
 
     @cached_property
     def groups(self) -> list[list[int]]:
-        """Devices that take part together in a collective; sources and targets of a permute."""
+        """Devices that take part together in a collective; sources and targets of a permute.
+
+        XLA lists them, or counts them (`[4,2]<=[2,4]T(1,0)`), or names axes of a mesh
+        (`mesh['cfg'=2,'patch'=4] {'patch'}`), whose devices it may count in turn.
+        """
         if listed := self.attribute(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}"):
             return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed)]
-        iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", self.attributes)
-        if not iota:
-            return []
-        devices = np.arange(prod(_numbers(iota[3]))).reshape(_numbers(iota[3]))
-        devices = devices.transpose(_numbers(iota[4])) if iota[4] else devices
-        return devices.reshape(int(iota[1]), int(iota[2])).tolist()
+        if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[^ ]*\)|\[[\d,]+\])", self.attributes):
+            return _counted(counted[3]).reshape(int(counted[1]), int(counted[2])).tolist()
+        named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(([^ ]*)\))? \{([^}:]+)\}", self.attributes)
+        if not named:
+            raise unreadable(f"the devices of {self.opcode}, in {self.attributes[:160]!r}")
+        axes, along = dict(re.findall(r"'([^']+)'=(\d+)", named[1])), re.findall(r"'([^']+)'", named[3])
+        sizes = {axis: int(size) for axis, size in axes.items()}
+        devices = (_counted(named[2]) if named[2] else np.arange(prod(sizes.values()))).reshape(list(sizes.values()))
+        last = np.moveaxis(devices, [list(sizes).index(axis) for axis in along], range(-len(along), 0))
+        return last.reshape(-1, prod(sizes[axis] for axis in along)).tolist()
+
+
+def unreadable(what: str) -> DistrijaxError:
+    """Return the error for a program of which something would be left out of the count."""
+    return DistrijaxError(
+        f"cannot read {what}: this jax ({jax.__version__}) writes programs in a way that the plan does not know; "
+        f"plan with jax 0.10 to 0.12"
+    )
 
 
 Computations = dict[str, list[Instruction]]
@@ -122,6 +147,15 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return bracket.start()
     return len(text)
+
+
+def _counted(text: str) -> np.ndarray:
+    """Return the devices that "[2,4]T(1,0)" counts, or those of a plain list."""
+    counted = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if counted is None:
+        return np.array(_numbers(text))
+    devices = np.arange(prod(_numbers(counted[1]))).reshape(_numbers(counted[1]))
+    return devices.transpose(_numbers(counted[2])) if counted[2] else devices
 
 
 def _numbers(text: str) -> list[int]:

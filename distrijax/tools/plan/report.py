@@ -1,9 +1,15 @@
 """A plan as text."""
 
-from distrijax.tools.plan.estimate import Plan, PlannedPhase
+from distrijax.tools.plan.estimate import DISPATCHES, Plan, PlannedPhase
+from distrijax.tools.plan.gpus import CARDS
 from distrijax.tools.traffic import KINDS
 
 GB, MB, MS = 1e9, 1e6, 1e3
+COMPARED = {
+    CARDS["h200"].name: ("8 steps of this program on one such card", -9, 2),
+    CARDS["a100"].name: ("16 pictures that DistriFusion, in PyTorch, made on such cards", -25, -6),
+}
+"""What was measured, and the smallest and largest error of the estimate in percent: python docs/measurements/plan.py"""
 SMALL = 0.01  # kinds of layer that take less of a step than this are summed up in one line
 
 
@@ -21,8 +27,8 @@ def report(plan: Plan) -> str:
     for phase in plan.phases:
         step, exposed = phase.step, phase.step.exposed
         lines.append(
-            f"  {phase.name} step: {step.flops / 1e12:.3f} TFLOP, {len(step.kernels)} kernels, {len(step.collectives)} "
-            f"transfers of {step.received / MB:.1f} MB; compiled in {phase.compile_seconds:.0f} s"
+            f"  {phase.name} step: {step.flops / 1e12:.3f} TFLOP, {len(step.kernels)} kernels in {step.launches} launches, "
+            f"{len(step.collectives)} transfers of {step.received / MB:.1f} MB; compiled in {phase.compile_seconds:.0f} s"
         )
         if step.collectives:
             alone = sum(c.received for c in exposed) / MB
@@ -42,6 +48,8 @@ def report(plan: Plan) -> str:
         step = phase.step
         waiting = f"{step.waiting * MS:.2f} ms ({100 * step.wait_share:.1f} %)"
         lines.append(f"  {f'a {phase.name} step':<44}{step.seconds * MS:8.2f} ms, of which it waits {waiting}")
+        slower = ", AND SO THE DEVICE IDLES" if step.host > step.device else ""
+        lines.append(f"    {'the host enqueues it in':<42}{step.host * MS:8.2f} ms{slower}")
         for category, (count, seconds) in step.by_category().items():
             if count:
                 lines.append(f"    {category:<32}{count:>8} x{seconds * MS:10.2f} ms")
@@ -68,15 +76,22 @@ def _layers(phase: PlannedPhase) -> list[str]:
 
 
 def assumptions(plan: Plan) -> list[str]:
-    """Return the rates that the estimates assume."""
+    """Return the rates that the estimates assume, and how far estimates have been from measurements."""
     card, rates = plan.request.card, plan.request.rates
     peak = card.peak(plan.request.workload.dtype)
+    compared = "no measurement on this card; see docs/performance.md for the errors on others"
+    if card.name in COMPARED:
+        compared = "{}: {:+} to {:+} %".format(*COMPARED[card.name])
     return [
-        "assumed, not measured (options replace each)",
+        f"error of the estimate, against {compared}",
+        "assumed (options replace each)",
         f"  {rates.flops / 1e12:.0f} TFLOP/s (peak {peak / 1e12:.0f}), memory {rates.memory / 1e12:.2f} TB/s "
-        f"(peak {card.bandwidth / 1e12:.2f}), {rates.kernel * 1e6:.0f} µs to launch a kernel",
+        f"(peak {card.bandwidth / 1e12:.2f}), {rates.kernel * 1e6:.0f} µs for a kernel to start, {rates.graph * 1e6:.0f} "
+        f"more outside of CUDA graphs",
+        f"  of the host {rates.enqueue * 1e6:.1f} µs to enqueue a kernel, {rates.dispatch * MS:.0f} ms for each of "
+        f"{DISPATCHES} dispatches",
         f"  {card.link_name} {rates.link / GB:.0f} GB/s (peak {card.link / GB:.0f}) and {rates.latency * 1e6:.0f} µs, "
         f"between nodes {rates.network / GB:.1f} GB/s (peak {card.network / GB:.1f}) and "
-        f"{rates.network_latency * 1e6:.0f} µs; one transfer at a time",
+        f"{rates.network_latency * 1e6:.0f} µs; one transfer at a time, kernels meanwhile {100 * rates.slowed:.0f} % slower",
         "  kernels as XLA chooses them without autotuning; text encoding and decoding are not included",
     ]
