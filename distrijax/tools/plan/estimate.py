@@ -5,7 +5,6 @@ and the card's rates. Text encoding and decoding are not included.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from distrijax.runtime.xla_options import Options
 from distrijax.sampling.inputs import abstract_inputs
 from distrijax.tools import loop
 from distrijax.tools.plan.gpus import Card, Rates, on_absent_gpus
-from distrijax.tools.plan.reading import largest_copies, read
+from distrijax.tools.plan.reading import read
 from distrijax.tools.plan.schedule import Step, Timeline, walk
 from distrijax.tools.traffic import Traffic, count_traffic
 from distrijax.tools.workload import Workload
@@ -41,14 +40,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedPhase:
-    """The compiled program of one phase.
+    """The compiled program of one phase, which has so many steps of a picture.
 
     Attributes:
-        name: "synchronous" or "displaced".
-        steps: number of steps of a picture that are in this phase.
-        program: what a step runs.
-        step: the timeline of one step.
-        copies: count and bytes of the larger "copy" and "transpose" kernels.
+        program: what a step runs, and `step` when.
         temporaries: bytes of temporary memory on each device.
         held: bytes of inputs other than weights, and of outputs that do not reuse an input's memory.
         compile_seconds: tracing included.
@@ -58,7 +53,6 @@ class PlannedPhase:
     steps: int
     program: Step
     step: Timeline
-    copies: Mapping[str, tuple[int, int]]
     temporaries: int
     held: int
     compile_seconds: float
@@ -72,14 +66,13 @@ class PlannedPhase:
             "collectives": len(step.collectives),
             "exposed": len(step.exposed),
             "received_bytes": step.received,
-            "exposed_bytes": sum(c.received for c in step.exposed),
+            "exposed_bytes": sum(c.transfer.received for c in step.exposed),
             "temporary_bytes": self.temporaries,
             "launches": step.launches,
             "estimated_step_seconds": step.seconds,
             "estimated_host_seconds": step.host,
             "estimated_wait_seconds": step.waiting,
             "estimated_seconds": {category: seconds for category, (_, seconds) in step.by_category().items()},
-            "copied_bytes": {kind: size for kind, (_, size) in self.copies.items()},
         }
 
 
@@ -176,8 +169,7 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
         # Without the devices no kernel can be tried out.
         program = loop.compile_phase(call, phase, {"xla_gpu_autotune_level": 0, **(options or {})})
         memory, text = program.executable.memory_analysis(), program.executable.as_text()
-        assert text is not None
-        assert memory is not None
+        assert text is not None and memory is not None  # noqa: PT018
         step = read(text)
         input_bytes = sum(map(_bytes_of_device, jax.tree.leaves(call.inputs[1:])))
         planned.append(
@@ -186,7 +178,6 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
                 steps,
                 step,
                 walk(step, request.rates, parallel.size // request.nodes),
-                largest_copies(text),
                 temporaries=memory.temp_size_in_bytes,
                 held=input_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
                 compile_seconds=program.compile_seconds,

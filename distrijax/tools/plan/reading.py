@@ -10,13 +10,16 @@ from distrijax.tools.plan.hlo import COLLECTIVES, Computations, Instruction, loo
 from distrijax.tools.plan.kernels import CHAIN, REDUCING, Shape, Work
 from distrijax.tools.plan.schedule import Step, Transfer
 
-_NO_KERNEL = set("parameter bitcast constant tuple get-tuple-element reshape partition-id replica-id".split())
-_NO_KERNEL |= set("after-all opt-barrier copy-done fusion-done".split())
-_MOVING = _NO_KERNEL | set("copy transpose slice dynamic-slice dynamic-update-slice concatenate pad broadcast iota".split())
-_SPECIAL = set("exponential exponential-minus-one log log-plus-one logistic tanh erf sine cosine tan atan2".split())
-_SPECIAL |= set("divide remainder power sqrt rsqrt cbrt".split())
-_PLAIN = set("add subtract multiply maximum minimum negate abs select compare convert clamp and or not xor".split())
-_PLAIN |= set("reduce reduce-window sort gather scatter reverse is-finite floor ceil sign".split())
+_OPCODES = {
+    "no kernel": "parameter bitcast constant tuple get-tuple-element reshape partition-id replica-id after-all opt-barrier "
+    "copy-done fusion-done",
+    "moving": "copy transpose slice dynamic-slice dynamic-update-slice concatenate pad broadcast iota",
+    "special": "exponential exponential-minus-one log log-plus-one logistic tanh erf sine cosine tan atan2 divide "
+    "remainder power sqrt rsqrt cbrt",
+    "plain": "add subtract multiply maximum minimum negate abs select compare convert clamp and or not xor reduce "
+    "reduce-window sort gather scatter reverse is-finite floor ceil sign",
+}
+_NO_KERNEL, _MOVING, _SPECIAL, _PLAIN = (set(names.split()) for names in _OPCODES.values())
 _KERNELS = _MOVING | _SPECIAL | _PLAIN | {"fusion", "custom-call", "dot"}
 _PLACE = 10  # instructions for an element of a result: to find its place, to load and to store it
 
@@ -81,7 +84,7 @@ def _transfer(kind: str, instruction: Instruction, operands: list[Instruction]) 
 def _work(computations: Computations, instruction: Instruction, operands: list[Instruction]) -> Work:
     inside = computations.get(instruction.called("calls"), [instruction])
     shapes = _shapes(computations, instruction, operands)
-    moving = {inner.opcode for inner in inside} <= _MOVING
+    moving = {inner.opcode for inner in inside} <= _MOVING | _NO_KERNEL
     category = "attention" if "fmha" in instruction.target else "convolutions" if "conv" in instruction.target else ""
     category = category or ("products" if shapes else "copies" if moving else "elementwise and norms")
     operations, special, chain = (0, 0, CHAIN[category]) if shapes else _arithmetic(instruction, inside, operands)
@@ -155,7 +158,7 @@ def _arithmetic(
     results = max((elements for elements, _ in instruction.arrays), default=0)
     operations, special, chain = _PLACE * results, 0, 1.0
     for inner in inside:
-        if inner.opcode in _MOVING:
+        if inner.opcode in _MOVING | _NO_KERNEL:
             continue
         elements = max([results, *(elements for elements, _ in inner.arrays)])
         if inner.opcode == "reduce" and "kind=kLoop" not in instruction.attributes:

@@ -27,14 +27,12 @@ def report(plan: Plan) -> str:
     for phase in plan.phases:
         step, exposed = phase.step, phase.step.exposed
         lines.append(
-            f"  {phase.name} step: {step.flops / 1e12:.3f} TFLOP, {len(step.kernels)} kernels in {step.launches} launches, "
-            f"{len(step.collectives)} transfers of {step.received / MB:.1f} MB; compiled in {phase.compile_seconds:.0f} s"
+            f"  {phase.name} step: {step.flops / 1e12:.3f} TFLOP, {len(step.kernels)} kernels, {len(step.collectives)} "
+            f"transfers of {step.received / MB:.1f} MB, {step.launches} launches; compiled in {phase.compile_seconds:.0f} s"
         )
         if step.collectives:
-            alone = sum(c.received for c in exposed) / MB
+            alone = sum(c.transfer.received for c in exposed) / MB
             lines.append(f"    {len(exposed)} of them, {alone:.2f} MB, run under no heavy kernel")
-        for kind, (count, size) in phase.copies.items():
-            lines.append(f"    {count} {kind} kernels of 1 MB and more, {size / MB:.0f} MB")
     lines += ["", "memory of each device while it denoises, in GB (compiled)"]
     lines += [f"  {name:<44}{size / GB:8.2f}" for name, size in plan.memory_parts.items()]
     lines.append(f"  {'total' if plan.fits else 'total: MORE THAN THE CARD HAS':<44}{plan.memory / GB:8.2f}")
@@ -86,12 +84,11 @@ def assumptions(plan: Plan) -> list[str]:
         f"error of the estimate, against {compared}",
         "assumed (options replace each)",
         f"  {rates.flops / 1e12:.0f} TFLOP/s (peak {peak / 1e12:.0f}), memory {rates.memory / 1e12:.2f} TB/s "
-        f"(peak {card.bandwidth / 1e12:.2f}), {rates.kernel * 1e6:.0f} µs for a kernel to start, {rates.graph * 1e6:.0f} "
-        f"more outside of CUDA graphs",
-        f"  of the host {rates.enqueue * 1e6:.1f} µs to enqueue a kernel, {rates.dispatch * MS:.0f} ms for each of "
-        f"{DISPATCHES} dispatches",
+        f"(peak {card.bandwidth / 1e12:.2f})",
+        f"  {rates.kernel * 1e6:.0f} µs for a kernel to start, {rates.graph * 1e6:.0f} more outside of CUDA graphs; of the "
+        f"host {rates.enqueue * 1e6:.1f} µs to enqueue it, and {rates.dispatch * MS:.0f} ms for each of {DISPATCHES} dispatches",
         f"  {card.link_name} {rates.link / GB:.0f} GB/s (peak {card.link / GB:.0f}) and {rates.latency * 1e6:.0f} µs, "
         f"between nodes {rates.network / GB:.1f} GB/s (peak {card.network / GB:.1f}) and "
-        f"{rates.network_latency * 1e6:.0f} µs; one transfer at a time, kernels meanwhile {100 * rates.slowed:.0f} % slower",
+        f"{rates.network_latency * 1e6:.0f} µs; one transfer at a time, which costs kernels {100 * rates.slowed:.0f} % of it",
         "  kernels as XLA chooses them without autotuning; text encoding and decoding are not included",
     ]
