@@ -10,10 +10,6 @@ import lzma
 import re
 from pathlib import Path
 
-from distrijax.tools.plan.gpus import CARDS, on_absent_gpus, prepare_cuda_compiler
-
-prepare_cuda_compiler()
-
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +17,7 @@ from distrijax import Parallel
 from distrijax.config import UNetConfig
 from distrijax.sampling.inputs import abstract_inputs
 from distrijax.tools import loop
+from distrijax.tools.plan.gpus import CARDS, on_absent_gpus, prepare_cuda_compiler
 
 CONFIG = UNetConfig.from_json(
     {
@@ -49,7 +46,10 @@ def body(text: str) -> str:
         called = re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", blocks[name])
         needed += [other for other in dict.fromkeys(called) if other not in found]
         found |= set(called)
-    texts = [f"%{start} {_short(blocks[start])}", *(f"%{name} {_numbered(_short(blocks[name]))}" for name in needed[1:])]
+    texts = [
+        f"%{start} {_short(blocks[start])}",
+        *(f"%{name} {_numbered(_short(blocks[name]))}" for name in needed[1:]),
+    ]
     entry = f"ENTRY %main (x: s32[]) -> s32[] {{\n  ROOT %while = s32[] while(%x), body=%{start}\n}}\n"
     return "\n\n".join(["HloModule jit_denoise, is_scheduled=true", *texts, entry])
 
@@ -57,7 +57,7 @@ def body(text: str) -> str:
 def _short(block: str) -> str:
     """Return a computation without what the plan does not read."""
     keep = r'"(?:[lr]hs_(?:contracting|batch)_dimensions)":\[[^\]]*\]|"is_sync":\w+'
-    block = re.sub(r"backend_config=\{.*", lambda m: "backend_config={" + ",".join(re.findall(keep, m[0])) + "}", block)
+    block = re.sub(r"backend_config=\{.*", lambda m: f"backend_config={{{','.join(re.findall(keep, m[0]))}}}", block)
     block = re.sub(r', metadata=\{(?:op_name="([^"]*)")?[^}]*\}', r', metadata={op_name="\1"}', block)
     return re.sub(r"(\])\{[\d,]*\}|/\*index=\d+\*/|, control-predecessors=\{[^}]*\}", r"\1", block)
 
@@ -70,6 +70,7 @@ def _numbered(block: str) -> str:
 
 
 def main() -> None:
+    prepare_cuda_compiler()
     layout = Parallel(cfg=2, patch=4, warmup_steps=1, emulate=True)
     parallel = on_absent_gpus(layout, CARDS["h100"])
     inputs, slabs = abstract_inputs(

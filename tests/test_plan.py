@@ -142,7 +142,7 @@ def test_axes_of_a_mesh_are_groups_in_the_order_of_the_axes_named() -> None:
         ("GROUPS", "mesh['a'=4] {'a':(1)2}", "the devices of all-gather"),
         ("GROUPS", "V4[0:3]", "the devices of all-gather"),
         (" fusion(%product)", " fft(%product)", "the instruction fft"),
-        ("%product = bf16[1000,1000]{1,0} fusion(%x, %x)", "%product = bf16[1000,1000]{1,0} custom-call(%x, %x)", "custom"),
+        ("{1,0} fusion(%x, %x)", "{1,0} custom-call(%x, %x)", "what the custom call  .product. computes"),
         ("lhs_contracting_dims={1}, rhs_contracting_dims={0}", "", "the contracted dimensions of dot.1"),
         ("down.attn1", "attn1", "the names of layers"),
         ("while(%arg), condition=%cond, body=%body", "copy(%arg)", "a program with 0 loops"),

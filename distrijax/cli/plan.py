@@ -9,21 +9,7 @@ from distrijax.cli.options import DTYPES, Axes, Commands, add_layout, add_worklo
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.tools.plan import estimate, layouts, report
-from distrijax.tools.plan.gpus import CARDS, Rates, missing_compiler, prepare_cuda_compiler
-
-RATES = {
-    "flops": "FLOP/s of large matrix products",
-    "memory": "bytes/s of the card's memory",
-    "link": "bytes/s from the GPUs of a node",
-    "network": "bytes/s from other nodes",
-    "latency": "seconds of a transfer within a node",
-    "network_latency": "seconds of a transfer between nodes",
-    "slowed": "share of a transfer's time that kernels lose",
-    "kernel": "seconds for a kernel to start",
-    "graph": "seconds more outside of CUDA graphs",
-    "enqueue": "seconds of the host for a kernel",
-    "dispatch": "seconds of the host for a run of steps",
-}
+from distrijax.tools.plan.gpus import CARDS, RATES, Rates, missing_compiler, prepare_cuda_compiler
 
 
 def add(commands: Commands) -> None:
@@ -45,8 +31,9 @@ def add(commands: Commands) -> None:
     devices.add_argument("--compare", type=int, metavar="N", help="set all layouts of N devices side by side")
 
     rates = command.add_argument_group("what the estimate assumes (the report states the defaults)")
-    for name, meaning in RATES.items():
-        rates.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=meaning)
+    for name, (meaning, _, unit) in RATES.items():
+        base = {"TFLOP/s": "FLOP/s", "GB/s": "bytes/s", "%": "share"}.get(unit, "seconds")
+        rates.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=f"{base} {meaning}")
 
     command.add_argument("--json", action="store_true", help="print the totals as JSON")
 

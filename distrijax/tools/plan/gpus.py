@@ -105,36 +105,44 @@ CARDS = {
 }  # fmt: skip
 
 
+RATES = {
+    "flops": ("large matrix products", 1e12, "TFLOP/s"),
+    "memory": ("the card's memory", 1e9, "GB/s"),
+    "kernel": ("for a kernel to start", 1e-6, "µs"),
+    "graph": ("more outside of CUDA graphs", 1e-6, "µs"),
+    "enqueue": ("of the host, to enqueue a kernel", 1e-6, "µs"),
+    "dispatch": ("of the host, for each run of steps", 1e-3, "ms"),
+    "link": ("from GPUs of the node, one transfer at a time", 1e9, "GB/s"),
+    "network": ("from other nodes", 1e9, "GB/s"),
+    "latency": ("of a transfer within a node", 1e-6, "µs"),
+    "network_latency": ("of a transfer between nodes", 1e-6, "µs"),
+    "slowed": ("of a transfer's time is lost to kernels", 1e-2, "%"),
+}
+"""What can be replaced: its meaning, and the unit in which reports state it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What the estimate of a program's time assumes, in FLOP/s, bytes/s and seconds.
+    """What the estimate of a program's time assumes, in FLOP/s, bytes/s and seconds (see `RATES`).
 
-    Attributes:
-        cores, lanes, clock: multiprocessors, fp32 units of each, cycles a second.
-        kernel: of a kernel that does nothing in the middle of a CUDA graph. Measured on an H200; before Hopper, where
-            the GPU cannot prepare a kernel while another runs, fitted to DistriFusion's step at 1024x1024 on A100s.
-        latency: of a collective within a node; fitted to DistriFusion's synchronous step at 1024x1024 on eight A100s.
-        network_latency: of a collective between nodes, not measured.
-        graph: more for the first kernel of a CUDA graph and for those outside of any, measured on an H200.
-        enqueue: of the host for a kernel of a step, fitted to two steps of an H200 in which the host was the slower.
-        dispatch: of the host for a run of several steps, in which the device may idle.
-        slowed: share of a transfer's time that kernels lose to it: on eight A100s, DistriFusion's steps at 3840x3840
-            take 32 ms longer than without their transfers, which take 49 ms.
+    What has a value here was measured or fitted: on an H200, whose host was the slower in two steps of eight, and to
+    what DistriFusion measured on eight A100s: its synchronous steps at 1024x1024, and at 3840x3840 the 32 ms that a
+    displaced step loses to transfers, which take 49.
     """
 
     cores: int
-    lanes: int
+    lanes: int  # of each core, for fp32
     clock: float
     flops: float
     memory: float
     link: float
     network: float
     kernel: float
-    latency: float = 30e-6
-    network_latency: float = 50e-6
     graph: float = 3e-6
     enqueue: float = 8.2e-6
     dispatch: float = 1e-3
+    latency: float = 30e-6
+    network_latency: float = 50e-6  # a guess
     slowed: float = 0.6
 
     def __post_init__(self) -> None:
@@ -144,14 +152,15 @@ class Rates:
 
     @classmethod
     def of(cls, card: Card, dtype: str = "bfloat16", **replaced: float) -> "Rates":
-        """Return 85 % of the card's FLOP/s, 90 % of its memory's and 71 % of its links' rates, but those `replaced`.
+        """Return what is assumed for a card, but for what is `replaced`.
 
-        The first two were measured on an H200, the third was not.
+        On an H200, products reach 85 % of the peak, memory 90 %, and a kernel starts in 1 µs. Before Hopper, GPUs do not
+        prepare a kernel while another runs: 3 µs are fitted to DistriFusion's step on eight A100s without transfers.
         """
         assumed = {
             "flops": 0.85 * card.peak(dtype),
             "memory": 0.9 * card.bandwidth,
-            "link": 0.71 * card.link,
+            "link": 0.71 * card.link,  # a guess, as the next
             "network": 0.71 * card.network,
             "kernel": 1e-6 if card.major >= 9 else 3e-6,
         }

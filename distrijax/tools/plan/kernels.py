@@ -1,9 +1,9 @@
 """What a kernel of a compiled program does, and how long a card takes for it.
 
 A kernel starts (`Rates.kernel`), waits for a chain of memory accesses, and then takes as long as its arithmetic or its
-memory traffic, whichever is longer. Products and convolutions are cut into tiles, a multiprocessor each, and the last
-wave takes as long as a full one. The best of a few tiles counts, as XLA's autotuner finds it. The numbers here are fitted
-to the kernels of two steps of SDXL on an H200, a whole one and one of eight devices (docs/performance.md has the errors).
+memory traffic, whichever is longer. Products and convolutions are cut into tiles, one a multiprocessor, and the last
+wave takes as long as a full one; the best of a few tiles counts, as XLA's autotuner finds it. The numbers here are
+fitted to the kernels of two steps of SDXL on an H200: a whole one, and that of one of eight devices.
 """
 
 import dataclasses

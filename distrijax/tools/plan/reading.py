@@ -11,8 +11,8 @@ from distrijax.tools.plan.kernels import CHAIN, REDUCING, Shape, Work
 from distrijax.tools.plan.schedule import Step, Transfer
 
 _OPCODES = {
-    "no kernel": "parameter bitcast constant tuple get-tuple-element reshape partition-id replica-id after-all opt-barrier "
-    "copy-done fusion-done",
+    "no kernel": "parameter bitcast constant tuple get-tuple-element reshape partition-id replica-id after-all "
+    "opt-barrier copy-done fusion-done",
     "moving": "copy transpose slice dynamic-slice dynamic-update-slice concatenate pad broadcast iota",
     "special": "exponential exponential-minus-one log log-plus-one logistic tanh erf sine cosine tan atan2 divide "
     "remainder power sqrt rsqrt cbrt",
@@ -151,8 +151,8 @@ def _arithmetic(
 ) -> tuple[int, int, float]:
     """Return a kernel's instructions, those of them that take longer, and its chain of accesses to memory.
 
-    A fusion computes each operation anew for every element of its result, or, before a reduction, of what that takes in.
-    Rows are reduced within a warp, after one access; columns step by step.
+    A fusion computes each operation anew for every element of its result or, before a reduction, of what that takes
+    in. Rows are reduced within a warp, after one access; columns step by step.
     """
     by_name = {inner.name: inner for inner in (*operands, *inside)}
     results = max((elements for elements, _ in instruction.arrays), default=0)

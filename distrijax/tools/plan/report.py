@@ -1,7 +1,7 @@
 """A plan as text."""
 
-from distrijax.tools.plan.estimate import DISPATCHES, Plan, PlannedPhase
-from distrijax.tools.plan.gpus import CARDS
+from distrijax.tools.plan.estimate import Plan, PlannedPhase
+from distrijax.tools.plan.gpus import CARDS, RATES
 from distrijax.tools.traffic import KINDS
 
 GB, MB, MS = 1e9, 1e6, 1e3
@@ -28,7 +28,8 @@ def report(plan: Plan) -> str:
         step, exposed = phase.step, phase.step.exposed
         lines.append(
             f"  {phase.name} step: {step.flops / 1e12:.3f} TFLOP, {len(step.kernels)} kernels, {len(step.collectives)} "
-            f"transfers of {step.received / MB:.1f} MB, {step.launches} launches; compiled in {phase.compile_seconds:.0f} s"
+            f"transfers of {step.received / MB:.1f} MB, {step.launches} launches; "
+            f"compiled in {phase.compile_seconds:.0f} s"
         )
         if step.collectives:
             alone = sum(c.transfer.received for c in exposed) / MB
@@ -74,21 +75,10 @@ def _layers(phase: PlannedPhase) -> list[str]:
 
 
 def assumptions(plan: Plan) -> list[str]:
-    """Return the rates that the estimates assume, and how far estimates have been from measurements."""
-    card, rates = plan.request.card, plan.request.rates
-    peak = card.peak(plan.request.workload.dtype)
-    compared = "no measurement on this card; see docs/performance.md for the errors on others"
-    if card.name in COMPARED:
-        compared = "{}: {:+} to {:+} %".format(*COMPARED[card.name])
-    return [
-        f"error of the estimate, against {compared}",
-        "assumed (options replace each)",
-        f"  {rates.flops / 1e12:.0f} TFLOP/s (peak {peak / 1e12:.0f}), memory {rates.memory / 1e12:.2f} TB/s "
-        f"(peak {card.bandwidth / 1e12:.2f})",
-        f"  {rates.kernel * 1e6:.0f} µs for a kernel to start, {rates.graph * 1e6:.0f} more outside of CUDA graphs; of the "
-        f"host {rates.enqueue * 1e6:.1f} µs to enqueue it, and {rates.dispatch * MS:.0f} ms for each of {DISPATCHES} dispatches",
-        f"  {card.link_name} {rates.link / GB:.0f} GB/s (peak {card.link / GB:.0f}) and {rates.latency * 1e6:.0f} µs, "
-        f"between nodes {rates.network / GB:.1f} GB/s (peak {card.network / GB:.1f}) and "
-        f"{rates.network_latency * 1e6:.0f} µs; one transfer at a time, which costs kernels {100 * rates.slowed:.0f} % of it",
-        "  kernels as XLA chooses them without autotuning; text encoding and decoding are not included",
-    ]
+    """Return how far estimates have been from measurements, and what they assume."""
+    card, rates = plan.request.card.name, plan.request.rates
+    compared = "{}: {:+} to {:+} %".format(*COMPARED[card]) if card in COMPARED else "nothing measured on this card"
+    lines = [f"error of the estimate against {compared} (docs/performance.md)", "assumed (options replace each)"]
+    for name, (meaning, unit, label) in RATES.items():
+        lines.append(f"  {meaning:<46}{getattr(rates, name) / unit:8.1f} {label}")
+    return [*lines, "  kernels as XLA chooses them without autotuning; text encoding and decoding are not included"]

@@ -17,7 +17,7 @@ GRAPH = 5  # kernels in a row that XLA records as a CUDA graph (xla_gpu_graph_mi
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """A collective among `groups` of devices, which receive so many bytes each; if it `blocks`, nothing runs meanwhile."""
+    """A collective among `groups` of devices, each of which receives so many bytes. Nothing runs while one `blocks`."""
 
     name: str
     kind: str
