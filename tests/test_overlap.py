@@ -37,7 +37,7 @@ options = choices.pop("options", None)
 if options and "fdo_profile" in options:
     options["fdo_profile"] = options["fdo_profile"].encode()
 plan = estimate.plan(request, Parallel(**layout, emulate=True), options=options)
-copies = [k.work for k in plan.phases[-1].step.kernels if k.work.category == "copies" and k.work.written >= 1e6]
+copies = [k for k in plan.phases[-1].step.kernels if k.category == "copies" and k.written >= 1e6]
 copied = {kind: sum(work.written for work in copies if kind in work.name) for kind in ("copy", "transpose")}
 print(json.dumps(plan.json() | {"copied_bytes": copied}))
 """

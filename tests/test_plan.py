@@ -76,25 +76,25 @@ def timeline(groups: str = FOUR, node: int = 4) -> Timeline:
 def test_a_schedule_by_hand() -> None:
     step = timeline()
     product, turned = step.kernels
-    assert (product.work.flops, product.work.bytes, product.work.category) == (2 * 10**9, 6_000_000, "products")
+    assert (product.flops, product.bytes, product.category) == (2 * 10**9, 6_000_000, "products")
     # 6 MB take 6 ms, more than the arithmetic. Of 26 waves of tiles, the first waits for a quarter of the 4 MB that are
     # read, and the last writes.
-    assert product.seconds == pytest.approx(6e-3 + (0.256 * 4e-3 + 2e-3) / 26 + 1e-5 + 4e-6)
-    assert (turned.work.category, turned.seconds) == ("copies", pytest.approx(4e-3 + 1e-5 + 1e-6))
+    assert product.took == pytest.approx(6e-3 + (0.256 * 4e-3 + 2e-3) / 26 + 1e-5 + 4e-6)
+    assert (turned.category, turned.took) == ("copies", pytest.approx(4e-3 + 1e-5 + 1e-6))
     gather, permute = step.collectives
     # Three others' pieces of 1 MB and a latency: 4 ms, hidden under 10 ms of kernels, of which it costs a half.
-    assert (gather.transfer.kind, gather.transfer.layer) == ("all-gather", "down.attn1")
-    assert gather.transfer.received == step.received - 1_000_000 == 3_000_000
+    assert (gather.kind, gather.layer) == ("all-gather", "down.attn1")
+    assert gather.received == step.received - 1_000_000 == 3_000_000
     assert gather.ready - gather.began == pytest.approx(4e-3)
     launches = 4 * 1e-7  # all of them: two kernels in a row make no CUDA graph
-    assert gather.needed == pytest.approx(1e-5 + product.seconds + turned.seconds + 2e-3 + 3 * 1e-7)
+    assert gather.needed == pytest.approx(1e-5 + product.took + turned.took + 2e-3 + 3 * 1e-7)
     assert (gather.waited, gather.exposed) == (0, False)
     # 1 MB and a latency, with nothing meanwhile but the launch.
     assert permute.exposed
     assert permute.waited == pytest.approx(2e-3 - 1.5e-5)
-    assert step.device == pytest.approx(1e-5 + launches + product.seconds + turned.seconds + 2e-3 + 2e-3)
+    assert step.device == pytest.approx(1e-5 + launches + product.took + turned.took + 2e-3 + 2e-3)
     assert (step.host, step.launches, step.seconds) == (pytest.approx(4e-9), 4, step.device)
-    assert step.by_category()["products"] == (1, pytest.approx(product.seconds))
+    assert step.by_category()["products"] == (1, pytest.approx(product.took))
 
 
 def test_a_slow_host_sets_the_pace() -> None:
@@ -121,7 +121,7 @@ def test_a_slow_host_sets_the_pace() -> None:
 )
 def test_groups_of_devices_on_two_nodes(groups: str, received: int, crosses: bool) -> None:
     gather = timeline(groups, node=2).collectives[0]
-    assert (gather.transfer.received, gather.nodes) == (received, crosses)
+    assert (gather.received, gather.nodes) == (received, crosses)
     latency, rate = (1e-2, 1e8) if crosses else (1e-3, 1e9)
     assert gather.ready - gather.began == pytest.approx(latency + received / rate)
 
@@ -170,7 +170,7 @@ def test_compiled_schedules(jax: str) -> None:
     # Counted by another program in the same text: products, convolutions and attentions of a quarter of two branches.
     for step in (synchronous, displaced):
         assert step.flops == 184_090_624
-        assert sum(kernel.work.flops > 0 for kernel in step.kernels) == 65
+        assert sum(kernel.flops > 0 for kernel in step.kernels) == 65
     assert (len(synchronous.collectives), synchronous.received) == (66, 303_552)
     assert (len(displaced.collectives), displaced.received) == (14, 307_584)
     assert len(synchronous.exposed) == 61
@@ -187,19 +187,19 @@ def test_guidance_branches_alone_meet_across_two_nodes(phase: str, jax: str) -> 
     one, two = (compiled(phase, jax, rates, node) for node in (8, 4))
     assert not any(c.nodes for c in one.collectives)
     (across,) = (c for c in two.collectives if c.nodes)
-    assert across.transfer.kind == "all-reduce"
-    assert across.ready - across.began == pytest.approx(1e-4 + across.transfer.received / 1e9)
-    assert across.transfer.received == 8 * 32 * 4 * 4  # this device's rows of one prediction, in fp32
+    assert across.kind == "all-reduce"
+    assert across.ready - across.began == pytest.approx(1e-4 + across.received / 1e9)
+    assert across.received == 8 * 32 * 4 * 4  # this device's rows of one prediction, in fp32
     assert two.waiting > one.waiting + 5e-5  # some of it hides
 
 
 @JAX
 def test_layers_and_categories_of_a_compiled_schedule(jax: str) -> None:
     step = compiled("synchronous", jax, dataclasses.replace(H100, slowed=1e-12))
-    layers = {c.transfer.layer.removeprefix("unet.") for c in step.collectives}
+    layers = {c.layer.removeprefix("unet.") for c in step.collectives}
     assert {"conv_in", "conv_out", "down_blocks.0.resnets.0.conv1", "mid_block.resnets.1.conv2"} <= layers
     counts = {category: count for category, (count, _) in step.by_category().items()}
-    assert counts["convolutions"] == sum("conv" in k.work.name and k.work.flops > 0 for k in step.kernels)
+    assert counts["convolutions"] == sum("conv" in k.name and k.flops > 0 for k in step.kernels)
     assert sum(counts.values()) == len(step.kernels)
     kernels = sum(seconds for _, seconds in step.by_category().values())
     starts = len(step.collectives) * H100.kernel + step.launches * H100.graph
@@ -211,7 +211,7 @@ def test_a_step_by_kind_of_layer(jax: str) -> None:
     """Every kernel once, costliest kinds first, under names without the numbers of blocks."""
     step = compiled("displaced", jax)
     layers = step.by_layer()
-    for column, of_kernel in enumerate((lambda k: 1, lambda k: k.seconds, lambda k: k.work.bytes)):
+    for column, of_kernel in enumerate((lambda k: 1, lambda k: k.took, lambda k: k.bytes)):
         assert sum(totals[column] for totals in layers.values()) == pytest.approx(sum(map(of_kernel, step.kernels)))
     assert list(layers.values()) == sorted(layers.values(), key=lambda totals: -totals[1])
     convolutions = {layer for layer, category in layers if category == "convolutions"}

@@ -1,16 +1,8 @@
 """What each device sends in a step and holds between steps: counted from the traced program, without weights or GPUs.
 
-The denoising program is traced for an abstract mesh, and its collectives are added up, for one device:
-
-- A halo goes to the two neighbours: each edge is sent once and received once. The permutes form a ring, so the first
-  and last device also exchange edges, and ignore them.
-- In a gather over N devices, each receives N - 1 pieces and sends its own N - 1 times. (A ring forwards other devices'
-  pieces instead: the same number of bytes.)
-- A sum over N devices counts as two gathers of an N-th each. One sum carries the moments of the group norms; another
-  adds up the guidance branches, which sit on 2 devices: each sends and receives the whole prediction.
-- The message with the fresh rows of latents, for which a step waits, also carries the stale halos of the first layers.
-
-A message is one collective of the traced program; XLA may merge some.
+The program is traced for an abstract mesh, and its collectives are added up for one device. A halo goes to both
+neighbours, in a ring (the first and the last device ignore each other's). In a gather over N devices each receives
+N - 1 pieces and sends its own N - 1 times; a sum counts as two gathers of an N-th each. XLA may merge messages.
 """
 
 import dataclasses
@@ -65,8 +57,8 @@ class Traffic:
 
     Attributes:
         steps: by name of the phase: what a step of it exchanges, by kind (see `KINDS`).
-        carry: bytes that the device holds from one step of the last phase to the next, by kind: "halos", "moments",
-            "tokens" (keys and values), and "latents": those of its rows, with the scheduler's state.
+        carry: bytes that it holds from one step of the last phase to the next, by kind; "latents" with the scheduler's
+            state.
     """
 
     parallel: Parallel
@@ -122,27 +114,15 @@ def count_traffic(
 
     Args:
         parallel: any mesh; with `emulate=True` its devices may be absent, and are counted as real ones.
-        dtype: of the U-Net.
         height, width: of the latents; by default what the U-Net was trained on.
-        guided: classifier-free guidance is on.
-        pictures: number of pictures in the batch, on all devices together.
-
-    Raises:
-        DistrijaxError: the mode is "tensor", or the pictures do not fit the mesh.
     """
     if parallel.mode == TENSOR:
         raise DistrijaxError("mode is 'tensor', in which the compiler decides what is sent; choose another to count it")
     absent = _AbstractParallel(**{name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")})
     inputs, layout = abstract_inputs(
-        config,
-        parallel=absent,
-        scheduler=scheduler,
-        height=height or config.sample_size,
-        width=width or config.sample_size,
-        dtype=dtype,
-        guided=guided,
-        pictures=pictures,
-    )
+        config, parallel=absent, scheduler=scheduler, height=height or config.sample_size,
+        width=width or config.sample_size, dtype=dtype, guided=guided, pictures=pictures,
+    )  # fmt: skip
     call = loop.LoopCall(inputs, absent, layout, scheduler)
     sizes = {"data": parallel.data, "cfg": parallel.cfg, AXIS: parallel.patch}
     steps: dict[str, dict[str, Volume]] = {}

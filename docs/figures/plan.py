@@ -53,7 +53,7 @@ def draw(plan: Plan, path: str) -> None:
 def _timeline(axis: Axes, phase: PlannedPhase) -> None:
     step = phase.step
     for category, colour in COLOURS.items():
-        spans = [(k.start * 1e3, k.seconds * 1e3) for k in step.kernels if k.work.category == category]
+        spans = [(k.start * 1e3, k.took * 1e3) for k in step.kernels if k.category == category]
         axis.broken_barh(spans, (1.1, 0.9), color=colour, linewidth=0)
     sent = [(c.began * 1e3, (c.ready - c.began) * 1e3) for c in step.collectives]
     axis.broken_barh(sent, (0.05, 0.9), color=LINK, linewidth=0)

@@ -3,8 +3,8 @@
     python docs/measurements/plan.py              # from the stored kernels and transfers of each program, plan.json.xz
     python docs/measurements/plan.py --compile    # after compiling all of them again: an hour, and JAX's CUDA compiler
 
-The H200 ran these programs one device at a time, with local copies in place of transfers and four steps a dispatch,
-of which four count by their median. What eight A100s did is DistriFusion's, a program in PyTorch: 50 steps, five of them
+The H200 ran these programs one device at a time, with local copies in place of transfers, four steps a dispatch; of
+which the median of four counts. What eight A100s did is DistriFusion's, a program in PyTorch: 50 steps, five of them
 synchronous, without a split of the guidance branches (https://arxiv.org/abs/2402.19481).
 """
 

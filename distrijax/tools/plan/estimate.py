@@ -27,7 +27,7 @@ DISPATCHES = 8  # of a picture, about
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to plan for: pictures, a card, and the number of machines (`nodes`) that hold the devices."""
+    """What to plan for: pictures, a card, and the number of machines that hold the devices."""
 
     workload: Workload
     card: Card
@@ -66,7 +66,7 @@ class PlannedPhase:
             "collectives": len(step.collectives),
             "exposed": len(step.exposed),
             "received_bytes": step.received,
-            "exposed_bytes": sum(c.transfer.received for c in step.exposed),
+            "exposed_bytes": sum(c.received for c in step.exposed),
             "temporary_bytes": self.temporaries,
             "launches": step.launches,
             "estimated_step_seconds": step.seconds,
@@ -146,14 +146,10 @@ def layout_name(layout: Parallel) -> str:
 
 
 def plan(request: Request, layout: Parallel, *, options: Options | None = None) -> Plan:
-    """Compile a layout and estimate its cost.
+    """Compile a layout, an emulated mesh, and estimate its cost.
 
     Args:
-        layout: an emulated mesh, since the devices may be absent.
         options: XLA's compiler options besides ours.
-
-    Raises:
-        DistrijaxError: the pictures do not fit the layout, or the CUDA compiler is missing.
     """
     workload = request.workload
     workload.layout(layout)
@@ -169,7 +165,8 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
         # Without the devices no kernel can be tried out.
         program = loop.compile_phase(call, phase, {"xla_gpu_autotune_level": 0, **(options or {})})
         memory, text = program.executable.memory_analysis(), program.executable.as_text()
-        assert text is not None and memory is not None  # noqa: PT018
+        assert text is not None
+        assert memory is not None
         step = read(text)
         input_bytes = sum(map(_bytes_of_device, jax.tree.leaves(call.inputs[1:])))
         planned.append(

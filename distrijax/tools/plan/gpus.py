@@ -25,19 +25,17 @@ dnn_version_info {{ major: 9 minor: 12 }}
 runtime_version {{ major: 12 minor: 9 }}
 device_description_str: "{name}"
 """
-"""GpuTargetConfigProto. Cores, caches and memory sizes are those of XLA's own files (openxla/xla,
-xla/backends/gpu/target_config/specs) where they list the card; for the two Ada cards, of NVIDIA's Ada whitepaper."""
+"""GpuTargetConfigProto, as XLA's own files have it (xla/backends/gpu/target_config/specs)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A GPU: peak rates as its maker states them (`Rates.of` turns them into rates that programs reach).
+    """A GPU: peak rates as its maker states them (`Rates.of` has those that programs reach).
 
     Attributes:
         flops: FLOP/s of dense bf16 matrix products that accumulate in fp32.
         bandwidth: bytes/s of its memory.
-        link: bytes/s that it receives from GPUs of its node, over `link_name`.
-        network: bytes/s that it receives from other nodes.
+        link, network: bytes/s that it receives from GPUs of its node and from other nodes.
         memory: bytes.
         cores, fpus, clock, cache, threads, shared, major, minor: the rest of what XLA's compiler needs to know.
     """
@@ -47,7 +45,6 @@ class Card:
     bandwidth: float
     link: float
     network: float
-    link_name: str
     memory: int
     cores: int
     fpus: int
@@ -69,37 +66,34 @@ class Card:
         return self.flops / (2 if dtype == "float32" else 1)
 
 
+# From NVIDIA's datasheets (A100, H100, H200, L40S, DGX B200) and Ada whitepaper; caches and memory sizes from XLA's
+# files. NVLink is one way; the networks are those of DGX machines, a port for each GPU.
 CARDS = {
-    # NVIDIA A100 datasheet: 312 TFLOP/s, 2,039 GB/s, NVLink 600 GB/s both ways. DGX A100: a 200 Gb/s port for each GPU.
     "a100": Card(
-        "NVIDIA A100-SXM4-80GB", 312e12, 2.039e12, 300e9, 25e9, "NVLink 3", memory=85100068864,
+        "NVIDIA A100-SXM4-80GB", 312e12, 2.039e12, 300e9, 25e9, memory=85100068864,
         cores=108, fpus=64, clock=1.41, cache=41943040, threads=2048, shared=167936, major=8, minor=0,
     ),
-    # NVIDIA H100 datasheet: 989 TFLOP/s dense, 3.35 TB/s, NVLink 900 GB/s both ways. DGX H100: 400 Gb/s for each GPU.
     "h100": Card(
-        "NVIDIA H100 80GB HBM3", 989e12, 3.352e12, 450e9, 50e9, "NVLink 4", memory=84929347584,
+        "NVIDIA H100 80GB HBM3", 989e12, 3.352e12, 450e9, 50e9, memory=84929347584,
         cores=132, fpus=128, clock=1.98, cache=52428800, threads=2048, shared=233472, major=9, minor=0,
     ),
-    # NVIDIA H200 datasheet: 989 TFLOP/s dense, 4.8 TB/s, NVLink 900 GB/s both ways.
     "h200": Card(
-        "NVIDIA H200 141GB HBM3e", 989e12, 4.8e12, 450e9, 50e9, "NVLink 4", memory=151397597184,
+        "NVIDIA H200 141GB HBM3e", 989e12, 4.8e12, 450e9, 50e9, memory=151397597184,
         cores=132, fpus=128, clock=1.98, cache=52428800, threads=2048, shared=233472, major=9, minor=0,
     ),
-    # NVIDIA L40S datasheet: 362 TFLOP/s dense, 864 GB/s, PCIe 4.0 x16 with 64 GB/s both ways and no NVLink. The
-    # network is a guess: 100 Gb/s for each GPU.
+    # PCIe 4.0 x16 and no NVLink. The network is a guess: 100 Gb/s for each GPU.
     "l40s": Card(
-        "NVIDIA L40S", 362e12, 864e9, 32e9, 12.5e9, "PCIe 4", memory=47810936832,
+        "NVIDIA L40S", 362e12, 864e9, 32e9, 12.5e9, memory=47810936832,
         cores=142, fpus=128, clock=2.52, cache=100663296, threads=1536, shared=102400, major=8, minor=9,
     ),
-    # NVIDIA Ada whitepaper: 165 TFLOP/s dense with sums in fp32, 1,008 GB/s, PCIe 4.0 x16. GPUs cannot read each
-    # other's memory, so transfers pass through the host's: half the rate. The network is a guess: 25 Gb/s for each GPU.
+    # These GPUs cannot read each other's memory, so transfers pass through the host's, at half the rate of PCIe 4.0 x16.
+    # The network is a guess: 25 Gb/s for each GPU.
     "rtx4090": Card(
-        "NVIDIA GeForce RTX 4090", 165e12, 1.008e12, 16e9, 3.1e9, "PCIe 4, through the host", memory=25393692672,
+        "NVIDIA GeForce RTX 4090", 165e12, 1.008e12, 16e9, 3.1e9, memory=25393692672,
         cores=128, fpus=128, clock=2.52, cache=75497472, threads=1536, shared=102400, major=8, minor=9,
     ),
-    # NVIDIA DGX B200 datasheet: 2,250 TFLOP/s dense and 8 TB/s a GPU (XLA's file: 7.67), NVLink 1.8 TB/s both ways.
     "b200": Card(
-        "NVIDIA B200", 2250e12, 7.672e12, 900e9, 50e9, "NVLink 5", memory=191514411008,
+        "NVIDIA B200", 2250e12, 7.672e12, 900e9, 50e9, memory=191514411008,
         cores=148, fpus=128, clock=1.965, cache=132644864, threads=2048, shared=233472, major=10, minor=0,
     ),
 }  # fmt: skip
@@ -154,8 +148,8 @@ class Rates:
     def of(cls, card: Card, dtype: str = "bfloat16", **replaced: float) -> "Rates":
         """Return what is assumed for a card, but for what is `replaced`.
 
-        On an H200, products reach 85 % of the peak, memory 90 %, and a kernel starts in 1 µs. Before Hopper, GPUs do not
-        prepare a kernel while another runs: 3 µs are fitted to DistriFusion's step on eight A100s without transfers.
+        On an H200, products reach 85 % of the peak, memory 90 %, and a kernel starts in 1 µs. GPUs before Hopper do not
+        prepare a kernel while another runs: 3 µs fit DistriFusion's step on eight A100s without transfers.
         """
         assumed = {
             "flops": 0.85 * card.peak(dtype),

@@ -115,12 +115,12 @@ def parse(text: str) -> Computations:
 
 def loop_bodies(computations: Computations) -> list[str]:
     """Return the names of the bodies of loops that no other loop contains."""
-
-    def bodies(instructions: list[Instruction]) -> set[str]:
-        return {i.called("body") for i in instructions if i.opcode == "while"}
-
-    every = set().union(*map(bodies, computations.values()))
-    inner = set().union(*(bodies(computations[name]) for name in every))
+    loops = {
+        name: {i.called("body") for i in instructions if i.opcode == "while"}
+        for name, instructions in computations.items()
+    }
+    every = set().union(*loops.values())
+    inner = set().union(*(loops[name] for name in every))
     return [name for name in computations if name in every - inner]
 
 

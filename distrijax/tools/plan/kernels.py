@@ -39,6 +39,7 @@ class Work:
         read, written: bytes.
         operations, special: instructions outside the tensor cores, and those of them that take longer.
         chain: memory accesses that wait for each other.
+        start, took: seconds, in a timeline.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Work:
     operations: int
     special: int
     chain: float
+    start: float = 0.0
+    took: float = 0.0
 
     @property
     def bytes(self) -> int:

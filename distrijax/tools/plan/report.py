@@ -32,7 +32,7 @@ def report(plan: Plan) -> str:
             f"compiled in {phase.compile_seconds:.0f} s"
         )
         if step.collectives:
-            alone = sum(c.transfer.received for c in exposed) / MB
+            alone = sum(c.received for c in exposed) / MB
             lines.append(f"    {len(exposed)} of them, {alone:.2f} MB, run under no heavy kernel")
     lines += ["", "memory of each device while it denoises, in GB (compiled)"]
     lines += [f"  {name:<44}{size / GB:8.2f}" for name, size in plan.memory_parts.items()]

@@ -17,7 +17,13 @@ GRAPH = 5  # kernels in a row that XLA records as a CUDA graph (xla_gpu_graph_mi
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """A collective among `groups` of devices, each of which receives so many bytes. Nothing runs while one `blocks`."""
+    """A collective among `groups` of devices, each of which receives so many bytes. Nothing runs while one `blocks`.
+
+    Attributes:
+        began, ready, needed: seconds after the start of the step, in a timeline.
+        nodes: it crosses from one node to another.
+        exposed: no product, convolution or attention runs between its start and its use.
+    """
 
     name: str
     kind: str
@@ -25,44 +31,19 @@ class Transfer:
     received: int
     groups: tuple[tuple[int, ...], ...]
     blocks: bool
-
-    def crosses(self, node_size: int) -> bool:
-        """Return whether devices of several nodes take part."""
-        return any(len({device // node_size for device in group}) > 1 for group in self.groups)
-
-
-Step = Sequence[Work | Transfer | str]
-"""What a device runs, in this order; a name stands where the result of that transfer is first used."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A kernel that begins `start` seconds after its step."""
-
-    work: Work
-    start: float
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A transfer: begun, ready and needed so many seconds after its step.
-
-    Attributes:
-        nodes: it crosses from one node to another.
-        exposed: no product, convolution or attention runs between its start and its use.
-    """
-
-    transfer: Transfer
-    nodes: bool
-    began: float
-    ready: float
-    needed: float
+    began: float = 0.0
+    ready: float = 0.0
+    needed: float = 0.0
+    nodes: bool = False
     exposed: bool = True
 
     @property
     def waited(self) -> float:
         return max(0.0, self.ready - self.needed)
+
+
+Step = Sequence[Work | Transfer | str]
+"""What a device runs, in this order; a name stands where the result of that transfer is first used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +56,8 @@ class Timeline:
         launches: CUDA graphs, and kernels outside of any.
     """
 
-    kernels: list[Kernel]
-    collectives: list[Collective]
+    kernels: list[Work]
+    collectives: list[Transfer]
     device: float
     host: float
     launches: int
@@ -95,14 +76,14 @@ class Timeline:
 
     @property
     def flops(self) -> int:
-        return sum(kernel.work.flops for kernel in self.kernels)
+        return sum(kernel.flops for kernel in self.kernels)
 
     @property
     def received(self) -> int:
-        return sum(c.transfer.received for c in self.collectives)
+        return sum(c.received for c in self.collectives)
 
     @property
-    def exposed(self) -> list[Collective]:
+    def exposed(self) -> list[Transfer]:
         return [c for c in self.collectives if c.exposed]
 
     def by_category(self) -> dict[str, tuple[int, float]]:
@@ -118,8 +99,8 @@ class Timeline:
     def _totals(self, key: Callable[[Work], tuple[str, ...]]) -> dict[tuple[str, ...], tuple[int, float, int]]:
         totals: dict[tuple[str, ...], tuple[int, float, int]] = defaultdict(lambda: (0, 0.0, 0))
         for kernel in self.kernels:
-            count, seconds, size = totals[key(kernel.work)]
-            totals[key(kernel.work)] = count + 1, seconds + kernel.seconds, size + kernel.work.bytes
+            count, seconds, size = totals[key(kernel)]
+            totals[key(kernel)] = count + 1, seconds + kernel.took, size + kernel.bytes
         return totals
 
 
@@ -127,23 +108,24 @@ def walk(step: Step, rates: Rates, node_size: int) -> Timeline:
     """Return the timeline of a step, where a node has so many devices, which are numbered node by node."""
     clock = link_free = 0.0
     heavy = 0  # products, convolutions and attentions up to now
-    pending: dict[str, tuple[Collective, int]] = {}
-    kernels, collectives, launches = list[Kernel](), list[Collective](), _launches(step)
+    pending: dict[str, tuple[Transfer, int]] = {}
+    kernels, collectives, launches = list[Work](), list[Transfer](), _launches(step)
     for index, item in enumerate(step):
         clock += rates.graph * (index in launches)
         if isinstance(item, Work):
-            kernels.append(Kernel(item, clock, item.seconds(rates)))
-            clock += kernels[-1].seconds
+            kernels.append(dataclasses.replace(item, start=clock, took=item.seconds(rates)))
+            clock += kernels[-1].took
             heavy += item.flops > 0
         elif isinstance(item, Transfer):
-            nodes, began = item.crosses(node_size), max(clock, link_free)
+            nodes = any(len({device // node_size for device in group}) > 1 for group in item.groups)
             latency, rate = (rates.network_latency, rates.network) if nodes else (rates.latency, rates.link)
+            began = max(clock, link_free)
             link_free = began + latency + item.received / rate
             clock += rates.kernel
-            pending[item.name] = Collective(item, nodes, began, link_free, clock), heavy
+            pending[item.name] = dataclasses.replace(item, began=began, ready=link_free, nodes=nodes), heavy
         if isinstance(item, str) or (isinstance(item, Transfer) and item.blocks):
             transfer, before = pending.pop(item if isinstance(item, str) else item.name)
-            if not transfer.transfer.blocks:
+            if not transfer.blocks:
                 clock += rates.slowed * max(0.0, min(clock, transfer.ready) - transfer.began)
             collectives.append(dataclasses.replace(transfer, needed=clock, exposed=heavy == before))
             clock = max(clock, transfer.ready)
