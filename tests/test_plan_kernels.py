@@ -10,6 +10,7 @@ from distrijax.tools.plan.hlo import parse
 from distrijax.tools.plan.kernels import Work
 from distrijax.tools.plan.reading import read
 from distrijax.tools.plan.report import COMPARED
+from distrijax.tools.plan.schedule import walk
 
 # Multiprocessors of 1 TFLOP/s; a round trip to memory takes 1 µs; memory is free unless a test says otherwise.
 FREE = Rates(cores=100, lanes=100, clock=1.5e9, flops=1e14, memory=1e30, link=1, network=1, kernel=1e-6)
@@ -139,6 +140,11 @@ def test_what_kernels_do() -> None:
     assert [kernels[n].category for n in "abmvfq"] == [
         "elementwise and norms", "elementwise and norms", "products", "convolutions", "attention", "copies"
     ]  # fmt: skip
+
+
+def test_convolutions_cut_cuda_graphs() -> None:
+    """Eight kernels in a row are one launch, the convolution another; three after it are too few for a graph."""
+    assert walk(read(KERNELS), FREE, 1).launches == 1 + 1 + 3
 
 
 def test_the_plan_beside_measurements() -> None:

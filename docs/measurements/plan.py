@@ -39,7 +39,7 @@ PICTURES = [
     ("displaced", 8, 3840, 22.9), ("synchronous", 8, 3840, 24.7), ("no transfers", 8, 3840, 21.3),
 ]  # fmt: skip
 FITTED = {("h200", 1, 1024), ("h200", 8, 1024), ("a100", "no transfers", 8, 1024), ("a100", "synchronous", 8, 1024)}
-FITTED |= {("h200", 4, 1024)}
+FITTED |= {("h200", 4, 1024), ("a100", "displaced", 8, 3840)}
 
 
 @dataclasses.dataclass(frozen=True)

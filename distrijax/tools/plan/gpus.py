@@ -86,7 +86,7 @@ CARDS = {
         "NVIDIA L40S", 362e12, 864e9, 32e9, 12.5e9, memory=47810936832,
         cores=142, fpus=128, clock=2.52, cache=100663296, threads=1536, shared=102400, major=8, minor=9,
     ),
-    # These GPUs cannot read each other's memory, so transfers pass through the host's, at half the rate of PCIe 4.0 x16.
+    # These GPUs cannot read each other's memory, so transfers pass through the host, at half of PCIe 4.0 x16.
     # The network is a guess: 25 Gb/s for each GPU.
     "rtx4090": Card(
         "NVIDIA GeForce RTX 4090", 165e12, 1.008e12, 16e9, 3.1e9, memory=25393692672,
