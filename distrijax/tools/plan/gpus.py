@@ -61,10 +61,6 @@ class Card:
         fields = {**dataclasses.asdict(self), "bandwidth": int(self.bandwidth), "optin": self.shared - 1024}
         return _TARGET.format(**fields)
 
-    def peak(self, dtype: str) -> float:
-        """Return FLOP/s for `dtype`: half for float32, whose inputs JAX lets GPUs round to TF32 by default."""
-        return self.flops / (2 if dtype == "float32" else 1)
-
 
 # From NVIDIA's datasheets (A100, H100, H200, L40S, DGX B200) and Ada whitepaper; caches and memory sizes from XLA's
 # files. NVLink is one way; the networks are those of DGX machines, a port for each GPU.
@@ -152,7 +148,8 @@ class Rates:
         prepare a kernel while another runs: 3 µs fit DistriFusion's step on eight A100s without transfers.
         """
         assumed = {
-            "flops": 0.85 * card.peak(dtype),
+            # JAX lets GPUs round the inputs of float32 products to TF32, at half the rate.
+            "flops": 0.85 * card.flops / (2 if dtype == "float32" else 1),
             "memory": 0.9 * card.bandwidth,
             "link": 0.71 * card.link,  # a guess, as the next
             "network": 0.71 * card.network,

@@ -10,7 +10,7 @@ COMPARED = {
     CARDS["a100"].name: ("16 pictures that DistriFusion, in PyTorch, made on such cards", -25, -6),
 }
 """What was measured, and the smallest and largest error of the estimate in percent: python docs/measurements/plan.py"""
-SMALL = 0.01  # kinds of layer that take less of a step than this are summed up in one line
+LAYERS = 20  # kinds of layer that a report lists
 
 
 def title(plan: Plan) -> str:
@@ -57,20 +57,12 @@ def report(plan: Plan) -> str:
 
 
 def _layers(phase: PlannedPhase) -> list[str]:
-    """Return a step's kernels by kind of layer, costliest first."""
+    """Return a step's kernels by kind of layer, the costliest first."""
     lines = [f"{f'a {phase.name} step by layer (estimated)':<62}{'kernels':>8}{'ms':>8}{'%':>7}{'moved MB':>10}"]
-    small, whole = (0, 0.0, 0), phase.step.seconds
-
-    def add(label: str, count: int, seconds: float, size: int) -> None:
-        share = 100 * seconds / whole
+    for (layer, category), (count, seconds, size) in list(phase.step.by_layer().items())[:LAYERS]:
+        share = 100 * seconds / phase.step.seconds
+        label = f"{layer:<34}{category}"
         lines.append(f"  {label:<60}{count:>8}{seconds * MS:8.2f}{share:7.1f}{size / MB:10.1f}")
-
-    for (layer, category), totals in phase.step.by_layer().items():
-        if totals[1] < SMALL * whole:
-            small = small[0] + totals[0], small[1] + totals[1], small[2] + totals[2]
-        else:
-            add(f"{layer:<34}{category}", *totals)
-    add("less than 1 % each", *small)
     return lines
 
 
