@@ -1,7 +1,7 @@
 """Set what `distrijax plan` estimates beside what was measured, as a table for docs/performance.md.
 
     python docs/measurements/plan.py              # from the stored kernels and transfers of each program, plan.json.xz
-    python docs/measurements/plan.py --compile    # after compiling all of them again: an hour, and JAX's CUDA compiler
+    python docs/measurements/plan.py --compile    # after compiling what is not stored (CUDA compiler, minutes each)
 
 The H200 ran these programs one device at a time, with local copies in place of transfers, four steps a dispatch; of
 which the median of four counts. What eight A100s did is DistriFusion's, a program in PyTorch: 50 steps, five of them
@@ -58,7 +58,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Yield what is stored."""
+    """Yield all whose program is stored."""
     programs = load()
     measured = json.loads((STORED.parent / "h200-2026-11-27" / "ours.json").read_text())
     for key, (cfg, patch, pixels) in STEPS.items():
@@ -72,6 +72,8 @@ def cases() -> Iterator[Case]:
         rates = Rates.of(CARDS["a100"], **ALONE) if kind == "no transfers" else a100
         phases = {"no transfers": ("displaced",), "displaced": ("synchronous", "displaced")}.get(kind, ("synchronous",))
         found = [programs[name] for p in phases if (name := f"a100-{pixels}-1-{patch}-{p}") in programs]
+        if not found:
+            continue
         steps = [walk(step, rates, 8).seconds for step in found]
         picture = 8 * rates.dispatch + 5 * steps[0] + 45 * steps[-1]
         devices = "one card" if patch == 1 else f"{patch} cards, {kind}"
@@ -111,35 +113,38 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def compiled() -> dict[str, Step]:
-    """Compile every program, which takes minutes each."""
+def compile_missing() -> None:
+    """Compile what is not stored, which takes minutes a program, and store it at once."""
     prepare_cuda_compiler()
     from distrijax import Parallel
     from distrijax.checkpoint import find
     from distrijax.tools.plan.estimate import Request, plan
     from distrijax.tools.workload import Workload
 
+    programs = load() if STORED.exists() else {}
     layouts = {("h200", pixels, cfg, patch) for cfg, patch, pixels in STEPS.values()}
     layouts |= {("a100", pixels, 1, patch) for _, patch, pixels, _ in PICTURES}
-    programs: dict[str, Step] = {}
     for card, pixels, cfg, patch in sorted(layouts):
+        phases = ("synchronous", "displaced") if patch > 1 and card == "a100" else ("displaced",) if patch > 1 else ()
+        if all(f"{card}-{pixels}-{cfg}-{patch}-{phase}" in programs for phase in phases or ("synchronous",)):
+            continue
         workload = Workload(find("sdxl-base"), pixels, pixels, "bfloat16", steps=50)
         request = Request(workload, CARDS[card], Rates.of(CARDS[card]))
         for phase in plan(request, Parallel(cfg=cfg, patch=patch, emulate=True)).phases:
             programs[f"{card}-{pixels}-{cfg}-{patch}-{phase.name}"] = phase.program
-            print("compiled", card, pixels, cfg, patch, phase.name, file=sys.stderr, flush=True)
-    return programs
+        store(programs)
+        print("compiled", card, pixels, cfg, patch, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     if "--compile" in sys.argv:
-        store(compiled())
+        compile_missing()
     for card, unit, factor in (("h200", "ms a step", 1e3), ("a100", "s a picture of 50 steps", 1)):
         print(f"| {CARDS[card].name}, {unit} | measured | plan | error |\n|---|---|---|---|")
         for case in cases():
             if case.card == card:
                 mark = " (fitted)" if case.fitted else ""
-                numbers = f"{factor * case.measured:.3g} | {factor * case.estimated:.3g} | {100 * case.error:+.0f} %"
+                numbers = f"{factor * case.measured:.4g} | {factor * case.estimated:.4g} | {100 * case.error:+.0f} %"
                 print(f"| {case.name}{mark} | {numbers} |")
         print()
 
