@@ -7,7 +7,7 @@ from distrijax.tools.traffic import KINDS
 GB, MB, MS = 1e9, 1e6, 1e3
 COMPARED = {
     CARDS["h200"].name: ("8 steps of this program on one such card", -7, 2),
-    CARDS["a100"].name: ("13 pictures that DistriFusion, in PyTorch, made on such cards", -25, -6),
+    CARDS["a100"].name: ("15 pictures that DistriFusion, in PyTorch, made on such cards", -25, -6),
 }
 """What was measured, and the smallest and largest error of the estimate in percent: python docs/measurements/plan.py"""
 LAYERS = 20  # kinds of layer that a report lists
