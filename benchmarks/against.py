@@ -28,6 +28,7 @@ from distrijax.checks import one_of
 from distrijax.cli.options import DTYPES, add_workload, workload
 from distrijax.models.unet import UNet
 from distrijax.nn.exchange import WHOLE
+from distrijax.nn.module import Weights as UNetWeights
 from distrijax.tools.bench import weights
 from distrijax.tools.bench.timing import BenchReport, RunSettings, TimedFunction, take_turns
 from distrijax.tools.workload import Workload
@@ -42,8 +43,8 @@ class Peer(Protocol):
         """Raise DistrijaxError if it is not installed, or cannot make this U-Net."""
         ...
 
-    def build(self, workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerSteps:
-        """Return its step with these weights. `torch_compile` asks for one compiled by torch besides, if it has any."""
+    def build(self, workload: Workload, weights: Weights, *, torch_modes: Sequence[str]) -> PeerSteps:
+        """Return its step with these weights, if it is torch's compiled by it in each of these modes too."""
         ...
 
 
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_workload(parser, steps=1)
     parser.add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU, float32 on a CPU)")
     parser.add_argument("--peers", default="diffusers", metavar="NAME,...", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--torch-compile", action="store_true", help="also diffusers compiled by torch")
+    modes = "also diffusers compiled by torch, in these of torch.compile's modes (default: default)"
+    parser.add_argument("--torch-compile", nargs="?", const="default", default="", metavar="MODE,...", help=modes)
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="timed runs of each (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, with hardware and versions")
     options = parser.parse_args(arguments)
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peers = [one_of("--peers", name, PEERS) for name in dict.fromkeys(options.peers.split(","))]
         dtype = options.dtype or ("bfloat16" if jax.default_backend() == "gpu" else "float32")
         case = workload(options, dtype=dtype, steps=1)
-        report = measure(case, peers, options.runs, torch_compile=options.torch_compile)
+        report = measure(case, peers, options.runs, torch_modes=list(filter(None, options.torch_compile.split(","))))
     except DistrijaxError as error:
         parser.error(str(error))
     print(report)
@@ -73,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(report.json(settings), indent=1) + "\n")
 
 
-def measure(case: Workload, peers: Sequence[str], runs: int, *, torch_compile: bool) -> BenchReport:
+def measure(case: Workload, peers: Sequence[str], runs: int, *, torch_modes: Sequence[str]) -> BenchReport:
     """Time a step of the U-Net in distrijax and in each of these peers."""
     for name in peers:
         PEERS[name].check(case)
     arrays = weights.arrays(case.model, "unet", case.dtype, Parallel().replicated)
-    functions, facts = compare(case, arrays, peers, torch_compile=torch_compile)
+    functions, facts = compare(case, arrays, peers, torch_modes=torch_modes)
     settings = RunSettings(runs, report=lambda message: print(f"against: {message}", file=sys.stderr))
     lines = take_turns(functions, settings, pause=PAUSE)
     facts |= {f"{line.name}, time relative to distrijax": line.median / lines[0].median for line in lines[1:]}
@@ -86,13 +88,13 @@ def measure(case: Workload, peers: Sequence[str], runs: int, *, torch_compile: b
 
 
 def compare(
-    case: Workload, arrays: Weights, peers: Sequence[str], *, torch_compile: bool
+    case: Workload, arrays: Weights, peers: Sequence[str], *, torch_modes: Sequence[str]
 ) -> tuple[dict[str, TimedFunction], dict[str, float]]:
     """Return a step of distrijax and of each peer, and the relative L2 distances of their predictions from ours."""
     ours = _ours(case, arrays)
     functions, distances, prediction = dict(ours.functions), {}, ours.predict()
     for name in peers:
-        peer = PEERS[name].build(case, arrays, torch_compile=torch_compile)
+        peer = PEERS[name].build(case, arrays, torch_modes=torch_modes)
         functions |= peer.functions
         distance = np.linalg.norm(prediction - peer.predict()) / np.linalg.norm(prediction)
         distances[f"{name}, relative L2 distance"] = float(distance)
@@ -105,13 +107,14 @@ def _ours(case: Workload, arrays: Weights) -> PeerSteps:
     inputs = StepInputs.of(case)
     text = jax.tree.map(jnp.asarray, (inputs.context, inputs.pooled, inputs.ids, inputs.guidance))
     cond, latents = jax.jit(UNet.condition)(unet, *text), jnp.asarray(inputs.latents)
-    step = jax.jit(lambda unet, latents, cond: unet(latents, jnp.float32(TIMESTEP), cond, WHOLE))
+    flat = UNetWeights.of(unet)  # as the pipeline has it: finding a module's arrays takes longer than a step may
+    step = jax.jit(lambda flat, latents, cond: flat.module()(latents, jnp.float32(TIMESTEP), cond, WHOLE))
     start = time.perf_counter()
-    program = step.lower(unet, latents, cond).compile()
+    program = step.lower(flat, latents, cond).compile()
     seconds = time.perf_counter() - start
 
     def run() -> jax.Array:
-        return program(unet, latents, cond)
+        return program(flat, latents, cond)
 
     return PeerSteps(
         {"distrijax": TimedFunction(lambda: run, compile_seconds=seconds)}, lambda: np.asarray(run(), np.float64)

@@ -1,7 +1,7 @@
 """A step of the U-Net in diffusers on torch, eager and compiled by `torch.compile`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ from distrijax.tools.workload import Workload
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import UNet2DConditionModel
+
+Step = Callable[[], "torch.Tensor"]
 
 
 def check(workload: Workload) -> None:
@@ -32,15 +35,15 @@ def check(workload: Workload) -> None:
             raise DistrijaxError("JAX sees a GPU and torch does not; install torch with CUDA to compare on it")
 
 
-def build(workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerSteps:
-    """Return a step with these weights, and one compiled by torch if `torch_compile`."""
-    eager, compiled = _steps(workload, weights)
+def build(workload: Workload, weights: Weights, *, torch_modes: Sequence[str]) -> PeerSteps:
+    """Return an eager step with these weights, and one compiled by torch in each of these modes."""
+    state = _state(workload, weights)
+    eager = _step(workload, _unet(workload, state))
     functions = {"diffusers": TimedFunction(lambda: eager)}
-    if torch_compile:
-        start = time.perf_counter()
-        compiled()
-        seconds = time.perf_counter() - start
-        functions["diffusers, torch.compile"] = TimedFunction(lambda: compiled, compile_seconds=seconds)
+    if torch_modes:
+        fused = _unet(workload, state)
+        fused.fuse_qkv_projections()  # which makes it faster, by diffusers' own measurements
+        functions |= {f"diffusers, torch.compile {mode}": _compiled(workload, fused, mode) for mode in torch_modes}
 
     def predict() -> np.ndarray:
         prediction: np.ndarray = eager().float().cpu().numpy()
@@ -49,27 +52,51 @@ def build(workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerS
     return PeerSteps(functions, predict)
 
 
-def _steps(workload: Workload, weights: Weights) -> "tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]":
-    """Return diffusers' step in its fastest layout, eager and compiled.
+def _compiled(workload: Workload, unet: "UNet2DConditionModel", mode: str) -> TimedFunction:
+    import torch
 
-    On a CPU it uses our arrays themselves, in torch's order of axes: two copies of SDXL would take 20 GB.
+    torch._dynamo.reset()
+    start = time.perf_counter()
+    step = _step(workload, torch.compile(unet, fullgraph=True, mode=mode))
+    step()
+    return TimedFunction(lambda: step, compile_seconds=time.perf_counter() - start)
+
+
+def _state(workload: Workload, weights: Weights) -> "dict[str, torch.Tensor]":
+    """Return the weights under diffusers' names, convolutions' with channels last, which is faster.
+
+    On a CPU they are our arrays themselves, in torch's order of axes: two copies of SDXL would take 20 GB.
     """
+    table, state = workload.model.components["unet"].table(), {}
+    for name in _unet(workload, None).state_dict():
+        entry = table.to_ours(name)
+        assert entry is not None, name
+        # [O, h, w, I] seen as [O, I, h, w] is torch's "channels last".
+        state[name] = tensor(weights[entry.name], entry.axes).to(_device())
+    return state
+
+
+def _unet(workload: Workload, state: "dict[str, torch.Tensor] | None") -> "UNet2DConditionModel":
     import diffusers
     import torch
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    dtype: torch.dtype = getattr(torch, workload.dtype)
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(dict(workload.model.components["unet"].json)).eval()
-    table, state = workload.model.components["unet"].table(), {}
-    for name in unet.state_dict():
-        entry = table.to_ours(name)
-        assert entry is not None, name
-        state[name] = tensor(weights[entry.name], entry.axes).to(device)
-    # [O, h, w, I] seen as [O, I, h, w] is torch's "channels last", the faster layout of its convolutions.
-    unet.load_state_dict(state, assign=True)
-    unet.requires_grad_(False)
-    inputs = StepInputs.of(workload)
+    if state is not None:
+        unet.load_state_dict(state, assign=True)
+    return unet.requires_grad_(False)
+
+
+def _device() -> str:
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def _step(workload: Workload, model: "Callable[..., tuple[torch.Tensor]]") -> Step:
+    """Return a step of a U-Net, waited for."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, workload.dtype)
+    inputs, device = StepInputs.of(workload), _device()
 
     def put(x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x).to(device, dtype)
@@ -83,18 +110,14 @@ def _steps(workload: Workload, weights: Weights) -> "tuple[Callable[[], torch.Te
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
 
-    def timed(model: Callable[..., tuple[torch.Tensor]]) -> Callable[[], torch.Tensor]:
-        def step() -> torch.Tensor:
-            with torch.no_grad():
-                prediction = model(*arguments, **options)[0]
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return prediction
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            prediction = model(*arguments, **options)[0]
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return prediction
 
-        return step
-
-    mode = "max-autotune" if device == "cuda" else None
-    return timed(unet), timed(torch.compile(unet, fullgraph=True, mode=mode))
+    return step
 
 
 def tensor(array: jax.Array, axes: tuple[int, ...]) -> "torch.Tensor":

@@ -8,6 +8,7 @@ approximation, and the group norms before its transformers have an epsilon of 1e
 import dataclasses
 import re
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -50,7 +51,7 @@ def check(workload: Workload) -> None:
         )
 
 
-def build(workload: Workload, weights: Weights, *, torch_compile: bool) -> PeerSteps:
+def build(workload: Workload, weights: Weights, *, torch_modes: Sequence[str]) -> PeerSteps:
     """Return a step with these weights: linear layers share ours, convolutions get a copy in Flax's order of axes."""
     unet, params = _unet(workload), dict[str, Any]()
     for path, (ours, axes) in _names(workload).items():

@@ -36,7 +36,7 @@ def tiny_workload(config: dict[str, object], height: int = 32) -> Workload:
 
 def test_diffusers_beside_predicts_the_same_from_the_same_memory(case: Workload) -> None:
     arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
-    functions, distances = against.compare(case, arrays, ["diffusers"], torch_compile=False)
+    functions, distances = against.compare(case, arrays, ["diffusers"], torch_modes=())
     assert distances["diffusers, relative L2 distance"] < 1e-5
     assert set(functions) == {"distrijax", "diffusers"}
     assert functions["distrijax"].compile_seconds
@@ -55,7 +55,7 @@ def test_maxdiffusion_beside_predicts_the_same(case: Workload) -> None:
     arrays = weights.arrays(case.model, "unet", "float32", Parallel().replicated)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         peer_maxdiffusion.check(case)
-        functions, distances = against.compare(case, arrays, ["maxdiffusion"], torch_compile=False)
+        functions, distances = against.compare(case, arrays, ["maxdiffusion"], torch_modes=())
     assert 1e-6 < distances["maxdiffusion, relative L2 distance"] < 1e-3  # its tanh GELU and its epsilon
     assert set(functions) == {"distrijax", "maxdiffusion"}
 

@@ -115,13 +115,13 @@ def _compiled(call: loop.LoopCall, layout: Parallel, repeats: int) -> dict[str, 
     before: loop.PhaseProgram | None = None
     for phase in loop.phases(layout):
         if before is not None:  # a phase starts from the carry that the one before leaves
-            call = call.with_carry(_prepared(before, call)()[0])
+            call = call.with_carry(prepared(before, call)()[0])
         before = loop.compile_phase(call, phase)
-        functions[phase.name] = TimedFunction(partial(_prepared, before, call), repeats, before.compile_seconds)
+        functions[phase.name] = TimedFunction(partial(prepared, before, call), repeats, before.compile_seconds)
     return functions
 
 
-def _prepared(program: loop.PhaseProgram, call: loop.LoopCall) -> Callable[[], tuple]:
+def prepared(program: loop.PhaseProgram, call: loop.LoopCall) -> Callable[[], tuple]:
     """Return a run of the program on a copy of the carry, which it consumes."""
     inputs = jax.block_until_ready(call.with_carry(jax.tree.map(jnp.copy, call.inputs.carry)).inputs)
     return lambda: program.executable(*inputs)

@@ -1,0 +1,1 @@
+"""The stages of `examples/measure_gpu.py`, and the tables that are made of their results."""
