@@ -1,6 +1,7 @@
 """Run stages within a time limit, in processes whose death costs only the stage that they are in."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -15,8 +16,7 @@ from gpu.results import RUNNING, Json, Results
 if TYPE_CHECKING:
     from gpu.setup import Setup
 
-PATIENCE = 3  # times the seconds that the stages of a process should take, after which it is ended, but at least
-LEAST = 120
+PATIENCE = 3  # times the seconds that the stages of a process should take, after which it is ended
 MARGIN = 3.0  # seconds for ending a process and writing down that it was ended
 TAIL = 3000  # characters of a log or a traceback
 
@@ -27,7 +27,7 @@ class Stage:
 
     Attributes:
         run: returns what was measured.
-        seconds: what it takes on an H100 with 16 cores; with less time left it is skipped.
+        seconds: what it takes on an H100 with 16 cores; with less time left it is skipped. 0 if that is not known.
         process: consecutive stages of the same name run in one process.
     """
 
@@ -50,7 +50,7 @@ def drive(stages: Mapping[str, Stage], command: Sequence[str], results: Results,
             waiting = waiting[1:]
             continue
         group = list(next(groupby(waiting, key=lambda name: stages[name].process))[1])
-        limit = max(LEAST, PATIENCE * sum(stages[name].seconds for name in group))
+        limit = PATIENCE * sum(stages[name].seconds for name in group) or math.inf
         limit = min(limit, deadline - time.time() - MARGIN)
         end = _run([*command, "--stages", ";".join(group)], results, limit)
         done = results.stages

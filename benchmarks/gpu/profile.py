@@ -32,6 +32,19 @@ class Event:
     milliseconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What the plan expects of an instruction."""
+
+    kind: str
+    layer: str
+    flops: int
+    milliseconds: float
+
+
+Plan = Mapping[str, Planned]  # by instruction
+
+
 def trace(run: Callable[[], object]) -> list[Event]:
     """Return the kernels of one run. CUDA graphs hide the instruction of a kernel, not its name."""
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +52,10 @@ def trace(run: Callable[[], object]) -> list[Event]:
             jax.block_until_ready(run())
         (file,) = Path(folder).rglob("*.xplane.pb")
         planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
-        return list(_events(planes, on_gpu=any("GPU" in (plane.name or "") for plane in planes)))
+    events = list(_events(planes, on_gpu=jax.default_backend() == "gpu"))
+    if not events:
+        raise RuntimeError("the profiler saw no kernels; is CUPTI installed, and may this user read it?")
+    return events
 
 
 def _events(planes: Sequence[jax.profiler.ProfilePlane], *, on_gpu: bool) -> Iterator[Event]:
@@ -52,21 +68,22 @@ def _events(planes: Sequence[jax.profiler.ProfilePlane], *, on_gpu: bool) -> Ite
                     yield Event(event.name, instruction, event.duration_ns / 1e6)
 
 
-def plan(text: str, dtype: str, device: str) -> dict[str, schedule.Kernel]:
-    """Return the plan's kernels for a compiled program, by instruction, if the plan knows the device."""
+def plan(text: str, dtype: str, device: str) -> Plan:
+    """Return what the plan expects of a compiled program, if it knows the device."""
     card = next((card for name, card in CARDS.items() if name in device.lower()), None)
     if card is None:
         return {}
     try:
-        return {kernel.name: kernel for kernel in schedule.read(text, Rates.of(card, dtype), 1).kernels}
+        kernels = schedule.read(text, Rates.of(card, dtype), 1).kernels
+        return {k.name: Planned(k.category, k.layer, k.flops, 1000 * k.seconds) for k in kernels}
     except Exception:  # what was measured counts, whether or not the plan can read the program
         traceback.print_exc()
         return {}
 
 
-def by_kind(events: Sequence[Event], planned: Mapping[str, schedule.Kernel], steps: int) -> Json:
+def by_kind(events: Sequence[Event], planned: Plan, steps: int) -> Json:
     """Return launches and milliseconds of a step by kind, planned ones too, and in all."""
-    named = {_kernel_name(name): kernel.category for name, kernel in planned.items()}
+    named = {_kernel_name(name): kernel.kind for name, kernel in planned.items()}
     launches = Counter[str]()
     took, expected = defaultdict[str, float](float), defaultdict[str, float](float)
     for event in events:
@@ -74,7 +91,7 @@ def by_kind(events: Sequence[Event], planned: Mapping[str, schedule.Kernel], ste
         launches[kind] += 1
         took[kind] += event.milliseconds
     for kernel in planned.values():
-        expected[kernel.category] += 1000 * kernel.seconds
+        expected[kernel.kind] += kernel.milliseconds
     return {
         "launches": round(len(events) / steps, 1),
         "milliseconds": round(sum(took.values()) / steps, 3),
@@ -90,12 +107,12 @@ def by_kind(events: Sequence[Event], planned: Mapping[str, schedule.Kernel], ste
     }
 
 
-def longest(events: Sequence[Event], planned: Mapping[str, schedule.Kernel], steps: int) -> list[Json]:
+def longest(events: Sequence[Event], planned: Plan, steps: int) -> list[Json]:
     """Return the kinds of layer and kernel that take most of a step, with what the plan expects of them."""
     groups: dict[tuple[str, str], list[Event]] = defaultdict(list)
     for event in events:
-        kernel = planned.get(event.instruction)
-        groups["" if kernel is None else schedule._layer_kind(kernel.layer), event.kernel].append(event)
+        layer = planned[event.instruction].layer if event.instruction in planned else ""
+        groups[".".join([part for part in layer.split(".") if not part.isdigit()][-2:]), event.kernel].append(event)
     ranked = sorted(groups.items(), key=lambda item: -sum(event.milliseconds for event in item[1]))
     return [
         {
@@ -104,18 +121,16 @@ def longest(events: Sequence[Event], planned: Mapping[str, schedule.Kernel], ste
             "launches": round(len(group) / steps, 1),
             "milliseconds": round(sum(event.milliseconds for event in group) / steps, 3),
             "planned_milliseconds": round(
-                sum(1000 * planned[event.instruction].seconds for event in group if event.instruction in planned)
-                / steps,
-                3,
+                sum(planned[e.instruction].milliseconds for e in group if e.instruction in planned) / steps, 3
             ),
         }
         for (layer, name), group in ranked[:LONGEST]
     ]
 
 
-def _kind(event: Event, planned: Mapping[str, schedule.Kernel], named: Mapping[str, str]) -> str:
+def _kind(event: Event, planned: Plan, named: Mapping[str, str]) -> str:
     if event.instruction in planned:
-        return planned[event.instruction].category
+        return planned[event.instruction].kind
     if event.kernel in named:
         return named[event.kernel]
     matches = (kind for kind, pattern in LIBRARIES.items() if re.search(pattern, event.kernel, re.IGNORECASE))

@@ -9,6 +9,7 @@ from distrijax import Parallel
 from distrijax.checkpoint import Checkpoint, Component, find
 from distrijax.models.unet import UNet
 from distrijax.tools.bench import weights
+from distrijax.tools.bench.timing import RunSettings
 from distrijax.tools.workload import Workload
 from gpu.results import Results
 
@@ -21,12 +22,12 @@ TINY = {
     "layers_per_block": 1,
     "transformer_layers_per_block": 1,
 }
-STEPS = 8  # of a dispatch: the pipeline takes about as many
+DISPATCHES = {1024: (8, 20), 2048: (2, 10), 3840: (2, 4)}  # steps of a dispatch, and how many are timed, by size
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The model and how often it runs.
+    """The model, and how much of it is timed.
 
     Attributes:
         tiny: a model that a CPU compiles in seconds, in fp32; its pictures are small whatever their size should be.
@@ -39,10 +40,6 @@ class Setup:
     def dtype(self) -> str:
         return "float32" if self.tiny else "bfloat16"
 
-    @property
-    def runs(self) -> int:
-        return 2 if self.tiny else 20
-
     @functools.cached_property
     def model(self) -> Checkpoint:
         if not self.tiny:
@@ -53,8 +50,11 @@ class Setup:
 
     def workload(self, size: int, steps: int | None = None) -> Workload:
         """Return a picture of `size` pixels along each side, by default with the steps of a dispatch."""
-        size, usual = (128, 2) if self.tiny else (size, STEPS)
+        usual, size = (2, 128) if self.tiny else (DISPATCHES[size][0], size)
         return Workload(self.model, size, size, self.dtype, steps=steps or usual)
+
+    def runs(self, size: int) -> RunSettings:
+        return RunSettings(2 if self.tiny else DISPATCHES[size][1], warm_up=2)
 
     @functools.cached_property
     def unet(self) -> UNet:

@@ -1,7 +1,9 @@
 """A step on one card, or one of N cards' share of a displaced step, as XLA compiles it by default or otherwise."""
 
+import dataclasses
 import gzip
 import time
+import traceback
 import warnings
 from functools import partial
 
@@ -13,7 +15,6 @@ from distrijax.parallel.phases import Phase
 from distrijax.tools import loop
 from distrijax.tools.bench.steps import prepared, share_call, share_layout
 from distrijax.tools.bench.timing import RunSettings, TimedFunction, take_turns
-from distrijax.tools.plan.schedule import Kernel
 from gpu import profile
 from gpu.results import Json
 from gpu.setup import Setup
@@ -27,7 +28,7 @@ def measure(setup: Setup, size: int, devices: int) -> Json:
     """Time a step, with its kernels by kind."""
     call, phase = _call(setup, size, devices)
     program = _compiled(call, phase, PLAIN)
-    (times,) = _times(setup, call, {"default": program}).values()
+    (times,) = _times(call, {"default": program}, setup.runs(size)).values()
     return times | _memory(program) | _kernels(setup, program, call)
 
 
@@ -37,9 +38,8 @@ def compare(setup: Setup, size: int, devices: int, name: str) -> Json:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     call, phase = _call(setup, size, devices)
     programs = {"default": _compiled(call, phase, PLAIN), "variant": _compiled(call, phase, VARIANTS[name])}
-    times = _times(setup, call, programs)
-    results = [jax.tree.leaves(prepared(program, call)()[0].latents)[0] for program in programs.values()]
-    ours, theirs = (np.asarray(x, np.float64) for x in results)
+    times = _times(call, programs, setup.runs(size))
+    ours, theirs = (np.asarray(prepared(program, call)()[0].latents, np.float64) for program in programs.values())
     variant = times["variant"] | _memory(programs["variant"]) | _kernels(setup, programs["variant"], call)
     return variant | {
         "default_step_ms": times["default"]["step_ms"],
@@ -72,9 +72,8 @@ def _call(setup: Setup, size: int, devices: int) -> tuple[loop.LoopCall, Phase]:
         return jnp.asarray(rng.uniform(0.1, 1, x.shape).astype(x.dtype))
 
     for before in earlier:
-        carry = loop.trace(call, before)[1].inputs.carry
-        call = call.with_carry(type(carry)(call.inputs.carry.latents, call.inputs.carry.state, carry.pieces))
-        call = call.with_carry(jax.tree.map(lambda x: draw(x) if isinstance(x, jax.ShapeDtypeStruct) else x, carry))
+        pieces = loop.trace(call, before)[1].inputs.carry.pieces
+        call = call.with_carry(dataclasses.replace(call.inputs.carry, pieces=jax.tree.map(draw, pieces)))
     return call, phase
 
 
@@ -85,13 +84,13 @@ def _compiled(call: loop.LoopCall, phase: Phase, variant: Variant) -> loop.Phase
         return loop.compile_phase(call, phase, variant.options)
 
 
-def _times(setup: Setup, call: loop.LoopCall, programs: dict[str, loop.PhaseProgram]) -> dict[str, Json]:
+def _times(call: loop.LoopCall, programs: dict[str, loop.PhaseProgram], runs: RunSettings) -> dict[str, Json]:
     """Time programs in turn: milliseconds of each run, a step; and of the host for a dispatch."""
     functions = {
         name: TimedFunction(partial(prepared, program, call), _steps(call), program.compile_seconds)
         for name, program in programs.items()
     }
-    lines = take_turns(functions, RunSettings(setup.runs, warm_up=2))
+    lines = take_turns(functions, runs)
     return {
         line.name: {
             "step_ms": [round(1000 * seconds, 3) for seconds in line.seconds],
@@ -114,17 +113,19 @@ def _host(program: loop.PhaseProgram, call: loop.LoopCall) -> float:
 
 
 def _kernels(setup: Setup, program: loop.PhaseProgram, call: loop.LoopCall) -> Json:
-    planned = _planned(program, setup)
-    events = profile.trace(prepared(program, call))
-    latents = prepared(program, call)()[0].latents
-    return {
-        "finite": bool(jnp.isfinite(latents).all()),
+    """Return what else is known of a step; if the profiler fails, its traceback beside the times."""
+    planned, kernels = _planned(program, setup), Json()
+    try:
+        kernels["kernels"] = profile.by_kind(profile.trace(prepared(program, call)), planned, _steps(call))
+    except Exception:
+        kernels["profile_error"] = traceback.format_exc()
+    return kernels | {
+        "finite": bool(jnp.isfinite(prepared(program, call)()[0].latents).all()),
         "planned_flops": sum(kernel.flops for kernel in planned.values()),
-        "kernels": profile.by_kind(events, planned, _steps(call)),
     }
 
 
-def _planned(program: loop.PhaseProgram, setup: Setup) -> dict[str, Kernel]:
+def _planned(program: loop.PhaseProgram, setup: Setup) -> profile.Plan:
     return profile.plan(program.executable.as_text() or "", setup.dtype, jax.devices()[0].device_kind)
 
 

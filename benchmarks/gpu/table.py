@@ -88,7 +88,7 @@ def steps_table(stages: Run) -> str:
     for devices in (2, 4, 8):
         shares = [stages.get(f"{size}, one of {devices}", {}) for size in sizes]
         lines[f"distrijax, what one of {devices} computes, without a network"] = list(map(_times, shares))
-    lines["speed-up of 8 if every transfer hid"] = [
+    lines["speed-up of one of 8, if every transfer hid"] = [
         f"{_median(one[size]) / _median(share):.1f}" if one[size].get("step_ms") and share.get("step_ms") else ""
         for size, share in zip(sizes, shares, strict=True)
     ]
@@ -156,8 +156,11 @@ def remains(stages: Run) -> str:
         distance = ", ".join(f"{key} {value:.1e}" for key, value in stage.get("relative_distance", {}).items())
         if agreement or distance:
             lines.append(f"- {name}: {agreement or distance}")
-        if "error" in stage:
-            lines.append(f"- {name} failed: `{stage['error'].strip().splitlines()[-1][:150]}`")
+        for what in ("error", "profile_error"):
+            if what in stage:
+                lines.append(f"- {name} failed: `{stage[what].strip().splitlines()[-1][:150]}`")
+        if not stage.get("finite", True):
+            lines.append(f"- {name}: numbers that are not finite")
     skipped = [name for name, stage in stages.items() if "skipped" in stage]
     return "\n".join(lines + [f"- no time was left for: {'; '.join(skipped)}"] * bool(skipped))
 
