@@ -61,7 +61,8 @@ def measure(names: Sequence[str], results: Results, deadline: float, *, tiny: bo
     """Run stages in other processes until the deadline, the card's first."""
     results.write(date=datetime.date.today().isoformat(), commit=_commit())
     with tempfile.TemporaryDirectory() as programs:
-        os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # diffusers needs some of the memory too
         command = [sys.executable, __file__, "--out", str(results.folder), "--until", str(deadline)]
         command += ["--tiny"] * tiny
         drive({"card": table(tiny=tiny)["card"]}, command, results, deadline)

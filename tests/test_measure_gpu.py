@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -92,13 +93,17 @@ def test_what_fails_or_dies_costs_its_own_stage(tmp_path: Path) -> None:
 def test_nothing_outlives_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "MARGIN", 1.0)
     start = time.time()
-    measured = drive_for(4, tmp_path, {"fine": stage("one"), "hangs": stage("one"), "fine too": stage("one", 1)}).stages
-    assert time.time() - start < 4
+    stages = {"fine": stage("one"), "hangs": stage("one"), "fine too": stage("one", 10)}
+    measured = drive_for(5, tmp_path, stages).stages
+    assert time.time() - start < 5
     assert measured["fine"]["figure"] == 1
     assert "its time limit" in measured["hangs"]["error"]
     assert "skipped" in measured["fine too"]
+    child = int((tmp_path / "child").read_text())
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "child").read_text()), 0)
+        for _ in range(50):  # until somebody has read its exit code
+            os.kill(child, 0)
+            time.sleep(0.1)
 
 
 def test_a_hanging_process_is_ended_long_before_the_deadline(tmp_path: Path) -> None:
@@ -110,10 +115,12 @@ def test_a_hanging_process_is_ended_long_before_the_deadline(tmp_path: Path) -> 
 def test_the_same_command_goes_on(tmp_path: Path) -> None:
     stages = {"fine": stage("one"), "fails": stage("one")}
     drive_for(60, tmp_path, stages)
-    Results(tmp_path).put("fine", {"figure": 2})  # a figure that no stage returns: it must stay
+    results = Results(tmp_path)
+    results.put("fine", {"figure": 2})  # a figure that no stage returns: it must stay
+    results.put("fails", {"error": "of the first time"})
     measured = drive_for(60, tmp_path, {"fine": stage("one"), "fails": stage("one"), "fine too": stage("one")}).stages
     assert measured["fine"] == {"figure": 2}
-    assert "error" in measured["fails"]
+    assert "no such kernel" in measured["fails"]["error"]
     assert measured["fine too"]["figure"] == 1
 
 
@@ -177,6 +184,22 @@ def test_an_unknown_card_or_program_has_no_plan() -> None:
     assert profile.plan("HloModule x", "bfloat16", "NVIDIA H200") == {}
 
 
+@pytest.mark.fast
+def test_a_gpu_s_kernels_are_those_of_its_streams() -> None:
+    def line(name: str, *events: SimpleNamespace) -> SimpleNamespace:
+        return SimpleNamespace(name=name, events=events)
+
+    kernel = SimpleNamespace(name="gemm", duration_ns=2e6, stats=[("hlo_op", "dot.1")])
+    hidden = SimpleNamespace(name="in a graph", duration_ns=1e6, stats=[])
+    planes: list[Any] = [
+        SimpleNamespace(name="/host:CPU", lines=[line("Stream of the host", kernel)]),
+        SimpleNamespace(name="/device:GPU:0", lines=[line("Stream #13", kernel, hidden), line("XLA Ops", kernel)]),
+    ]
+    seen = [profile.Event("gemm", "dot.1", 2.0), profile.Event("in a graph", "", 1.0)]
+    assert list(profile._events(planes, on_gpu=True)) == seen
+    assert list(profile._events(planes[:1], on_gpu=False)) == seen[:1]
+
+
 def test_the_profiler_sees_each_turn_of_a_loop() -> None:
     def run(x: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, 3, lambda i, y: jnp.tanh(y @ y), x)
@@ -193,13 +216,13 @@ def test_the_profiler_sees_each_turn_of_a_loop() -> None:
 
 @pytest.mark.fast
 def test_gelus_are_as_far_from_the_exact_one_as_they_say() -> None:
-    x = np.linspace(-12, 12, 100_001)
+    x = np.linspace(-12, 12, 100_001).astype(np.float32).astype(np.float64)
     exact = x * scipy.special.ndtr(x)
 
     def error(gelu: Any) -> float:
         return float(np.abs(np.asarray(gelu(jnp.asarray(x, jnp.float32)), np.float64) - exact).max())
 
-    assert error(gelu_exp) < 2e-6  # fp32 itself, up to 12
+    assert error(gelu_exp) < 6e-7
     assert 4e-4 < error(gelu_tanh) < 5e-4
     assert 4e-4 < error(gelu_logistic) < 5e-4
     errors = gelu_errors()
