@@ -42,17 +42,10 @@ def pictures(setup: Setup) -> Json:
 
 def eight_patches(setup: Setup) -> Json:
     """Return how well the picture of eight virtual devices agrees with that of one, in dB, by mode."""
-    one, modes = (
-        _picture(setup, setup.dtype, Parallel()),
-        ("full_sync",) if setup.tiny else ("full_sync", Parallel.mode),
-    )
-    spread = Parallel(cfg=2, patch=4, emulate=True)
-    return {
-        "decibels": {
-            mode: _agreement(_picture(setup, setup.dtype, dataclasses.replace(spread, mode=mode)), one)
-            for mode in modes
-        }
-    }
+    one, spread = _picture(setup, setup.dtype, Parallel()), Parallel(cfg=2, patch=4, emulate=True)
+    modes = ("full_sync",) if setup.tiny else ("full_sync", spread.mode)
+    layouts = {mode: dataclasses.replace(spread, mode=mode) for mode in modes}
+    return {"decibels": {mode: _agreement(_picture(setup, setup.dtype, at), one) for mode, at in layouts.items()}}
 
 
 def _picture(setup: Setup, dtype: str, parallel: Parallel) -> np.ndarray:
