@@ -114,7 +114,7 @@ def test_nothing_outlives_the_deadline(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_hanging_process_is_ended_long_before_the_deadline(tmp_path: Path) -> None:
-    measured = drive_for(60, tmp_path, {"hangs": stage("one", 1), "fine": stage("two")}).stages
+    measured = drive_for(60, tmp_path, {"hangs": stage("one", 2), "fine": stage("two")}).stages
     assert "after 3 s, its time limit" in measured["hangs"]["error"]
     assert measured["fine"]["figure"] == 1
 

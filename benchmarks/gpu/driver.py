@@ -1,5 +1,6 @@
 """Run stages within a time limit, in processes whose death costs only the stage that they are in."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -16,7 +17,7 @@ from gpu.results import RUNNING, Json, Results
 if TYPE_CHECKING:
     from gpu.setup import Setup
 
-PATIENCE = 3  # times the seconds that the stages of a process should take, after which it is ended
+PATIENCE = 1.5  # times the seconds that the stages of a process should take, after which it is ended
 MARGIN = 3.0  # seconds for ending a process and writing down that it was ended
 TAIL = 3000  # characters of a log or a traceback
 
@@ -92,7 +93,6 @@ def _run(command: Sequence[str], results: Results, limit: float) -> str:
         except subprocess.TimeoutExpired:
             return f"ended after {limit:.0f} s, its time limit"
         finally:
-            # Its children too: torch.compile leaves some behind.
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # there may be children: torch.compile leaves some behind
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()

@@ -16,7 +16,7 @@ def diffusers(setup: Setup, size: int, *modes: str) -> Json:
     peer_diffusers.check(case)
     arrays = weights.arrays(case.model, "unet", case.dtype, Parallel().replicated)
     functions, distances = against.compare(case, arrays, ["diffusers"], torch_modes=() if setup.tiny else modes)
-    lines = take_turns(functions, setup.runs(size), pause=0.0 if setup.tiny else against.PAUSE)
+    lines = take_turns(functions, setup.runs(size))
     return distances | {
         line.name: {
             "step_ms": [round(1000 * seconds, 3) for seconds in line.seconds],

@@ -45,7 +45,7 @@ def table(*, tiny: bool) -> dict[str, Stage]:
 
 
 STAGES: dict[str, Stage] = {
-    "card": Stage(card.ceilings, 20, "card"),
+    "card": Stage(card.ceilings, 30, "card"),
     **_step(1024, 8),
     **_variants(1024, 8, 0, 3),
     **_step(1024, 1),
