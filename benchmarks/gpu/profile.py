@@ -10,8 +10,9 @@ from pathlib import Path
 
 import jax
 
-from distrijax.tools.plan import schedule
 from distrijax.tools.plan.gpus import CARDS, Rates
+from distrijax.tools.plan.reading import read
+from distrijax.tools.plan.schedule import walk
 from gpu.results import Json
 
 LIBRARIES = {  # kinds of the kernels that are not XLA's own, by name; the first that matches
@@ -74,8 +75,8 @@ def plan(text: str, dtype: str, device: str) -> Plan:
     if card is None:
         return {}
     try:
-        kernels = schedule.read(text, Rates.of(card, dtype), 1).kernels
-        return {k.name: Planned(k.category, k.layer, k.flops, 1000 * k.seconds) for k in kernels}
+        kernels = walk(read(text), Rates.of(card, dtype), 1).kernels
+        return {k.name: Planned(k.category, k.layer, k.flops, 1000 * k.took) for k in kernels}
     except Exception:  # what was measured counts, whether or not the plan can read the program
         traceback.print_exc()
         return {}

@@ -24,10 +24,11 @@ STORED = Path(__file__).with_name("plan.json.xz")
 ALONE = {"link": 1e18, "network": 1e18, "latency": 1e-12, "network_latency": 1e-12, "slowed": 1e-12}
 H200 = Rates.of(CARDS["h200"], **ALONE, dispatch=10.5e-3)  # as its host took with that day's program, 9 to 11.5 ms
 H200_STEPS = 4
-# name in ours.json: cfg, patch, pixels
+# stage of the run: cfg, patch, pixels
 STEPS = {
-    "s1": (1, 1, 1024), "s2": (2, 1, 1024), "s4": (2, 2, 1024), "s8": (2, 4, 1024),
-    "m1": (1, 1, 2048), "m8": (2, 4, 2048), "b1": (1, 1, 3840), "b8": (2, 4, 3840),
+    "1024, one": (1, 1, 1024), "1024, one of 2": (2, 1, 1024), "1024, one of 4": (2, 2, 1024),
+    "1024, one of 8": (2, 4, 1024), "2048, one": (1, 1, 2048), "2048, one of 8": (2, 4, 2048),
+    "3840, one": (1, 1, 3840), "3840, one of 8": (2, 4, 3840),
 }  # fmt: skip
 # patch, pixels, seconds of a picture
 PICTURES = [
@@ -60,7 +61,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """Yield all whose program is stored."""
     programs = load()
-    measured = json.loads((STORED.parent / "h200-2026-11-27" / "ours.json").read_text())
+    measured = json.loads((STORED.parent / "h200-2026-11-27.json").read_text())["stages"]
     for key, (cfg, patch, pixels) in STEPS.items():
         phase = "displaced" if patch > 1 else "synchronous"
         step = walk(programs[f"h200-{pixels}-{cfg}-{patch}-{phase}"], H200, 8).seconds + H200.dispatch / H200_STEPS
