@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from distrijax import DistrijaxError, Parallel, cli
-from distrijax.cli import devices, generate, targets
+from distrijax.cli import commands, devices, generate, targets
 from distrijax.cli.pictures import METADATA
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
@@ -129,7 +129,7 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
         run(command, "--help")
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    parser = cli._parser()
+    parser = commands.parsers()
     subparsers = next(a for a in parser._actions if isinstance(a.choices, dict))
     for action in subparsers.choices[command]._actions:
         assert action.help, action.dest

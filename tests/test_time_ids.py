@@ -12,7 +12,7 @@ from distrijax.text.time_ids import check_time_ids, image_to_image_time_ids, tim
 
 pytestmark = pytest.mark.fast
 
-SIZES = {"original_size": (100, 200), "crops_coords_top_left": (3, 4), "target_size": (16, 8)}
+SIZES = {"size": (1, 1), "original_size": (100, 200), "crops_coords_top_left": (3, 4), "target_size": (16, 8)}
 NEGATIVES = [
     {},
     {"negative_original_size": (64, 32)},

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from distrijax.checkpoint import convert, export
-from distrijax.cli.options import DTYPES, Commands, add_parts
+from distrijax.checks import DTYPES
+from distrijax.cli.options import Commands, add_parts
 from distrijax.errors import DistrijaxError
 
 

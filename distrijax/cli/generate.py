@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from distrijax.checks import whole_number
+from distrijax.checks import DTYPES, finite_number, whole_number
 from distrijax.cli.devices import choose_devices, join_processes
-from distrijax.cli.options import DTYPES, Commands, add_axes, add_parts, default_dtype
-from distrijax.cli.pictures import read_picture, read_settings, write_picture
+from distrijax.cli.options import Commands, add_axes, add_parts, default_dtype
+from distrijax.cli.pictures import png, read_picture, read_settings
 from distrijax.cli.settings import Settings
-from distrijax.cli.targets import choose_targets
-from distrijax.demo import MODEL
+from distrijax.cli.targets import Target, choose_targets
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES, TENSOR
@@ -166,6 +165,7 @@ def _generate(options: argparse.Namespace) -> None:
     if not prompts:
         raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
     count = whole_number("--num-images", getattr(options, "num_images", 1), 1)
+    _check(settings)
     join_processes(options)
     parallel = choose_devices(options, settings, count)
     targets = choose_targets(getattr(options, "output", None), prompts, count, overwrite=options.overwrite)
@@ -185,15 +185,40 @@ def _generate(options: argparse.Namespace) -> None:
         print(_traffic(pipe, settings, count, image), file=sys.stderr)
     for prompt in prompts:
         seeds = [seed + i for i in range(count)]
-        for picture, own in zip(_draw(pipe, settings, prompt, seeds, image), seeds, strict=True):
-            if processes.is_first():
-                made = {"prompt": prompt, "seed": own, "height": picture.height, "width": picture.width}
-                target = targets.pop(0)
-                write_picture(picture, target, settings.updated(made), overwrite=options.overwrite)
-                print(target)
+        pictures = _draw(pipe, settings, prompt, seeds, image)
+        if processes.is_first():
+            _save(pictures, prompt, seeds, targets, settings)
     if verbose:
         seconds |= pipe.seconds
         print(", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items()), file=sys.stderr)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse values that no model takes, before one is loaded. The pipeline checks them again, and all others."""
+    for name, least, most in (("guidance_scale", None, None), ("guidance_rescale", 0, 1), ("eta", 0, 1)):
+        finite_number(f"--{name.replace('_', '-')}", getattr(settings, name), least, most)
+    whole_number("--steps", settings.steps, 1)
+    if settings.strength is not None:
+        finite_number("--strength", settings.strength, 0, 1)
+    if settings.seed is not None:
+        whole_number("--seed", settings.seed, -(2**63), 2**64 - 1)
+    if settings.scheduler is not None:
+        scheduler_from_config({}, settings.scheduler)
+
+
+def _save(
+    pictures: list[Image.Image], prompt: str, seeds: list[int], targets: list[Target], settings: Settings
+) -> None:
+    """Write each picture to the next target; if one cannot be written, write the others and raise its error."""
+    problems = []
+    for picture, seed in zip(pictures, seeds, strict=True):
+        made = {"prompt": prompt, "seed": seed, "height": picture.height, "width": picture.width}
+        try:
+            print(targets.pop(0).write(png(picture, settings.updated(made))))
+        except DistrijaxError as error:
+            problems.append(str(error))
+    if problems:
+        raise DistrijaxError("; ".join(problems))
 
 
 def _start(options: argparse.Namespace, settings: Settings) -> tuple[Settings, Image.Image | None]:
@@ -224,7 +249,7 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *
     """Load the pipeline, with the scheduler of the settings."""
     kind = StableDiffusionXLImg2ImgPipeline if image_to_image else StableDiffusionXLPipeline
     pipe: Pipeline = kind.from_pretrained(
-        MODEL if settings.model == "demo" else settings.model,
+        settings.model,
         dtype=jnp.dtype(settings.dtype or default_dtype()),
         parallel=parallel,
         progress=not options.quiet,

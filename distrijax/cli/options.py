@@ -1,14 +1,12 @@
 """Options that several commands share."""
 
 import argparse
-from pathlib import Path
 from typing import TypeAlias, TypedDict, cast
 
 import jax
 
 from distrijax.checkpoint import KNOWN, find
 from distrijax.checks import whole_number
-from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES
 from distrijax.tools.workload import Workload
@@ -16,7 +14,6 @@ from distrijax.tools.workload import Workload
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Group: TypeAlias = "argparse._ArgumentGroup"
 
-DTYPES = ("float32", "bfloat16", "float16")
 AXES = {
     "patch": "devices that share the rows of a picture",
     "cfg": "2: each guidance branch has its own devices",
@@ -90,11 +87,3 @@ def layout(options: argparse.Namespace) -> Axes:
     """Return the size of each mesh axis that was given."""
     sizes = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
     return cast(Axes, {axis: whole_number(f"--{axis}", size, 1) for axis, size in sizes.items()})
-
-
-def check_output(option: str, path: Path | None) -> None:
-    """Raise DistrijaxError if no file can be written to `path`."""
-    if path is not None and not path.parent.is_dir():
-        raise DistrijaxError(f"{option}: there is no folder {path.parent}; make it first")
-    if path is not None and path.is_dir():
-        raise DistrijaxError(f"{option}: {path} is a folder; name a file in it")

@@ -129,8 +129,9 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         )
         ids = time_ids(
             batch=prompts.batch,
-            original_size=original_size or (height, width),
-            target_size=target_size or (height, width),
+            size=(height, width),
+            original_size=original_size,
+            target_size=target_size,
             crops_coords_top_left=crops_coords_top_left,
             negative_original_size=negative_original_size,
             negative_crops_coords_top_left=negative_crops_coords_top_left,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distrijax.checks import numbers
 from distrijax.errors import DistrijaxError
 
 
@@ -53,10 +54,7 @@ def custom_sigmas(name: str, values: Sequence[float]) -> np.ndarray:
 
 
 def _falling(name: str, values: Sequence[float], least: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 1 or len(array) < least or array.dtype.kind not in "iuf":
-        raise DistrijaxError(f"{name} must be a list of at least {least} numbers, got {values!r}")
-    array = array.astype(np.float64)
-    if not np.all(np.isfinite(array)) or np.any(np.diff(array) >= 0):
-        raise DistrijaxError(f"{name} must be finite and fall from each value to the next, got {list(values)}")
+    array = numbers(name, values, least)
+    if np.any(np.diff(array) >= 0):
+        raise DistrijaxError(f"{name} must fall from each value to the next, got {list(values)}")
     return array
