@@ -53,15 +53,14 @@ def array_of(name: str, value: Any, rule: str = "an array of finite numbers") ->
     except (TypeError, ValueError, NotImplementedError):  # no numbers, lists of different lengths, a JAX key
         valid = False
     if not valid:
-        kind = repr(value) if np.isscalar(value) or value is None else f"a {type(value).__name__}"
-        raise DistrijaxError(f"{name} is {kind}; it must be {rule}")
+        shown = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+        raise DistrijaxError(f"{name} is {shown}; it must be {rule}")
     return array
 
 
 def numbers(name: str, values: object, least: int = 1, most: int | None = None) -> np.ndarray:
     """Return a list or an array of `least` to `most` finite numbers as float64 [N]."""
-    count = f"{least}" if most == least else f"{least} or more"
-    rule = f"a list of {count} numbers"
+    rule = "a pair of finite numbers" if least == most == 2 else f"a list of at least {least} finite numbers"
     array = array_of(name, values, rule)
     if array.ndim != 1 or len(array) < least or (most is not None and len(array) > most):
         raise DistrijaxError(f"{name} is {values!r}; it must be {rule}")

@@ -18,6 +18,7 @@ from test_pipeline import write_pipeline
 import distrijax
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from distrijax.checkpoint import convert, export
+from distrijax.checks import array_of
 from distrijax.pipelines import image_to_image, text_to_image
 
 KEY = jax.random.key(0)
@@ -143,6 +144,14 @@ def test_numbers_are_pythons_own(pipe: StableDiffusionXLPipeline) -> None:
     assert (type(call.seed), type(call.guidance_scale), type(call.shape[0])) == (int, float, int)
     call = pipe(["a", "b"], seed=np.array([5, 6]))
     assert call.seed == [5, 6]
+
+
+def test_tensors_of_torch_are_arrays() -> None:
+    """In bfloat16, which NumPy lacks, and with a gradient, too; whole numbers stay whole."""
+    tensor = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    np.testing.assert_array_equal(array_of("x", tensor), np.ones((2, 3), np.float32))
+    assert array_of("x", torch.ones(2, dtype=torch.uint8)).dtype == np.uint8
+    assert array_of("x", jnp.ones(2, jnp.bfloat16)).shape == (2,)
 
 
 def test_encode_prompt(pipe: StableDiffusionXLPipeline) -> None:

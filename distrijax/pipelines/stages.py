@@ -156,14 +156,15 @@ def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) ->
     text = encode_texts(pipe, call.prompts, guided=call.guided)
     if text.context.shape[-1] != config.cross_attention_dim:
         raise DistrijaxError(
-            f"the prompt's embeddings are {text.context.shape[-1]} wide, but the U-Net takes "
-            f"{config.cross_attention_dim}; they are not of this model's text encoders"
+            f"prompt_embeds are {text.context.shape[-1]} wide; this U-Net takes {config.cross_attention_dim}, as its own "
+            "text encoders make them"
         )
     check_time_ids(
         time_ids.shape[-1],
         text.pooled.shape[-1],
         config.addition_time_embed_dim,
         config.projection_class_embeddings_input_dim,
+        given=call.prompts.pooled_prompt_embeds is not None,
     )
     embedding = None
     if config.time_cond_proj_dim is not None:

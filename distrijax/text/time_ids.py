@@ -72,7 +72,12 @@ image_to_image_time_ids = functools.partial(time_ids, image_to_image=True)
 
 
 def check_time_ids(
-    count: int, pooled_dim: int, addition_time_embed_dim: int, projection_class_embeddings_input_dim: int
+    count: int,
+    pooled_dim: int,
+    addition_time_embed_dim: int,
+    projection_class_embeddings_input_dim: int,
+    *,
+    given: bool = False,
 ) -> None:
     """Raise DistrijaxError unless time ids and pooled vector together fill the input of the U-Net's added embedding.
 
@@ -80,10 +85,16 @@ def check_time_ids(
         count: number of time ids of a picture.
         pooled_dim: size of the pooled vector.
         addition_time_embed_dim, projection_class_embeddings_input_dim: of the U-Net's config.
+        given: the caller gave the pooled vector.
     """
     total, expected = addition_time_embed_dim * count + pooled_dim, projection_class_embeddings_input_dim
     if total == expected:
         return
+    if given:
+        raise DistrijaxError(
+            f"pooled_prompt_embeds are {pooled_dim} wide; this U-Net takes {expected - addition_time_embed_dim * count}, "
+            "as its own text encoders make them"
+        )
     hint = "projection_class_embeddings_input_dim of the U-Net and projection_dim of the text encoder do not agree"
     if expected - total == addition_time_embed_dim:
         hint = (
