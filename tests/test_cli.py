@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_unless_asked(capsys: pytest.CaptureFixture[str])
         (["generate", "x", "--num-images", "0"], "--num-images is 0"),
         (["generate", "x", "--scheduler", "euler_a", *FAST], "euler_ancestral"),
         (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a multiple of 8 pixels"),
-        (["generate", "x", "--steps", "0"], "num_inference_steps"),
+        (["generate", "x", "--steps", "0"], "--steps is 0"),
         (["generate", "x", "--model", "no/such/folder/here"], "no/such/folder/here"),
         (["generate", "--like", "absent.png"], "absent.png: there is no such picture"),
         (["convert", "absent.safetensors", "out"], "absent.safetensors"),
@@ -251,16 +251,16 @@ def test_devices_of_a_picture_made_before(pipes: list[Pipe]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--patch", "0"], "patch is 0; it must be a whole number, 1 or more"),
-        (["--warmup-steps", "-1"], "warmup_steps is -1"),
-        (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as cfg=2 x patch=4"),
+        (["--patch", "0"], "--patch is 0; it must be a whole number, 1 or more"),
+        (["--warmup-steps", "-1"], "--warmup-steps is -1"),
+        (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as --cfg 2 x --patch 4"),
         (["--mode", "async"], "mode is 'async'; it must be one of corrected_async_gn, stale_gn"),
         (["--auto", "--patch", "2", "--emulate"], "leave out --patch and --emulate, or --auto"),
         (
             ["--data", "2", "--num-images", "3"],
-            "3 pictures cannot be divided among data=2 groups of devices; ask for 4",
+            "3 pictures cannot be divided among --data 2 groups of devices; ask for 4",
         ),
-        (["--cfg", "2", "--patch", "2", "--guidance-scale", "1"], "guidance_scale is 1.0; use cfg=1, patch=4"),
+        (["--cfg", "2", "--patch", "2", "--guidance-scale", "1"], "--guidance-scale is 1.0; use --cfg 1, --patch 4"),
         (
             ["--coordinator", "here:1", "--process-id", "0"],
             "--num-processes: missing; every process needs all of --coordinator and",

@@ -156,8 +156,8 @@ def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) ->
     text = encode_texts(pipe, call.prompts, guided=call.guided)
     if text.context.shape[-1] != config.cross_attention_dim:
         raise DistrijaxError(
-            f"prompt_embeds are {text.context.shape[-1]} wide; this U-Net takes {config.cross_attention_dim}, as its own "
-            "text encoders make them"
+            f"prompt_embeds are {text.context.shape[-1]} wide; this U-Net takes {config.cross_attention_dim}, as "
+            "its own text encoders make them"
         )
     check_time_ids(
         time_ids.shape[-1],

@@ -91,9 +91,9 @@ def check_time_ids(
     if total == expected:
         return
     if given:
+        width = expected - addition_time_embed_dim * count
         raise DistrijaxError(
-            f"pooled_prompt_embeds are {pooled_dim} wide; this U-Net takes {expected - addition_time_embed_dim * count}, "
-            "as its own text encoders make them"
+            f"pooled_prompt_embeds are {pooled_dim} wide; this U-Net takes {width}, as its own text encoders make them"
         )
     hint = "projection_class_embeddings_input_dim of the U-Net and projection_dim of the text encoder do not agree"
     if expected - total == addition_time_embed_dim:
