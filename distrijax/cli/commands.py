@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from distrijax import __version__
 from distrijax.cli import bench, convert, generate, plan
@@ -38,7 +38,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("distrijax").addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = partial(_warn, say)
+            warnings.showwarning = lambda message, category, *_: say(
+                "warning" if category is UserWarning else category.__name__, str(message)
+            )
             options.run(options)
     except DistrijaxError as error:
         say("error", str(error))
@@ -65,16 +67,3 @@ def parsers() -> Parser:
 
 def _say(names: Sequence[str], kind: str, message: str) -> None:
     print(f"distrijax: {kind}: {in_options(message, names)}", file=sys.stderr)
-
-
-def _warn(
-    say: partial[None],
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning in one line, without its place in the code."""
-    say("warning" if category is UserWarning else category.__name__, str(message))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -31,19 +31,6 @@ from distrijax.runtime.processes import is_first
 from distrijax.schedulers import Scheduler
 from distrijax.text.prompt import Prompt, PromptInputs
 from distrijax.text.tokenizer import Tokenizer
-
-_PARTS: dict[str, type] = {
-    "unet": UNet,
-    "vae": VAE,
-    "text_encoder": TextEncoder,
-    "text_encoder_2": TextEncoder,
-    "tokenizer": Tokenizer,
-    "tokenizer_2": Tokenizer,
-    "scheduler": Scheduler,
-    "parallel": Parallel,
-}
-_OPTIONAL = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-_CURES = {"scheduler": ", such as DDIMScheduler.from_config(pipe.scheduler.config)"}
 
 
 class LoadOptions(SourceOptions, total=False):
@@ -100,8 +87,10 @@ class SDXLPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a part when it is set: one of another kind would fail in the middle of a call."""
-        if name in _PARTS and not (value is None and name in _OPTIONAL):
-            instance_of(name, value, _PARTS[name], f"a {_PARTS[name].__name__} of distrijax{_CURES.get(name, '')}")
+        kind = _KINDS.get(name, object)
+        if not isinstance(value, kind) or (value is None and name == "parallel"):
+            cure = ", such as DDIMScheduler.from_config(pipe.scheduler.config)" if kind is Scheduler else ""
+            raise DistrijaxError(f"{name} is {value!r}; it must be a {getattr(kind, '__name__', kind)}{cure}")
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -319,3 +308,6 @@ class SDXLPipeline:
         for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
             place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else place_model
             setattr(self, name, place(getattr(self, name), self.parallel))
+
+
+_KINDS = get_type_hints(SDXLPipeline.__init__)

@@ -9,7 +9,10 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jax._src.compilation_cache_interface import CacheInterface
 
 
 @functools.cache
@@ -34,14 +37,6 @@ def repair_cache() -> None:
     compilation_cache.get_file_cache = get_repaired  # type: ignore[assignment]
 
 
-class Cache(Protocol):
-    """JAX's cache on disk."""
-
-    def get(self, key: str) -> bytes | None: ...
-
-    def put(self, key: str, value: bytes) -> None: ...
-
-
 class RepairedCache:
     """JAX's cache, without broken entries and without errors.
 
@@ -50,7 +45,7 @@ class RepairedCache:
         decompress: raises an error if what an entry holds is damaged.
     """
 
-    def __init__(self, base: Cache, path: str, decompress: Callable[[bytes], bytes]):
+    def __init__(self, base: "CacheInterface", path: str, decompress: Callable[[bytes], bytes]):
         self._base, self._path, self._decompress = base, path, decompress
 
     def get(self, key: str) -> bytes | None:
