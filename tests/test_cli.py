@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -508,3 +509,13 @@ def test_the_demo_says_what_it_can_draw(capfd: pytest.CaptureFixture[str]) -> No
     (line,) = capfd.readouterr().err.splitlines()  # once, though two tokenizers cut it
     assert "truncated to 77 tokens" in line
     assert len(line) < 250
+
+
+def test_a_disk_that_is_too_small_for_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    assert run("convert", "demo", "out", "--quiet") == 2
+    assert "out: takes 14 MB, but only 2 MB are free there" in capsys.readouterr().err
+    assert run("convert", "demo", "out", "--dtype", "float16", "--to", "diffusers", "--quiet") == 2
+    assert not list(Path().iterdir())

@@ -1,6 +1,7 @@
 """Loading of checkpoints in any format, and conversion between formats."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,6 +250,12 @@ def _writing(
         checkpoint = open_source(source, **options)
         _check_dtypes(dtype, checkpoint)
         _check_apart(target, [source, *(value for value in options.values() if isinstance(value, str | Path))])
+        nbytes = checkpoint.nbytes if dtype is None else checkpoint.parameters * np.dtype(dtype).itemsize
+        free = shutil.disk_usage(partial).free
+        if nbytes > free:
+            raise DistrijaxError(
+                f"{target}: takes {nbytes / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free there"
+            )
         with _bar(verb, checkpoint.nbytes, progress) as advance:
             yield checkpoint, partial, advance
 

@@ -34,11 +34,8 @@ class Target:
     def write(self, data: bytes) -> Path:
         """Write the file, whole or not at all, and return its path.
 
-        A name is taken when the file is created, so that two processes with one prompt write two files. If the data
-        cannot be written there, they are kept in the temporary folder.
-
-        Raises:
-            DistrijaxError: the data are elsewhere, or lost; the message says where or why.
+        A name is taken when the file is created, so that two processes with one prompt write two files. Data that
+        cannot be written there are kept in the temporary folder, and a DistrijaxError says so.
         """
         partial = _partial(self.path)
         try:
@@ -68,12 +65,9 @@ class Target:
 
 
 def choose_targets(output: Path | None, prompts: list[str], images: int, *, overwrite: bool) -> list[Target]:
-    """Return a target for each of the `images` pictures of each prompt. All processes must call this.
+    """Return a target for each of the `images` pictures of each prompt, in the first process, which writes them.
 
-    Only the first process writes, so the others get an empty list.
-
-    Raises:
-        DistrijaxError: the first process cannot write there. All processes raise it: the others would wait for it.
+    All processes must call this, and raise an error if the first one cannot write: they would wait for it.
     """
     targets, problem = [], None
     if processes.is_first():

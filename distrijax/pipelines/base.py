@@ -32,10 +32,10 @@ from distrijax.schedulers import Scheduler
 from distrijax.text.prompt import Prompt, PromptInputs
 from distrijax.text.tokenizer import Tokenizer
 
+_FLAGS = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
+
 
 class LoadOptions(SourceOptions, total=False):
-    """Options of `from_pretrained`."""
-
     torch_dtype: DTypes
 
 
@@ -94,14 +94,9 @@ class SDXLPipeline:
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        devices = self.parallel
-        return (
-            f"<{type(self).__name__} of {self.source or 'parts'}, {self.dtype.name}, data={devices.data} x "
-            f"cfg={devices.cfg} x patch={devices.patch} of {jax.devices()[0].platform}"
-            f"{' (emulated)' if devices.emulate else ''}, mode {devices.mode}, {self.scheduler.class_name}>"
-        )
-
-    # ---------------------------------------------------------------------------------------------- loading and saving
+        model, device = self.source or "parts in memory", self.parallel.mesh.devices.flat[0].device_kind
+        name = type(self).__name__
+        return f"<{name} of {model}, {self.dtype.name}, {self.parallel} on {device}, {self.scheduler.class_name}>"
 
     @classmethod
     def from_pretrained(
@@ -183,14 +178,10 @@ class SDXLPipeline:
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:
-        """Return a pipeline of this class with another's parts, without loading them again.
-
-        Args:
-            replaced: arguments of the class that replace the other pipeline's, such as `scheduler`.
-        """
+        """Return a pipeline of this class with another's parts, except those `replaced`, such as `scheduler`."""
         instance_of("pipe", pipe, SDXLPipeline, "a pipeline of distrijax")
         shared = pipe.components | {"parallel": pipe.parallel, "programs": pipe.programs}
-        shared |= {name: getattr(pipe, name) for name in ("force_zeros_for_empty_prompt", "requires_aesthetics_score")}
+        shared |= {name: getattr(pipe, name) for name in _FLAGS}
         other = cls(**shared | replaced)
         other.source = pipe.source
         return other
@@ -199,13 +190,11 @@ class SDXLPipeline:
         """Write the pipeline as a diffusers folder, which appears only when it is complete.
 
         Args:
-            folder: must not exist, or must be a checkpoint if `overwrite` is true.
             variant: suffix of the weights' file names, such as "fp16".
-            overwrite: replace a checkpoint.
+            overwrite: replace a checkpoint that is there.
         """
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             raise DistrijaxError("this pipeline has no text_encoder_2 or tokenizer_2, which every SDXL checkpoint has")
-        flags = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
         parts = Parts(
             unet=self.unet,
             vae=self.vae,
@@ -214,7 +203,7 @@ class SDXLPipeline:
             tokenizer=None if self.tokenizer is None else self.tokenizer.files,
             tokenizer_2=self.tokenizer_2.files,
             scheduler=self.scheduler,
-            index={name: getattr(self, name) for name in flags},
+            index={name: getattr(self, name) for name in _FLAGS},
         )
         return save_diffusers(folder, parts, variant=variant, overwrite=overwrite)
 
@@ -240,10 +229,8 @@ class SDXLPipeline:
         return self.vae.config.scale_factor
 
     def set_progress_bar_config(self, **config: Any) -> None:
-        """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling.
-
-        With several processes, only the first shows anything.
-        """
+        """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling."""
+        # With several processes, only the first shows anything.
         self.progress_options: dict[str, Any] = config if is_first() else config | {"disable": True}
 
     def _report(self, message: str) -> None:
@@ -274,25 +261,23 @@ class SDXLPipeline:
         """Return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds and negative_pooled_prompt_embeds.
 
         They are arguments of a call, on the host, each prompt repeated `num_images_per_prompt` times: [B, T, D] with
-        T = 77 tokens and D the widths of all text encoders together (SDXL base: 768 + 1280), and the pooled ones
-        [B, P] with P the width of the projection (1280).
+        T = 77 tokens and D the widths of both text encoders together (768 + 1280), and the pooled ones [B, P] with P
+        the width of the projection (1280).
 
         Args:
             device: ignored, since text encoders stay where they are.
-            do_classifier_free_guidance: return negative embeddings, otherwise None.
+            do_classifier_free_guidance: whether there are negative embeddings.
             lora_scale: not supported yet; must be None.
         """
         if lora_scale is not None:
             raise DistrijaxError(f"lora_scale is {lora_scale!r}; LoRA adapters cannot be loaded yet: leave it out")
         guided = true_or_false("do_classifier_free_guidance", do_classifier_free_guidance)
+        texts = prompt, prompt_2, negative_prompt, negative_prompt_2, num_images_per_prompt, clip_skip
         embeds = prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
-        texts = prompt, prompt_2, negative_prompt, negative_prompt_2
-        prompts = PromptInputs(*texts, num_images_per_prompt, clip_skip, *embeds)
+        prompts = PromptInputs(*texts, *embeds)
         self.place_parts()
         context, pooled = encode_texts(self, prompts, guided=guided)
         return context[-1], context[0] if guided else None, pooled[-1], pooled[0] if guided else None
-
-    # ----------------------------------------------------------------------------------------------- used by the stages
 
     @property
     def distilled(self) -> bool:

@@ -22,10 +22,6 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
     Sizes are rounded down to a multiple, by Lanczos for PIL images and by nearest neighbour for arrays. diffusers does
     not convert to RGB: it takes RGBA images for latents and fails on greyscale ones.
 
-    Args:
-        multiple: the VAE's scale factor.
-        latent_channels: number of channels by which latents are recognised.
-
     Returns:
         Pictures [N, H, W, 3] in [-1, 1] and False, or latents [N, h, w, C] and True.
 

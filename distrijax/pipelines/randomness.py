@@ -22,15 +22,7 @@ Generators = list[TorchGenerator | KeyGenerator]
 def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple[Generators, Seed]:
     """Return one generator for the whole batch or one for each picture, and the seed that recreates them.
 
-    Args:
-        generator: as in diffusers: a `torch.Generator`, whose initial seed is read, a whole number, or a
-            list of them; or JAX keys, where `noise` is "jax".
-        seed: a whole number or a list, in place of `generator`. By default a new one.
-        noise: the random number generator, "torch" or "jax".
-        batch: number of pictures.
-
-    Raises:
-        DistrijaxError: both are given, or their number does not match the batch.
+    The arguments are those of a call, and the number of its pictures; without generator and seed, the seed is new.
     """
     one_of("noise", noise, tuple(GENERATORS))
     if generator is not None and seed is not None:
@@ -86,9 +78,7 @@ def initial_latents(
 ) -> np.ndarray:
     """Return the initial latents, noise of the schedule's strength, [B, h, w, C].
 
-    Args:
-        shape: shape of the latents in diffusers' order, (B, C, h, w).
-        latents: unit-variance noise of that shape, in place of random numbers.
+    `shape` is (B, C, h, w), as in diffusers, and `latents` are unit-variance noise in place of random numbers.
     """
     start = randn(generators, shape) if latents is None else checked_latents(latents, shape)
     return start.transpose(0, 2, 3, 1) * np.float32(schedule.init_noise_sigma)

@@ -69,14 +69,7 @@ def check_call(
     return_dict: bool,
     cross_attention_kwargs: Mapping[str, object] | None,
 ) -> Call:
-    """Return the arguments that every call takes, checked before anything is compiled.
-
-    Args:
-        size: rows and columns of the latents.
-
-    Raises:
-        DistrijaxError: an argument cannot be used, or differs between processes.
-    """
+    """Return the arguments that every call takes, checked; `size` is rows and columns of the latents."""
     if isinstance(output_type, str) and output_type == "pt":
         raise DistrijaxError(
             "output_type is 'pt', but torch is not used here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"

@@ -22,11 +22,7 @@ def call_schedule(
 ) -> Schedule:
     """Return the steps of a call, by diffusers' rules.
 
-    Args:
-        timesteps: steps to take in place of `num_inference_steps`; `sigmas` likewise.
-        strength: fraction of the steps to take, from 0 to 1, the last ones. None takes all.
-        denoising_start: start after this fraction of the noise schedule, regardless of `strength`.
-        denoising_end: stop after this fraction of the noise schedule.
+    The arguments are those of a call; without `strength`, it takes all steps.
 
     Raises:
         DistrijaxError: a value is invalid, or no step is left.

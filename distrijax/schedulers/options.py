@@ -40,10 +40,7 @@ def checked_option(
     """Return the value of an option, converted to the type of its default.
 
     Args:
-        class_name: the scheduler, for errors.
-        option: name of the option.
-        value: the caller's value.
-        default: the scheduler's default, which also replaces None where diffusers allows that.
+        default: replaces None where diffusers allows that.
         choices: allowed values of string options, where they differ from `CHOICES`.
         bounds: smallest and largest value of integer options, where they do not begin at 0.
     """

@@ -29,14 +29,7 @@ class Request:
 
 
 def custom_timesteps(name: str, values: Sequence[float], last: int, whole: bool) -> np.ndarray:
-    """Return the caller's timesteps, checked, float64 [S].
-
-    Args:
-        name: name in error messages.
-        values: the timesteps, descending.
-        last: the highest training timestep.
-        whole: whether they must be whole numbers.
-    """
+    """Return the caller's timesteps, checked, float64 [S]; `last` is the highest training timestep."""
     array = _falling(name, values, 1)
     if array[-1] < 0 or array[0] > last:
         raise DistrijaxError(f"{name} must lie in 0..{last}, got {list(values)}")

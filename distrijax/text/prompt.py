@@ -136,7 +136,6 @@ def encode_prompt(
     """Return the text conditioning of `prompts.batch` pictures, in the dtype of the text encoders.
 
     Args:
-        prompts: texts or embeddings.
         tokenizers, encoders: the base model's two, or the refiner's one, which ignores `prompt_2`.
         guided: add the negative branch.
         force_zeros_for_empty_prompt: without a `negative_prompt`, the negative embeddings are zeros, even with a

@@ -29,10 +29,8 @@ def time_ids(
     """Return the time ids of `batch` pictures, by the rules of diffusers, which differ from pipeline to pipeline.
 
     Args:
-        batch: number of pictures, B.
-        size: (height, width) of the pictures in pixels, the default of the next two.
-        original_size, target_size: (height, width) in pixels; the negative ones by default equal these.
-        crops_coords_top_left: (top, left) in pixels, as for the negative branch.
+        size: (height, width) in pixels, the default of `original_size` and `target_size`, as these are of the negative
+            ones; crops are (top, left).
         aesthetic_score, negative_aesthetic_score: read only if `requires_aesthetics_score`.
         requires_aesthetics_score: the U-Net (SDXL's refiner) takes a score in place of the target size.
         image_to_image: follow the rules of image-to-image and inpainting, not text-to-image.
@@ -83,9 +81,7 @@ def check_time_ids(
 
     Args:
         count: number of time ids of a picture.
-        pooled_dim: size of the pooled vector.
-        addition_time_embed_dim, projection_class_embeddings_input_dim: of the U-Net's config.
-        given: the caller gave the pooled vector.
+        given: the pooled vector is the caller's.
     """
     total, expected = addition_time_embed_dim * count + pooled_dim, projection_class_embeddings_input_dim
     if total == expected:
