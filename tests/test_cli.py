@@ -500,9 +500,9 @@ def test_an_interrupt_while_importing_is_clean() -> None:
 def test_the_demo_says_what_it_can_draw(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "An astronaut riding a red horse", *FAST) == 0
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("distrijax: this model never saw the words: astronaut, riding, horse; it draws one to three")
+    assert line.startswith("distrijax: warning: this model never saw the words: astronaut, riding, horse; it draws")
     assert run("generate", "", *FAST) == 0
-    assert capfd.readouterr().err.startswith("distrijax: this model needs a prompt; it draws one to three coloured")
+    assert capfd.readouterr().err.startswith("distrijax: warning: this model needs a prompt; it draws one to three")
     assert run("generate", "a red circle above a blue square", *FAST, "--negative-prompt", "astronaut") == 0
     assert capfd.readouterr().err == ""
     assert run("generate", "red " * 600, *FAST) == 0

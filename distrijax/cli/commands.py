@@ -34,7 +34,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     say = partial(_say, options.names)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("distrijax: %(message)s"))
+    handler.setFormatter(logging.Formatter("distrijax: warning: %(message)s"))
     logging.getLogger("distrijax").addHandler(handler)
     try:
         with warnings.catch_warnings():
