@@ -202,7 +202,7 @@ def _checked_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, 
         return None
     listed = list(devices) if isinstance(devices, Sequence | np.ndarray) else [devices]
     if not listed or not all(isinstance(d, jax.Device) for d in listed) or len(set(listed)) < len(listed):
-        raise DistrijaxError(f"devices is {devices!r}; it must list one device of JAX or more, each of them once")
+        raise DistrijaxError(f"devices is {devices!r}; it must list one device or more, each of them once")
     return tuple(listed)
 
 
