@@ -69,6 +69,15 @@ def test_a_truncated_entry_is_replaced(folder: Path) -> None:
     assert compile_anew() == []
 
 
+def test_an_entry_that_is_whole_but_no_program_is_replaced(folder: Path) -> None:
+    """As one of another machine may be: JAX warns itself, and compiles."""
+    compile_anew()
+    for name in entries(folder):
+        (folder / name).write_bytes(compilation_cache.compress_executable(bytes(600)))
+    assert all("Error reading persistent compilation cache entry" in message for message in compile_anew())
+    assert compile_anew() == []
+
+
 def test_a_cache_that_cannot_be_written_is_said_once(folder: Path) -> None:
     """Neither files nor the folder; a limit of a file's size ends in the middle of it, as a full disk does."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
