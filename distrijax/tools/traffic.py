@@ -99,6 +99,8 @@ class Traffic:
 class _AbstractParallel(Parallel):
     """Devices that may be absent: programs can be traced for them but not run."""
 
+    kernel_order = "OHWI"  # of no consequence for what is sent
+
     def _check_devices(self) -> None:
         pass
 
