@@ -24,8 +24,8 @@ import peer_maxdiffusion
 from unet_step import TIMESTEP, PeerSteps, StepInputs, Weights
 
 from distrijax import DistrijaxError, Parallel
-from distrijax.checks import one_of
-from distrijax.cli.options import DTYPES, add_workload, workload
+from distrijax.checks import DTYPES, one_of
+from distrijax.cli.options import add_workload, workload
 from distrijax.models.unet import UNet
 from distrijax.nn.exchange import WHOLE
 from distrijax.nn.module import Weights as UNetWeights

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from PIL import Image
 
 from distrijax import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-from distrijax.demo import MODEL
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", default="a yellow circle above a blue square")
     parser.add_argument("--image", help="the picture to begin with (default: one made from another prompt)")
-    parser.add_argument("--model", default=MODEL, help="hub id, folder or .safetensors file (default: the demo model)")
+    parser.add_argument("--model", default="demo", help="hub id, folder or .safetensors file (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=0.8, help="from 0, no change, to 1, a new picture")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)

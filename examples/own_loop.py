@@ -12,7 +12,6 @@ from jax import Array
 from PIL import Image
 
 from distrijax import VAE, StableDiffusionXLPipeline, UNet
-from distrijax.demo import MODEL
 from distrijax.models.unet import Conditioning
 from distrijax.schedulers import Scheduler
 
@@ -53,7 +52,7 @@ def picture(pipe: StableDiffusionXLPipeline, prompt: str, noise: Array, steps: i
 
 
 if __name__ == "__main__":
-    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL)
+    pipe = StableDiffusionXLPipeline.from_pretrained("demo")
     noise = jax.random.normal(jax.random.key(0), (1, 32, 32, 4))
     image = picture(pipe, "a red circle above a blue square", noise, steps=25, scale=5.0)
     Image.fromarray(np.asarray(jnp.rint(image[0] * 255)).astype(np.uint8)).save("picture.png")

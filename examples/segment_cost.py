@@ -14,13 +14,12 @@ from collections.abc import Callable
 from functools import partial
 
 from distrijax import StableDiffusionXLPipeline
-from distrijax.demo import MODEL
 from distrijax.pipelines import loop
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL), help="model for from_pretrained (default: the demo model)")
+    parser.add_argument("--model", default="demo", help="model for from_pretrained (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=32, help="denoising steps (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each variant (default: %(default)s)")
     options = parser.parse_args()

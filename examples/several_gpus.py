@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from distrijax import Parallel, StableDiffusionXLPipeline
-from distrijax.demo import MODEL
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", default="a red circle above a blue square")
-    parser.add_argument("--model", default=MODEL, help="hub id, folder or .safetensors file (default: the demo model)")
+    parser.add_argument("--model", default="demo", help="hub id, folder or .safetensors file (default: %(default)s)")
     parser.add_argument("--size", type=int, help="height and width in pixels (default: the model's own)")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)

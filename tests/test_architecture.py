@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-# `distrijax/__init__.py` holds the public names. The data of `demo` may be imported by all.
+# `distrijax/public.py` holds the public names, which `__init__` passes on. The data of `demo` may be imported by all.
 ORDER = [
     "errors", "checks", "config", "nn", "models", "parallel", "runtime", "schedulers", "checkpoint", "text", "sampling",
-    "pipelines", "__init__", "tools", "cli",
+    "pipelines", "public", "__init__", "tools", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "distrijax"
 

@@ -349,7 +349,7 @@ def test_damaged_converted_checkpoints(pristine: Path, tmp_path: Path) -> None:
         path.write_bytes(bytes(path.stat().st_size))
     (tmp_path / "bad" / "distrijax.json").write_text(json.dumps(manifest))
     # In a process of its own: the reads that are under way when one fails report to orbax's closed event loop.
-    command = [sys.executable, "-m", "distrijax.cli", "convert", tmp_path / "bad", tmp_path / "out", "--quiet"]
+    command = [sys.executable, "-m", "distrijax", "convert", tmp_path / "bad", tmp_path / "out", "--quiet"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert any("error: " in line and "unet: is damaged" in line for line in result.stderr.splitlines()), result.stderr

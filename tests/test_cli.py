@@ -2,9 +2,14 @@
 
 import json
 import re
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +21,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from distrijax import DistrijaxError, Parallel, cli
-from distrijax.cli import devices, generate, targets
+from distrijax.cli import commands, devices, generate, targets
+from distrijax.cli.language import in_options
 from distrijax.cli.pictures import METADATA
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
@@ -92,7 +98,7 @@ def test_nothing_is_overwritten_unless_asked(capsys: pytest.CaptureFixture[str])
         (["generate", "x", "--num-images", "0"], "--num-images is 0"),
         (["generate", "x", "--scheduler", "euler_a", *FAST], "euler_ancestral"),
         (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a multiple of 8 pixels"),
-        (["generate", "x", "--steps", "0"], "num_inference_steps"),
+        (["generate", "x", "--steps", "0"], "--steps is 0"),
         (["generate", "x", "--model", "no/such/folder/here"], "no/such/folder/here"),
         (["generate", "--like", "absent.png"], "absent.png: there is no such picture"),
         (["convert", "absent.safetensors", "out"], "absent.safetensors"),
@@ -129,7 +135,7 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
         run(command, "--help")
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    parser = cli._parser()
+    parser = commands.parsers()
     subparsers = next(a for a in parser._actions if isinstance(a.choices, dict))
     for action in subparsers.choices[command]._actions:
         assert action.help, action.dest
@@ -246,16 +252,16 @@ def test_devices_of_a_picture_made_before(pipes: list[Pipe]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--patch", "0"], "patch is 0; it must be a whole number, 1 or more"),
-        (["--warmup-steps", "-1"], "warmup_steps is -1"),
-        (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as cfg=2 x patch=4"),
+        (["--patch", "0"], "--patch is 0; it must be a whole number, 1 or more"),
+        (["--warmup-steps", "-1"], "--warmup-steps is -1"),
+        (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as --cfg 2 x --patch 4"),
         (["--mode", "async"], "mode is 'async'; it must be one of corrected_async_gn, stale_gn"),
         (["--auto", "--patch", "2", "--emulate"], "leave out --patch and --emulate, or --auto"),
         (
             ["--data", "2", "--num-images", "3"],
-            "3 pictures cannot be divided among data=2 groups of devices; ask for 4",
+            "3 pictures cannot be divided among --data 2 groups of devices; ask for 4",
         ),
-        (["--cfg", "2", "--patch", "2", "--guidance-scale", "1"], "guidance_scale is 1.0; use cfg=1, patch=4"),
+        (["--cfg", "2", "--patch", "2", "--guidance-scale", "1"], "--guidance-scale is 1.0; use --cfg 1, --patch 4"),
         (
             ["--coordinator", "here:1", "--process-id", "0"],
             "--num-processes: missing; every process needs all of --coordinator and",
@@ -330,3 +336,186 @@ def test_warnings_are_one_line(
     monkeypatch.setattr(Pipe, "__call__", warn)
     assert run("generate", "x") == 0
     assert capsys.readouterr() == ("x.png\n", "distrijax: warning: all 2 steps are synchronous\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("patch is 0; it must be a whole number", "--patch is 0; it must be a whole number"),
+        ("takes 4 of data=2 x cfg=2, or emulate=True to run", "takes 4 of --data 2 x --cfg 2, or --emulate to run"),
+        (
+            "DDIMScheduler: num_inference_steps is 0; guidance_scale 1",
+            "DDIMScheduler: --steps is 0; --guidance-scale 1",
+        ),
+        ("the first and warmup_steps=4 more", "the first and --warmup-steps 4 more"),
+        (
+            "already exists; choose another name, or set overwrite",
+            "already exists; choose another name, or add --overwrite",
+        ),
+        ("strength is 0.1; raise strength to 1", "--strength is 0.1; raise --strength to 1"),
+        ("height is 9; leave out emulate", "--height is 9; leave out --emulate"),
+        ("the data of an image, a seed and its mode", "the data of an image, a seed and its mode"),  # plain English
+        ("--steps is 0, /tmp/mode: x, metadata=3", "--steps is 0, /tmp/mode: x, metadata=3"),
+    ],
+)
+def test_errors_name_options(message: str, expected: str) -> None:
+    parser = commands.parsers()
+    names = parser.parse_args(["generate", "x"]).names
+    assert in_options(message, [*names, "overwrite"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["generate", "x", "--steps", "many"],
+            "--steps is 'many'; it must be a whole number; see distrijax generate --help",
+        ),
+        (["plan", "--gpu", "voodoo"], "invalid choice: 'voodoo'"),
+        (["generate", "x", "--no-such"], "unrecognized arguments: --no-such"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("distrijax: error: ")
+    assert message in line
+    assert "--help" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps is 0"),
+        (["--guidance-rescale", "3"], "--guidance-rescale is 3.0; it must be a number from 0 to 1"),
+        (["--scheduler", "euler_a"], "euler_ancestral"),
+        (["--seed", str(2**64)], "--seed is"),
+        (["--output", "folder.png"], "--output: folder.png is a folder"),
+        (["--output", "a" * 300 + ".png"], "cannot be written (File name too long)"),
+    ],
+)
+def test_what_can_be_known_is_said_before_the_model_is_loaded(
+    options: list[str], message: str, pipes: list[Pipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder.png").mkdir()
+    assert run("generate", "x", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not pipes
+    assert [path.name for path in Path().iterdir()] == ["folder.png"]
+
+
+@contextmanager
+def nearly_full_disk(limit: int) -> Iterator[None]:
+    """Let no file grow beyond a limit: what writes more gets an OSError, as from a full disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_a_full_disk_is_found_before_the_work(pipes: list[Pipe], capsys: pytest.CaptureFixture[str]) -> None:
+    with nearly_full_disk(10_000):
+        assert run("generate", "x") == 2
+        assert "without --output: x.png cannot be written (File too large)" in capsys.readouterr().err
+        assert run("generate", "x", "--output", "mine.png") == 2
+        assert "--output: mine.png cannot be written" in capsys.readouterr().err
+        assert run("bench", "--json", "report.json", "--model", "demo") == 2
+        assert "--json: report.json cannot be written" in capsys.readouterr().err
+    assert not pipes
+    assert not list(Path().iterdir())
+
+
+def test_a_picture_that_cannot_be_saved_is_kept(
+    pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is gone when the pictures are ready; the others of the call are kept as well."""
+    call = Pipe.__call__
+    folder = Path("out")
+
+    def vanish(self: Pipe, *arguments: Any, **options: Any) -> Any:
+        folder.rmdir()
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(Pipe, "__call__", vanish)
+    for directory, words in (("kept", "the picture is kept as (.*?)[;\n]"), ("absent", "so the picture is lost")):
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(Path(directory).resolve()))
+        if directory == "kept":
+            Path(directory).mkdir()
+        assert run("generate", "x", "--num-images", "2", "--output", "out/a.png") == 2
+        error = capsys.readouterr().err
+        assert "out/a-1.png cannot be written (No such file or directory)" in error
+        found = re.findall(words, error)
+        assert len(found) == 2
+        assert directory == "absent" or [settings(name)["seed"] for name in found]
+
+
+def test_two_processes_with_one_prompt(pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes the name while this one is at work."""
+    call = Pipe.__call__
+
+    def other(self: Pipe, *arguments: Any, **options: Any) -> Any:
+        Path("a.png").write_bytes(b"precious")
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(Pipe, "__call__", other)
+    assert run("generate", "a", "--quiet") == 0
+    assert Path("a.png").read_bytes() == b"precious"
+    assert settings("a-2.png")["prompt"] == "a"
+    assert sorted(path.name for path in Path().iterdir()) == ["a-2.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("Ein Fuß, gemalt", "ein-fuß-gemalt.png"),
+        ("红色的圆", "红色的圆.png"),
+        ("लाल वृत्त", "लाल-वृत्त.png"),  # marks belong to their letters
+        ("Cafe\u0301", "café.png"),
+        ("../etc: *?", "etc.png"),
+        ("🙂", "picture.png"),
+        ("圆" * 100, "圆" * 40 + ".png"),  # 3 bytes each
+        ("a" * 100, "a" * 60 + ".png"),
+    ],
+)
+def test_names_keep_letters_of_every_script(prompt: str, name: str, pipes: list[Pipe]) -> None:
+    assert run("generate", prompt) == 0
+    assert [path.name for path in Path().iterdir()] == [name]
+
+
+def test_an_interrupt_while_importing_is_clean() -> None:
+    """JAX takes seconds to import. An interrupt in its C code becomes an ImportError, as Python has it there."""
+    code = "import os, signal, sys\nclass Stop:\n def find_spec(self, name, *_):\n  if name == 'jax':\n"
+    code += "   try: os.kill(os.getpid(), signal.SIGINT)\n   except KeyboardInterrupt: raise ImportError\n"
+    code += "sys.meta_path.insert(0, Stop()); from distrijax.cli import main; sys.exit(main(['generate', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "distrijax: interrupted\n")
+
+
+def test_the_demo_says_what_it_can_draw(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "An astronaut riding a red horse", *FAST) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("distrijax: warning: this model never saw the words: astronaut, riding, horse; it draws")
+    assert run("generate", "", *FAST) == 0
+    assert capfd.readouterr().err.startswith("distrijax: warning: this model needs a prompt; it draws one to three")
+    assert run("generate", "a red circle above a blue square", *FAST, "--negative-prompt", "astronaut") == 0
+    assert capfd.readouterr().err == ""
+    assert run("generate", "red " * 600, *FAST) == 0
+    (line,) = capfd.readouterr().err.splitlines()  # once, though two tokenizers cut it
+    assert "truncated to 77 tokens" in line
+    assert len(line) < 250
+
+
+def test_a_disk_that_is_too_small_for_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    assert run("convert", "demo", "out", "--quiet") == 2
+    assert "out: takes 14 MB, but only 2 MB are free there" in capsys.readouterr().err
+    assert run("convert", "demo", "out", "--dtype", "float16", "--to", "diffusers", "--quiet") == 2
+    assert not list(Path().iterdir())

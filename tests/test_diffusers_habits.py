@@ -1,10 +1,12 @@
 """What a user of diffusers types: generators, callbacks, saving, parts, and calls that make no sense here."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -159,9 +161,44 @@ def test_parts(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
         StableDiffusionXLPipeline.from_single_file(folder)
 
 
+def test_torch_dtype(folder: Path) -> None:
+    """It means the same as `dtype`, which takes torch's dtypes too."""
+    for options in ({"torch_dtype": torch.bfloat16}, {"dtype": torch.bfloat16}, {"torch_dtype": jnp.bfloat16}):
+        assert StableDiffusionXLPipeline.from_pretrained(folder, progress=False, **options).dtype == jnp.bfloat16
+    with pytest.raises(DistrijaxError, match="both dtype and torch_dtype"):
+        StableDiffusionXLPipeline.from_pretrained(folder, dtype=jnp.float32, torch_dtype=torch.bfloat16)
+
+
+def test_encode_prompt(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
+    """The embeddings are diffusers', and a call with them makes the picture of the prompt."""
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    arguments = set(inspect.signature(theirs.encode_prompt).parameters)
+    assert arguments == set(inspect.signature(pipe.encode_prompt).parameters)
+    for options in (
+        {"prompt": PROMPT},
+        {"prompt": [PROMPT, "a"], "negative_prompt": "blue", "num_images_per_prompt": 2, "clip_skip": 1},
+        {"prompt": PROMPT, "prompt_2": "b", "do_classifier_free_guidance": False},
+    ):
+        for ours, expected in zip(pipe.encode_prompt(**options), theirs.encode_prompt(**options), strict=True):
+            assert (ours is None) == (expected is None)
+            if ours is not None:
+                np.testing.assert_allclose(ours, expected.detach().numpy(), atol=1e-4)
+    names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+    embeds = dict(zip(names, pipe.encode_prompt(PROMPT, negative_prompt="blue"), strict=True))
+    expected = latents(pipe, seed=1, negative_prompt="blue")
+    np.testing.assert_array_equal(latents(pipe, seed=1, prompt=None, **embeds), expected)
+
+
+def test_what_an_output_and_a_pipeline_say(pipe: StableDiffusionXLPipeline, folder: Path) -> None:
+    output = pipe(**CALL, seed=1)
+    assert output[0] is output.images
+    assert output["images"] is output.images
+    for part in (str(folder), "float32", "patch=1", "corrected_async_gn", "EulerDiscreteScheduler"):
+        assert part in repr(pipe)
+    assert str(folder) in repr(StableDiffusionXLImg2ImgPipeline.from_pipe(pipe))
+
+
 def test_arguments_of_loading_say_what_to_pass(folder: Path) -> None:
-    with pytest.raises(DistrijaxError, match=r"torch_dtype: use dtype=jnp.bfloat16"):
-        StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float16)
     with pytest.raises(DistrijaxError, match="'torch_type'"):
         StableDiffusionXLPipeline.from_pretrained(folder, torch_type=torch.float16)
 

@@ -209,7 +209,7 @@ def test_any_mesh_makes_the_picture_of_one_device(pair: Pair, choices: dict[str,
     [
         ({"image": None}, "there is no image"),
         ({"image": []}, "empty list"),
-        ({"image": "photo.png"}, "image is a str"),
+        ({"image": "photo.png"}, "image is 'photo.png'"),
         ({"image": [photo(), np.zeros((64, 64, 3), np.float32)]}, "mixes PIL images with arrays"),
         ({"image": np.zeros((1, 64, 64, 2), np.float32)}, "2 channels"),
         ({"image": np.zeros((64,), np.float32)}, r"shape \[64\]"),

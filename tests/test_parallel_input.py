@@ -104,7 +104,7 @@ def make(parallel: Parallel, **call: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("choices", "call", "parts"),
     [
-        ({"patch": 5}, {}, ["patch is 5", "8 rows of latents give only 4 devices the 2", "choose patch=4 or less"]),
+        ({"patch": 5}, {}, ["patch is 5", "only 8 high, and each device takes 2 rows", "choose patch=4 or less"]),
         ({"patch": 2}, {"height": 16}, ["patch is 2", "choose patch=1 or less, or a taller picture"]),
         ({"cfg": 2}, {"guidance_scale": 1.0}, ["cfg is 2", "guidance_scale is 1.0", "use cfg=1, patch=2"]),
         ({"cfg": 2, "patch": 3}, {"guidance_scale": 0}, ["guidance_scale is 0", "use cfg=1, patch=6"]),

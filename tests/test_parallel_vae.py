@@ -16,6 +16,7 @@ from distrijax.config import VAEConfig
 from distrijax.models.vae import VAE
 from distrijax.nn import attention
 from distrijax.nn.module import abstract
+from distrijax.parallel.options import for_autoencoder
 from distrijax.sampling import programs
 
 # fp32, relative L2: sums in another order; 1e-7 to 2e-7 measured.
@@ -75,7 +76,7 @@ def test_encoding_is_that_of_one_device(parallel: Parallel) -> None:
 
 def test_the_devices_of_both_guidance_branches_decode() -> None:
     """And of a batch over the data axis each group decodes its own pictures, whatever the mode of denoising was."""
-    parallel = Parallel(data=2, cfg=2, patch=2).without_branches
+    parallel = for_autoencoder(Parallel(data=2, cfg=2, patch=2))
     assert (parallel.data, parallel.cfg, parallel.patch) == (2, 1, 4)
     rng = np.random.RandomState(0)
     latents = 0.3 * rng.randn(2, 9, 5, 4).astype(np.float32)

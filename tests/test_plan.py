@@ -352,7 +352,7 @@ def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--flops", "-1"], "flops is -1.0"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--cfg", "2", "--no-guidance"], "cfg is 2, but there is no second guidance branch"),
-        (["--patch", "100"], "patch is 100, but 128 rows of latents give only 32 devices"),
+        (["--patch", "100"], "patch is 100, but the picture's latents are only 128 high"),
         (["--patch", "8", "--nodes", "3"], "8 devices do not divide evenly over 3 nodes"),
         (["--mode", "fast"], "mode is 'fast'"),
         (["--mode", "tensor", "--patch", "2"], "--mode is 'tensor'"),

@@ -267,12 +267,12 @@ def test_a_string_stands_for_all_prompts(base):
     ("arguments", "message"),
     [
         ({}, "give prompt or prompt_embeds"),
-        ({"prompt": 3}, "prompt must be a string or a list of strings, not int"),
-        ({"prompt": ("a", "b")}, "prompt must be a string or a list of strings, not tuple"),
-        ({"prompt": ["a", None]}, "prompt must hold strings, but holds None"),
+        ({"prompt": 3}, "prompt is 3; it must be a string or a list of strings"),
+        ({"prompt": ("a", "b")}, "prompt is .*; it must be a string or a list of strings"),
+        ({"prompt": ["a", None]}, "prompt is .*; it must be a string or a list of strings"),
         ({"prompt": []}, "prompt is an empty list"),
-        ({"prompt": "a", "prompt_2": 1}, "prompt_2 must be a string"),
-        ({"prompt": "a", "negative_prompt": 1}, "negative_prompt must be a string"),
+        ({"prompt": "a", "prompt_2": 1}, "prompt_2 is 1; it must be a string"),
+        ({"prompt": "a", "negative_prompt": 1}, "negative_prompt is 1; it must be a string"),
         ({"prompt": "a"} | GIVEN, "both prompt and prompt_embeds are given"),
         ({"prompt_2": "a"} | GIVEN, "both prompt_2 and prompt_embeds are given"),
         ({"prompt": "a", "negative_prompt": "b"} | NEGATIVE, "both negative_prompt and negative_prompt_embeds"),
@@ -301,10 +301,6 @@ def test_a_string_stands_for_all_prompts(base):
         ({"prompt": "a", "clip_skip": "1"}, "clip_skip is '1'"),
         ({"prompt": "a", "clip_skip": False}, "clip_skip is False"),
         (GIVEN | {"prompt_embeds": np.float32(3)}, r"prompt_embeds has the shape \(\)"),
-        (
-            GIVEN | {"prompt_embeds": torch.zeros(2, 77, 80, dtype=torch.bfloat16)},
-            "prompt_embeds cannot be read by numpy .*BFloat16.*; give it as float32",
-        ),
     ],
 )
 def test_refuses(base, arguments, message):

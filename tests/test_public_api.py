@@ -17,9 +17,10 @@ pytestmark = pytest.mark.fast
 
 SNAPSHOT = Path(__file__).parent / "data" / "public_api.txt"
 COMMAND = "python tests/test_public_api.py"
+LOADED = ("from_pretrained", "from_single_file", "from_pipe", "save_pretrained", "encode_prompt")
 METHODS = {
-    distrijax.StableDiffusionXLPipeline: ("from_pretrained", "from_single_file", "from_pipe", "save_pretrained"),
-    distrijax.StableDiffusionXLImg2ImgPipeline: ("from_pretrained", "from_single_file", "from_pipe", "save_pretrained"),
+    distrijax.StableDiffusionXLPipeline: LOADED,
+    distrijax.StableDiffusionXLImg2ImgPipeline: LOADED,
     distrijax.Parallel: ("auto",),
     distrijax.VAE: ("encode", "decode"),
 }

@@ -13,6 +13,7 @@ from distrijax.checkpoint.hub import locate, weight_names
 from distrijax.checkpoint.known import packaged
 from distrijax.checkpoint.tensors import write_safetensors
 from distrijax.checkpoint.tokenizers import write_tokenizer
+from distrijax.checks import path_of, variant_of
 from distrijax.config.checks import Json
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import Scheduler
@@ -40,7 +41,8 @@ def save_diffusers(
         dtype: dtype to cast to; None keeps that of every tensor.
         overwrite: replace a checkpoint.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = path_of("folder", folder).absolute()
+    variant_of("variant", variant)
     if jax.process_index() == 0:
         modules = {name: getattr(parts, name) for name in COMPONENTS}
         components = {

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distrijax.checks import true_or_false
 from distrijax.errors import DistrijaxError
 
 MANIFEST = "distrijax.json"
@@ -42,7 +43,7 @@ def appearing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     A killed process leaves the hidden folder behind. The next one replaces it if `overwrite`, and otherwise raises an
     error, since another process may be writing it.
     """
-    target = target.resolve()
+    target, overwrite = target.resolve(), true_or_false("overwrite", overwrite)
     partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "replaced"))
     _check_target(target, partial, overwrite)
     try:

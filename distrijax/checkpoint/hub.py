@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from distrijax.checks import path_of
+from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -42,13 +44,18 @@ def component_patterns(name: str, variant: str | None) -> list[str]:
     return ["config.json", file, index, *(parts if variant else [f"{stem}-?????-of-?????.safetensors"])]
 
 
-def locate(source: str | Path, patterns: list[str]) -> Path:
+def local_path(source: str | Path, name: str = "source") -> Path:
+    """Return the path that a source has if it is on this machine; `demo` is the built-in model, `./demo` a folder."""
+    return MODEL if source == "demo" else path_of(name, source)
+
+
+def locate(source: str | Path, patterns: list[str], name: str = "source") -> Path:
     """Return the path if it exists; otherwise download files that match `patterns` from the repository of that name.
 
     Raises:
         DistrijaxError: there is neither; the message says what to do.
     """
-    path = Path(source).expanduser()
+    path = local_path(source, name)
     if path.exists():
         return path
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.endswith((".safetensors", ".ckpt")):

@@ -1,6 +1,7 @@
 """Loading of checkpoints in any format, and conversion between formats."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,19 @@ from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Pa
 from distrijax.checkpoint.export import scheduler_json, write_folder
 from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, appearing
 from distrijax.checkpoint.folder import open_component, open_folder
-from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, component_patterns, locate, pipeline_patterns, weight_names
+from distrijax.checkpoint.hub import (
+    TOKENIZER_PATTERNS,
+    component_patterns,
+    local_path,
+    locate,
+    pipeline_patterns,
+    weight_names,
+)
 from distrijax.checkpoint.known import KNOWN, published
 from distrijax.checkpoint.single_file import open_component_file, open_single_file
 from distrijax.checkpoint.tokenizers import sdxl_tokenizers
+from distrijax.checks import known_dtype, path_of, true_or_false, variant_of
 from distrijax.config import VAEConfig
-from distrijax.demo import MODEL as DEMO
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
@@ -62,7 +70,8 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
     """Open a checkpoint and check it, without reading its weights.
 
     Args:
-        source: a converted checkpoint, a diffusers folder, a hub id, or an original single file (`.safetensors`).
+        source: a converted checkpoint, a diffusers folder, a hub id, an original single file (`.safetensors`), or
+            `demo`, the built-in model.
         options: see `SourceOptions`.
 
     Raises:
@@ -72,6 +81,7 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
         names = ", ".join(SourceOptions.__annotations__)
         raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; the options are {names}")
     variant, config, tokenizer = options.get("variant"), options.get("config"), options.get("tokenizer")
+    variant_of("variant", variant)
     parts = {name: options.get(name) for name in COMPONENTS}
     replaced = {name: _part(name, part, variant, config) for name, part in parts.items() if part is not None}
     scheduler = scheduler_json(options.get("scheduler"))
@@ -93,7 +103,7 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
         else:
             checkpoint = open_folder(path, variant, replaced, scheduler)
         if tokenizer is not None:
-            files = sdxl_tokenizers(locate(tokenizer, TOKENIZER_PATTERNS), tuple(checkpoint.tokenizers))
+            files = sdxl_tokenizers(locate(tokenizer, TOKENIZER_PATTERNS, "tokenizer"), tuple(checkpoint.tokenizers))
             checkpoint = dataclasses.replace(checkpoint, tokenizers=files)
     if strange := set(replaced) - set(checkpoint.components):
         raise DistrijaxError(f"{path}: is a model without {min(strange)}, as refiners are; give none")
@@ -103,17 +113,17 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
 
 
 def find(name: str) -> Checkpoint:
-    """Return one of `KNOWN`, `demo`, or any source that `from_pretrained` takes, without reading weights.
+    """Return one of `KNOWN`, or any source that `from_pretrained` takes, without reading weights.
 
     Raises:
         DistrijaxError: there is no such model, or it is not of the SDXL family.
     """
     if name in KNOWN:
         checkpoint = published(*KNOWN[name])
-    elif name != "demo" and "/" not in name and not Path(name).exists():
+    elif "/" not in name and not local_path(name).exists():
         raise DistrijaxError(f"model is {name!r}; it must be {', '.join(KNOWN)}, demo, or a checkpoint that exists")
     else:
-        checkpoint = open_source(DEMO if name == "demo" else name)
+        checkpoint = open_source(name)
     return dataclasses.replace(checkpoint, name=name)
 
 
@@ -145,7 +155,7 @@ def load(
     with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
         for name, component in unread.items():
             choice = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            target = _safe(component, component.dtype if choice is None else jnp.dtype(choice))
+            target = _safe(component, component.dtype if choice is None else known_dtype("dtype", choice))
             arrays: dict[str, Any] = {}
             for path, array in component.stream(target, placement):
                 arrays[path] = array
@@ -170,7 +180,7 @@ def load_single_file(
     **options: Unpack[SourceOptions],
 ) -> Parts:
     """Read an original `.safetensors` file into modules; see `load`, which also takes folders and hub ids."""
-    if not Path(file).expanduser().is_file():
+    if not path_of("file", file).is_file():
         raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
     return load(file, dtype=dtype, sharding=sharding, progress=progress, **options)
 
@@ -196,9 +206,10 @@ def convert(
     """
     from distrijax.checkpoint.store import write_store
 
+    dtype = None if dtype is None else known_dtype("dtype", dtype)
     with _writing("converting", source, target, dtype, overwrite, progress, options) as (checkpoint, folder, advance):
         write_store(checkpoint, folder, dtype=dtype, progress=advance)
-    return Path(target).expanduser().absolute()
+    return path_of("target", target).absolute()
 
 
 def export(
@@ -217,9 +228,11 @@ def export(
         source, target, dtype, overwrite, progress, options: see `convert`.
         target_variant: suffix of the written weights' file names, such as "fp16".
     """
+    dtype = None if dtype is None else known_dtype("dtype", dtype)
+    variant_of("target_variant", target_variant)
     with _writing("exporting", source, target, dtype, overwrite, progress, options) as (checkpoint, folder, advance):
         write_folder(checkpoint, folder, variant=target_variant, dtype=dtype, progress=advance)
-    return Path(target).expanduser().absolute()
+    return path_of("target", target).absolute()
 
 
 @contextmanager
@@ -232,11 +245,17 @@ def _writing(
     progress: bool,
     options: SourceOptions,
 ) -> Iterator[tuple[Checkpoint, Path, Callable[[int], object]]]:
-    target = Path(target).expanduser().absolute()
+    target = path_of("target", target).absolute()
     with appearing(target, overwrite=overwrite) as partial:
         checkpoint = open_source(source, **options)
         _check_dtypes(dtype, checkpoint)
         _check_apart(target, [source, *(value for value in options.values() if isinstance(value, str | Path))])
+        nbytes = checkpoint.nbytes if dtype is None else checkpoint.parameters * np.dtype(dtype).itemsize
+        free = shutil.disk_usage(partial).free
+        if nbytes > free:
+            raise DistrijaxError(
+                f"{target}: takes {nbytes / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free there"
+            )
         with _bar(verb, checkpoint.nbytes, progress) as advance:
             yield checkpoint, partial, advance
 
@@ -281,7 +300,7 @@ def _check_sharding(placement: Placement, components: Mapping[str, Component]) -
 
 def _check_apart(target: Path, sources: list[str | Path]) -> None:
     for source in sources:
-        path = Path(source).expanduser().resolve()
+        path = local_path(source).resolve()
         if path.exists() and (target.resolve() in (path, *path.parents) or path in target.resolve().parents):
             raise DistrijaxError(f"{target}: overlaps with {source}, which is being read; choose another target")
 
@@ -291,12 +310,8 @@ def _check_dtypes(dtype: DTypes | None, opened: Checkpoint) -> None:
     for name, value in by_name.items():
         if name not in COMPONENTS:
             raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(opened.components)}")
-        try:
-            valid = value is None or jnp.dtype(value) in (jnp.float32, jnp.bfloat16, jnp.float16)
-        except TypeError:
-            valid = False
-        if not valid:
-            raise DistrijaxError(f"dtype: {value!r} is not supported; choose float32, bfloat16 or float16")
+        if value is not None:
+            known_dtype("dtype", value)
 
 
 def _check_suffix(path: Path) -> None:
@@ -310,5 +325,5 @@ def _check_suffix(path: Path) -> None:
 
 @contextmanager
 def _bar(verb: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    with tqdm(total=total, unit="B", unit_scale=True, desc=verb, disable=not show) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=verb, disable=not true_or_false("progress", show)) as bar:
         yield bar.update

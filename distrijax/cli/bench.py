@@ -6,20 +6,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from distrijax.checks import whole_number
+from distrijax.checks import DTYPES, whole_number
 from distrijax.cli.options import (
-    DTYPES,
     Axes,
     Commands,
     add_layout,
     add_workload,
-    check_output,
     default_dtype,
     layout,
     workload,
 )
+from distrijax.cli.targets import check_output
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
+from distrijax.runtime.cache import repair_cache
 from distrijax.runtime.compile import keep_compiled_programs
 from distrijax.tools.bench import measure
 from distrijax.tools.bench.timing import BenchReport, RunSettings
@@ -55,12 +55,14 @@ def _bench(options: argparse.Namespace) -> None:
     sizes, shares = layout(options), _shares(options.share)
     for name in ("runs", "scan", "steps"):
         whole_number(f"--{name}", getattr(options, name), 1)
-    check_output("--json", options.json)
+    if options.json is not None:
+        check_output("--json", options.json)
     ignored = [f"--{axis}" for axis in sizes if axis != "cfg"] + ["--emulate"] * options.emulate
     if shares and ignored:
         raise DistrijaxError(f"{' and '.join(ignored)}: a share is measured on one device; leave it out")
     case = workload(options, dtype=options.dtype or default_dtype(), steps=options.scan)
     keep_compiled_programs()
+    repair_cache()
     reports = []
     for report in _reports(options, sizes, shares, case):
         print(report)

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from distrijax.checkpoint import convert, export
-from distrijax.cli.options import DTYPES, Commands, add_parts
+from distrijax.checks import DTYPES
+from distrijax.cli.options import PARTS, SOURCES, Commands, add_options
 from distrijax.errors import DistrijaxError
 
 
@@ -18,17 +19,20 @@ def add(commands: Commands) -> None:
         "target appears only when it is complete.",
     )
     command.set_defaults(run=_convert)
-    command.add_argument("source", help="a diffusers folder, a hub id, a .safetensors file, or a converted checkpoint")
+    command.add_argument("source", help=SOURCES)
     command.add_argument("target", type=Path, help="the folder to write")
     command.add_argument(
         "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
     command.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: every tensor keeps its own dtype)")
-    add_parts(command)
-    for part, what in (("unet", "a U-Net"), ("scheduler", "a scheduler")):
-        command.add_argument(f"--{part}", metavar="SOURCE", help=f"{what} in place of the checkpoint's own")
-    command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
-    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
+    add_options(
+        command,
+        *PARTS,
+        ("--unet", str, "SOURCE", "a U-Net in place of the checkpoint's own"),
+        ("--scheduler", str, "SOURCE", "a scheduler in place of the checkpoint's own"),
+        ("--target-variant", str, "NAME", "of the files that --to diffusers writes"),
+        ("--config", str, "SOURCE", "a diffusers folder that a .safetensors file belongs to"),
+    )
     command.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint at the target, and what a killed run left there"
     )

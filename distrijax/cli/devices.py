@@ -14,11 +14,7 @@ PROCESSES = ("coordinator", "num_processes", "process_id")
 
 
 def join_processes(options: argparse.Namespace) -> None:
-    """Join the other processes, if there are any. Call it before anything asks JAX for its devices.
-
-    Raises:
-        DistrijaxError: the options do not say how, or the processes cannot join.
-    """
+    """Join the other processes, if there are any. Call it before anything asks JAX for its devices."""
     named = {name: getattr(options, name) for name in PROCESSES if name in options}
     if options.distributed:
         if named:
@@ -32,11 +28,7 @@ def join_processes(options: argparse.Namespace) -> None:
 
 
 def choose_devices(options: argparse.Namespace, settings: Settings, pictures: int) -> Parallel:
-    """Return the devices that make a batch of `pictures`.
-
-    Raises:
-        DistrijaxError: there are too few devices, or they do not fit the batch or the guidance.
-    """
+    """Return the devices that make a batch of `pictures`."""
     guided = settings.guidance_scale > 1
     if options.auto:
         named = [name for name in (*AXES, "emulate") if name in options]

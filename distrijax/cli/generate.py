@@ -10,20 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from distrijax.checks import whole_number
+from distrijax.checks import DTYPES, finite_number, whole_number
 from distrijax.cli.devices import choose_devices, join_processes
-from distrijax.cli.options import DTYPES, Commands, add_axes, add_parts, default_dtype
-from distrijax.cli.pictures import read_picture, read_settings, write_picture
+from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, Commands, add_options, default_dtype
+from distrijax.cli.pictures import png, read_picture, read_settings
 from distrijax.cli.settings import Settings
-from distrijax.cli.targets import choose_targets
-from distrijax.demo import MODEL
+from distrijax.cli.targets import Target, choose_targets
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES, TENSOR
 from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
-from distrijax.schedulers import scheduler_from_config
+from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 from distrijax.tools.traffic import Traffic, count_traffic
 
 STRENGTH = 0.3  # the pipeline's default
@@ -45,118 +44,73 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--like", metavar="PNG", type=Path, help="use the settings of a picture made earlier")
 
-    model = command.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        metavar="SOURCE",
-        help="a converted checkpoint, a diffusers folder, a .safetensors file, or a hub id (default: demo)",
+    add_options(
+        command.add_argument_group("model"),
+        ("--model", str, "SOURCE", f"{SOURCES} (default: demo)"),
+        *PARTS,
+    ).add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU, float32 on a CPU)")
+    add_options(
+        command.add_argument_group("picture"),
+        ("--prompt-2", str, "TEXT", "a prompt for the second text encoder (default: the same)"),
+        ("--negative-prompt", str, "TEXT", "what to avoid"),
+        ("--negative-prompt-2", str, "TEXT", "the same for the second text encoder"),
+        ("--height", int, "PIXELS", "a multiple of 8 (default: the model's own)"),
+        ("--width", int, "PIXELS", "a multiple of 8 (default: the model's own)"),
+        ("--seed", int, "N", "seed of the first picture of a prompt; the next has N + 1 (default: a new one)"),
+        ("--num-images", int, "N", "number of pictures of each prompt (default: 1)"),
     )
-    add_parts(model)
-    model.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of weights and arithmetic (default: bfloat16 on a GPU, float32 on a CPU)"
+    how = "Start from a picture instead of noise. The result has its size, rounded down."
+    part = f"part of the steps to take, 0 to 1: the more, the less is left of the picture (default: {STRENGTH})"
+    add_options(
+        command.add_argument_group("image to image", how),
+        ("--image", str, "FILE", "the picture to start from, such as photo.png"),
+        ("--strength", float, "X", part),
     )
-
-    picture = command.add_argument_group("picture")
-    picture.add_argument("--prompt-2", metavar="TEXT", help="a prompt for the second text encoder (default: the same)")
-    picture.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid")
-    picture.add_argument("--negative-prompt-2", metavar="TEXT", help="the same for the second text encoder")
-    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
-    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
-    picture.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="seed of the first picture of a prompt; the next has N + 1 (default: a new one)",
+    add_options(
+        command.add_argument_group("sampling"),
+        ("--steps", int, "N", "denoising steps (default: 30)"),
+        ("--guidance-scale", float, "X", "how closely to follow the prompt; none at 1 or less (default: 5)"),
+        ("--guidance-rescale", float, "X", "against over-exposure by strong guidance, 0 to 1 (default: 0)"),
+        ("--scheduler", str, "NAME", f"{', '.join(SCHEDULERS)} (default: the checkpoint's)"),
+        ("--eta", float, "X", "noise that ddim and tcd add in each step, 0 to 1 (default: 0)"),
+        ("--clip-skip", int, "N", "number of text encoder layers to skip below the penultimate one"),
     )
-    picture.add_argument("--num-images", type=int, metavar="N", help="number of pictures of each prompt (default: 1)")
-
-    start = command.add_argument_group(
-        "image to image", "Start from a picture instead of noise. The result has its size, rounded down."
-    )
-    start.add_argument("--image", metavar="FILE", help="the picture to start from, such as photo.png")
-    start.add_argument(
-        "--strength",
-        type=float,
-        metavar="X",
-        help=f"part of the steps to take, 0 to 1: the more, the less is left of the picture (default: {STRENGTH})",
-    )
-
-    sampling = command.add_argument_group("sampling")
-    sampling.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 30)")
-    sampling.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="X",
-        help="how closely to follow the prompt; 1 or less turns guidance off (default: 5)",
-    )
-    sampling.add_argument(
-        "--guidance-rescale",
-        type=float,
-        metavar="X",
-        help="against over-exposure by strong guidance, 0 to 1 (default: 0)",
-    )
-    sampling.add_argument(
-        "--scheduler",
-        metavar="NAME",
-        help="ddim, euler, euler_ancestral, dpmsolver++, lcm, tcd or unipc (default: the checkpoint's)",
-    )
-    sampling.add_argument(
-        "--eta", type=float, metavar="X", help="noise that ddim and tcd add in each step, 0 to 1 (default: 0)"
-    )
-    sampling.add_argument(
-        "--clip-skip", type=int, metavar="N", help="number of text encoder layers to skip below the penultimate one"
-    )
-
     devices = command.add_argument_group(
         "devices",
         "A picture can be spread over data x cfg x patch devices. --like uses the same ones again: with --emulate, a "
         "picture that eight GPUs made can be made again on one.",
     )
     devices.add_argument("--auto", action="store_true", default=False, help="use all devices that are present")
-    add_axes(devices)
-    devices.add_argument(
-        "--mode",
-        metavar="NAME",
-        help=f"what devices exchange after the warm-up: {', '.join((*MODES, TENSOR))} (default: {Parallel.mode})",
+    exchanged = f"what devices exchange after the warm-up: {', '.join((*MODES, TENSOR))} (default: {Parallel.mode})"
+    add_options(
+        devices,
+        *AXIS_SIZES,
+        ("--mode", str, "NAME", exchanged),
+        ("--warmup-steps", int, "N", "synchronous steps after the first (default: 4)"),
     )
-    devices.add_argument("--warmup-steps", type=int, metavar="N", help="synchronous steps after the first (default: 4)")
-    devices.add_argument(
-        "--emulate",
-        action=argparse.BooleanOptionalAction,
-        help="run virtual devices on a real one: slower, but the same picture",
-    )
+    emulate = "run virtual devices on a real one: slower, but the same picture"
+    devices.add_argument("--emulate", action=argparse.BooleanOptionalAction, help=emulate)
 
     together = command.add_argument_group(
         "processes",
         "Several processes, on one machine or more, can make a picture together. Start each with the same options; "
         "the first one writes the files.",
     )
-    together.add_argument(
-        "--distributed",
-        action="store_true",
-        default=False,
-        help="find the other processes by Slurm, Open MPI or Kubernetes",
+    find = "find the other processes by Slurm, Open MPI or Kubernetes"
+    together.add_argument("--distributed", action="store_true", default=False, help=find)
+    add_options(
+        together,
+        ("--coordinator", str, "HOST:PORT", "where process 0 can be reached"),
+        ("--num-processes", int, "N", "number of processes"),
+        ("--process-id", int, "N", "number of this process, from 0"),
     )
-    together.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
-    together.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
-    together.add_argument("--process-id", type=int, metavar="N", help="number of this process, from 0")
-
-    output = command.add_argument_group("output")
-    output.add_argument(
-        "--output",
-        type=Path,
-        metavar="PNG",
-        help="where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)",
-    )
+    where = "where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)"
+    output = add_options(command.add_argument_group("output"), ("--output", Path, "PNG", where))
     output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")
     amount = output.add_mutually_exclusive_group()
     amount.add_argument("--quiet", action="store_true", default=False, help="print only the pictures' paths")
-    amount.add_argument(
-        "--verbose",
-        action="store_true",
-        default=False,
-        help="also print what each device sends, receives and holds, and the seconds of each stage",
-    )
+    verbose = "also print what each device sends, receives and holds, and the seconds of each stage"
+    amount.add_argument("--verbose", action="store_true", default=False, help=verbose)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -166,6 +120,7 @@ def _generate(options: argparse.Namespace) -> None:
     if not prompts:
         raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
     count = whole_number("--num-images", getattr(options, "num_images", 1), 1)
+    _check(settings)
     join_processes(options)
     parallel = choose_devices(options, settings, count)
     targets = choose_targets(getattr(options, "output", None), prompts, count, overwrite=options.overwrite)
@@ -185,15 +140,40 @@ def _generate(options: argparse.Namespace) -> None:
         print(_traffic(pipe, settings, count, image), file=sys.stderr)
     for prompt in prompts:
         seeds = [seed + i for i in range(count)]
-        for picture, own in zip(_draw(pipe, settings, prompt, seeds, image), seeds, strict=True):
-            if processes.is_first():
-                made = {"prompt": prompt, "seed": own, "height": picture.height, "width": picture.width}
-                target = targets.pop(0)
-                write_picture(picture, target, settings.updated(made), overwrite=options.overwrite)
-                print(target)
+        pictures = _draw(pipe, settings, prompt, seeds, image)
+        if processes.is_first():
+            _save(pictures, prompt, seeds, targets, settings)
     if verbose:
         seconds |= pipe.seconds
         print(", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items()), file=sys.stderr)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse values that no model takes, before one is loaded. The pipeline checks them again, and all others."""
+    for name, least, most in (("guidance_scale", None, None), ("guidance_rescale", 0, 1), ("eta", 0, 1)):
+        finite_number(f"--{name.replace('_', '-')}", getattr(settings, name), least, most)
+    whole_number("--steps", settings.steps, 1)
+    if settings.strength is not None:
+        finite_number("--strength", settings.strength, 0, 1)
+    if settings.seed is not None:
+        whole_number("--seed", settings.seed, -(2**63), 2**64 - 1)
+    if settings.scheduler is not None:
+        scheduler_from_config({}, settings.scheduler)
+
+
+def _save(
+    pictures: list[Image.Image], prompt: str, seeds: list[int], targets: list[Target], settings: Settings
+) -> None:
+    """Write each picture to the next target; if one cannot be written, write the others and raise its error."""
+    problems = []
+    for picture, seed in zip(pictures, seeds, strict=True):
+        made = {"prompt": prompt, "seed": seed, "height": picture.height, "width": picture.width}
+        try:
+            print(targets.pop(0).write(png(picture, settings.updated(made))))
+        except DistrijaxError as error:
+            problems.append(str(error))
+    if problems:
+        raise DistrijaxError("; ".join(problems))
 
 
 def _start(options: argparse.Namespace, settings: Settings) -> tuple[Settings, Image.Image | None]:
@@ -224,7 +204,7 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *
     """Load the pipeline, with the scheduler of the settings."""
     kind = StableDiffusionXLImg2ImgPipeline if image_to_image else StableDiffusionXLPipeline
     pipe: Pipeline = kind.from_pretrained(
-        MODEL if settings.model == "demo" else settings.model,
+        settings.model,
         dtype=jnp.dtype(settings.dtype or default_dtype()),
         parallel=parallel,
         progress=not options.quiet,

@@ -1,27 +1,36 @@
 """Options that several commands share."""
 
 import argparse
-from pathlib import Path
-from typing import TypeAlias, TypedDict, cast
+from collections.abc import Callable
+from typing import TypeAlias, TypedDict, TypeVar, cast
 
 import jax
 
 from distrijax.checkpoint import KNOWN, find
 from distrijax.checks import whole_number
-from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES
 from distrijax.tools.workload import Workload
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Group: TypeAlias = "argparse._ArgumentGroup"
+AnyGroup = TypeVar("AnyGroup", bound="argparse._ActionsContainer")
+Row: TypeAlias = tuple[str, Callable[[str], object], str, str]
 
-DTYPES = ("float32", "bfloat16", "float16")
 AXES = {
     "patch": "devices that share the rows of a picture",
     "cfg": "2: each guidance branch has its own devices",
     "data": "groups of devices that make different pictures",
 }
+
+
+AXIS_SIZES = [(f"--{axis}", int, "N", f"{meaning} (default: 1)") for axis, meaning in AXES.items()]
+SOURCES = "demo, a converted checkpoint, a diffusers folder, a .safetensors file, or a hub id"
+PARTS: list[Row] = [
+    ("--variant", str, "NAME", 'which files of weights to read, such as "fp16"'),
+    ("--vae", str, "SOURCE", "an autoencoder in place of the checkpoint's own"),
+    ("--tokenizer", str, "SOURCE", "CLIP's vocabulary, for a .safetensors file"),
+]
 
 
 class Axes(TypedDict, total=False):
@@ -32,38 +41,30 @@ class Axes(TypedDict, total=False):
     patch: int
 
 
+def add_options(group: AnyGroup, *rows: Row) -> AnyGroup:
+    """Add options that take a value, from rows of flag, type, metavar and help; return the group."""
+    for flag, kind, metavar, meaning in rows:
+        group.add_argument(flag, type=kind, metavar=metavar, help=meaning)
+    return group
+
+
 def add_workload(command: argparse.ArgumentParser, *, steps: int) -> Group:
     """Add the options that describe the pictures."""
     group = command.add_argument_group("pictures")
-    models = f"{', '.join(KNOWN)} (random weights), demo, or a checkpoint"
+    models = f"{', '.join(KNOWN)} (random weights), or {SOURCES}"
     group.add_argument("--model", default="sdxl-base", metavar="SOURCE", help=f"{models} (default: %(default)s)")
-    group.add_argument("--height", type=int, metavar="PIXELS", help="(default: the model's own)")
-    group.add_argument("--width", type=int, metavar="PIXELS", help="(default: the model's own)")
     group.add_argument("--steps", type=int, default=steps, metavar="N", help="denoising steps (default: %(default)s)")
     group.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures in a batch (default: 1)")
     group.add_argument("--no-guidance", action="store_true", help="no classifier-free guidance: one branch, not two")
-    return group
+    sizes = [(f"--{side}", int, "PIXELS", "(default: the model's own)") for side in ("height", "width")]
+    return add_options(group, *sizes)
 
 
 def add_layout(command: argparse.ArgumentParser) -> Group:
     """Add the options that describe the mesh."""
-    group = command.add_argument_group("devices")
-    add_axes(group)
+    group = add_options(command.add_argument_group("devices"), *AXIS_SIZES)
     group.add_argument("--mode", default=Parallel.mode, metavar="NAME", help=f"one of {', '.join(MODES)}")
     return group
-
-
-def add_axes(group: Group) -> None:
-    """Add the sizes of the mesh axes."""
-    for axis, meaning in AXES.items():
-        group.add_argument(f"--{axis}", type=int, metavar="N", help=f"{meaning} (default: 1)")
-
-
-def add_parts(group: "argparse._ActionsContainer") -> None:
-    """Add the options that say how a checkpoint is read."""
-    group.add_argument("--variant", metavar="NAME", help='which files of weights to read, such as "fp16"')
-    group.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
-    group.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
 
 
 def default_dtype() -> str:
@@ -90,11 +91,3 @@ def layout(options: argparse.Namespace) -> Axes:
     """Return the size of each mesh axis that was given."""
     sizes = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
     return cast(Axes, {axis: whole_number(f"--{axis}", size, 1) for axis, size in sizes.items()})
-
-
-def check_output(option: str, path: Path | None) -> None:
-    """Raise DistrijaxError if no file can be written to `path`."""
-    if path is not None and not path.parent.is_dir():
-        raise DistrijaxError(f"{option}: there is no folder {path.parent}; make it first")
-    if path is not None and path.is_dir():
-        raise DistrijaxError(f"{option}: {path} is a folder; name a file in it")

@@ -1,9 +1,8 @@
-"""Picture files: read with clear errors, and written whole, with their settings inside."""
+"""Picture files, with the settings that made them inside."""
 
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -51,19 +50,13 @@ def read_settings(path: Path) -> Settings:
         raise DistrijaxError(f"{path}: {error}") from None
 
 
-def write_picture(image: Image.Image, path: Path, settings: Settings, *, overwrite: bool) -> None:
-    """Write a PNG that carries its settings; it appears whole or not at all."""
-    info = PngInfo()
+def png(image: Image.Image, settings: Settings) -> bytes:
+    """Return a PNG file that carries its settings."""
+    info, file = PngInfo(), BytesIO()
     values = {"version": __version__, **dataclasses.asdict(settings)}
     info.add_itxt(METADATA, json.dumps(values, ensure_ascii=False))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        image.save(partial, format="PNG", pnginfo=info)
-        if not overwrite and path.exists():
-            raise DistrijaxError(f"{path} exists by now; nothing is overwritten without --overwrite")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 @contextmanager

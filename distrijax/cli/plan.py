@@ -4,8 +4,8 @@ import argparse
 import json
 import sys
 
-from distrijax.checks import whole_number
-from distrijax.cli.options import DTYPES, Axes, Commands, add_layout, add_workload, layout, workload
+from distrijax.checks import DTYPES, whole_number
+from distrijax.cli.options import Axes, Commands, add_layout, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.tools.plan import estimate, layouts, report

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from math import gcd
 from typing import Self
 
@@ -52,18 +52,17 @@ class Parallel:
 
     def __post_init__(self) -> None:
         for name in (*AXES, "warmup_steps"):
-            whole_number(name, getattr(self, name), least=int(name in AXES))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=int(name in AXES)))
         if self.cfg > 2:
             raise DistrijaxError(f"cfg is {self.cfg}; there are two guidance branches, so it can be 1 or 2")
         one_of("mode", self.mode, (*MODES, TENSOR))
-        true_or_false("emulate", self.emulate)
+        object.__setattr__(self, "emulate", true_or_false("emulate", self.emulate))
+        object.__setattr__(self, "devices", _checked_devices(self.devices))
         if self.emulate and self.mode == TENSOR:
             raise DistrijaxError(
                 "mode 'tensor' spreads weights over real devices and cannot be emulated; leave out emulate, or choose "
                 "another mode, such as 'full_sync'"
             )
-        if self.devices is not None and len(set(self.devices)) < max(1, len(self.devices)):
-            raise DistrijaxError(f"devices is {self.devices!r}; it must name one device or more, each of them once")
         if not self.emulate:
             self._check_devices()
 
@@ -91,11 +90,11 @@ class Parallel:
             pictures: pictures in a batch.
             devices: the devices to use; by default all.
         """
-        whole_number("pictures", pictures, least=1)
+        devices = _checked_devices(devices)
         count = len(jax.devices() if devices is None else devices)
-        data = gcd(count, pictures)
-        cfg = 2 if guided and count // data % 2 == 0 else 1
-        return cls(data, cfg, count // (data * cfg), devices=None if devices is None else tuple(devices))
+        data = gcd(count, whole_number("pictures", pictures, least=1))
+        cfg = 2 if true_or_false("guided", guided) and count // data % 2 == 0 else 1
+        return cls(data, cfg, count // (data * cfg), devices=devices)
 
     @property
     def size(self) -> int:
@@ -125,8 +124,8 @@ class Parallel:
         most = -(-height // multiple)
         if self.patch > most:
             raise DistrijaxError(
-                f"patch is {self.patch}, but {height} rows of latents give only {most} devices the {multiple} that "
-                f"each needs at least; choose patch={most} or less, or a taller picture"
+                f"patch is {self.patch}, but the picture's latents are only {height} high, and each device takes "
+                f"{multiple} rows or more; choose patch={most} or less, or a taller picture"
             )
         return SlabLayout(height, self.patch, multiple)
 
@@ -165,21 +164,6 @@ class Parallel:
         """The choices that compiled programs depend on, which exclude the number of warm-up steps."""
         return dataclasses.replace(self, warmup_steps=0)
 
-    @cached_property
-    def without_branches(self) -> "Parallel":
-        """The same devices for the autoencoder, which has no guidance branches: the cfg axis joins the patch axis."""
-        return dataclasses.replace(self, cfg=1, patch=self.cfg * self.patch, mode="full_sync", warmup_steps=0)
-
-    @cached_property
-    def without_batch(self) -> "Parallel":
-        """The same devices for a single picture: the data axis joins the patch axis."""
-        return dataclasses.replace(self, data=1, patch=self.data * self.patch)
-
-    @property
-    def manual_axes(self) -> set[str]:
-        """Axes that `shard_map` handles; in mode `tensor`, GSPMD handles the patch axis."""
-        return set(AXES) - ({AXIS} if self.mode == TENSOR else set())
-
     @property
     def kernel_order(self) -> str:
         """The order of axes with which convolutions are fast on these devices.
@@ -193,6 +177,33 @@ class Parallel:
     def replicated(self) -> NamedSharding:
         """The sharding of an array that is replicated on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+
+@cache
+def for_autoencoder(parallel: Parallel, *, encoding: bool = False) -> Parallel:
+    """Return the same devices for the autoencoder: those of the guidance branches share the rows of a picture.
+
+    Args:
+        encoding: all devices share the rows of one picture.
+    """
+    data = 1 if encoding else parallel.data
+    return dataclasses.replace(
+        parallel, data=data, cfg=1, patch=parallel.size // data, mode="full_sync", warmup_steps=0
+    )
+
+
+def manual_axes(parallel: Parallel) -> set[str]:
+    """Return the axes that `shard_map` handles; in mode `tensor`, GSPMD handles the patch axis."""
+    return set(AXES) - ({AXIS} if parallel.mode == TENSOR else set())
+
+
+def _checked_devices(devices: Sequence[jax.Device] | None) -> tuple[jax.Device, ...] | None:
+    if devices is None:
+        return None
+    listed = list(devices) if isinstance(devices, Sequence | np.ndarray) else [devices]
+    if not listed or not all(isinstance(d, jax.Device) for d in listed) or len(set(listed)) < len(listed):
+        raise DistrijaxError(f"devices is {devices!r}; it must list one device or more, each of them once")
+    return tuple(listed)
 
 
 def _suggestion(devices: int) -> str:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distrijax.nn.conv import order_kernels
-from distrijax.parallel.options import Parallel
+from distrijax.parallel.options import Parallel, manual_axes
 from distrijax.parallel.specs import is_spec, keep_axes, spec_of_leaves
 
 M = TypeVar("M", bound=nnx.Module)
@@ -27,7 +27,7 @@ def place(tree: T, specs: object, parallel: Parallel) -> T:
     def put(spec: PartitionSpec, x: Array | np.ndarray | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
         sharding = parallel.replicated
         if not parallel.emulate:
-            sharding = NamedSharding(parallel.mesh, keep_axes(spec, parallel.manual_axes))
+            sharding = NamedSharding(parallel.mesh, keep_axes(spec, manual_axes(parallel)))
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         host = np.asarray(x)

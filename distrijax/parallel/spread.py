@@ -8,7 +8,7 @@ import jax
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from distrijax.parallel.options import Parallel
+from distrijax.parallel.options import Parallel, manual_axes
 from distrijax.parallel.specs import AXES, axes_of, is_spec, keep_axes, spec_of_leaves
 
 Function = Callable[..., Any]
@@ -26,9 +26,9 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
     """
     if not parallel.emulate:
         specs = tuple(in_specs), out_specs
-        in_specs, out_specs = jax.tree.map(lambda spec: keep_axes(spec, parallel.manual_axes), specs, is_leaf=is_spec)
+        in_specs, out_specs = jax.tree.map(lambda spec: keep_axes(spec, manual_axes(parallel)), specs, is_leaf=is_spec)
         return jax.shard_map(
-            function, mesh=parallel.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=parallel.manual_axes
+            function, mesh=parallel.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=manual_axes(parallel)
         )
     sizes = dict(zip(AXES, (parallel.data, parallel.cfg, parallel.patch), strict=True))
     # Along an axis of one device nothing is mapped, which would add a dimension: XLA's CPU compiler (jax 0.10.2)

@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from distrijax.checkpoint import Parts, load, load_single_file, save_diffusers
 from distrijax.checkpoint.load import DTypes, SourceOptions
+from distrijax.checks import instance_of, true_or_false
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
@@ -22,10 +25,18 @@ from distrijax.parallel.placement import place_model
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.programs import Programs
+from distrijax.pipelines.stages import encode_texts
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
 from distrijax.runtime.processes import is_first
 from distrijax.schedulers import Scheduler
+from distrijax.text.prompt import Prompt, PromptInputs
 from distrijax.text.tokenizer import Tokenizer
+
+_FLAGS = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
+
+
+class LoadOptions(SourceOptions, total=False):
+    torch_dtype: DTypes
 
 
 class SDXLPipeline:
@@ -61,19 +72,31 @@ class SDXLPipeline:
         parallel: Parallel | None = None,
         programs: Programs | None = None,
     ):
+        self.source: str | None = None
         self.unet, self.vae, self.scheduler = unet, vae, scheduler
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
         self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         self.requires_aesthetics_score = requires_aesthetics_score
-        self.parallel = parallel or Parallel()
+        self.parallel = Parallel() if parallel is None else parallel
         for part in (unet, vae):
             order_kernels(part, self.parallel.kernel_order)
         self.interrupt = False
         self.set_progress_bar_config()
         self.programs = programs or Programs(self._report)
 
-    # ---------------------------------------------------------------------------------------------- loading and saving
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a part when it is set: one of another kind would fail in the middle of a call."""
+        kind = _KINDS.get(name, object)
+        if not isinstance(value, kind) or (value is None and name == "parallel"):
+            cure = ", such as DDIMScheduler.from_config(pipe.scheduler.config)" if kind is Scheduler else ""
+            raise DistrijaxError(f"{name} is {value!r}; it must be a {getattr(kind, '__name__', kind)}{cure}")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        model, device = self.source or "parts in memory", self.parallel.mesh.devices.flat[0].device_kind
+        name = type(self).__name__
+        return f"<{name} of {model}, {self.dtype.name}, {self.parallel} on {device}, {self.scheduler.class_name}>"
 
     @classmethod
     def from_pretrained(
@@ -83,18 +106,19 @@ class SDXLPipeline:
         dtype: DTypes | None = None,
         parallel: Parallel | None = None,
         progress: bool = True,
-        **options: Unpack[SourceOptions],
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """Load the pipeline of a checkpoint.
 
         Args:
-            source: a converted checkpoint, a diffusers folder, an original `.safetensors` file, or a hub id.
+            source: "demo", which is built in; a converted checkpoint, a diffusers folder, an original `.safetensors`
+                file, or a hub id.
             dtype: of weights and arithmetic. The default is the checkpoint's own; on a CPU it is float32, since XLA
                 has no float16 attention there.
             parallel: the devices and how they share pictures; by default one device.
-            progress: show a progress bar.
-            options: `variant`, `config` and `tokenizer`; and `unet`, `vae`, `text_encoder`, `text_encoder_2` and
-                `scheduler`, objects or paths that replace the checkpoint's own parts.
+            progress: show a progress bar while loading; False silences it.
+            options: `torch_dtype`, the same as `dtype`; `variant`, `config` and `tokenizer`; and `unet`, `vae`,
+                `text_encoder`, `text_encoder_2` and `scheduler`, objects or paths that replace the checkpoint's own.
 
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
@@ -109,7 +133,7 @@ class SDXLPipeline:
         dtype: DTypes | None = None,
         parallel: Parallel | None = None,
         progress: bool = True,
-        **options: Unpack[SourceOptions],
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
         return cls._from(load_single_file, file, dtype, parallel, progress, options)
@@ -122,17 +146,22 @@ class SDXLPipeline:
         dtype: DTypes | None,
         parallel: Parallel | None,
         progress: bool,
-        options: SourceOptions,
+        options: LoadOptions,
     ) -> Self:
         for name in options:
             if name in LOADING_ADVICE:
                 raise DistrijaxError(f"{name}: {LOADING_ADVICE[name]}")
+        torch_dtype = options.pop("torch_dtype", None)
+        if dtype is not None and torch_dtype is not None:
+            raise DistrijaxError("both dtype and torch_dtype are given; they mean the same, so give one")
+        dtype = torch_dtype if dtype is None else dtype
         if jax.default_backend() == "cpu" and dtype is None:
             dtype = jnp.float32
-        parallel = parallel or Parallel()
-        show = progress and is_first()
+        parallel = Parallel() if parallel is None else parallel
+        instance_of("parallel", parallel, Parallel, "a Parallel")
+        show = true_or_false("progress", progress) and is_first()
         parts = loader(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)
-        return cls(
+        pipe = cls(
             unet=parts.unet,
             vae=parts.vae,
             text_encoder=parts.text_encoder,
@@ -144,29 +173,28 @@ class SDXLPipeline:
             requires_aesthetics_score=bool(parts.index.get("requires_aesthetics_score", False)),
             parallel=parallel,
         )
+        pipe.source = str(source)
+        return pipe
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:
-        """Return a pipeline of this class with another's parts, without loading them again.
-
-        Args:
-            replaced: arguments of the class that replace the other pipeline's, such as `scheduler`.
-        """
+        """Return a pipeline of this class with another's parts, except those `replaced`, such as `scheduler`."""
+        instance_of("pipe", pipe, SDXLPipeline, "a pipeline of distrijax")
         shared = pipe.components | {"parallel": pipe.parallel, "programs": pipe.programs}
-        shared |= {name: getattr(pipe, name) for name in ("force_zeros_for_empty_prompt", "requires_aesthetics_score")}
-        return cls(**shared | replaced)
+        shared |= {name: getattr(pipe, name) for name in _FLAGS}
+        other = cls(**shared | replaced)
+        other.source = pipe.source
+        return other
 
     def save_pretrained(self, folder: str | Path, *, variant: str | None = None, overwrite: bool = False) -> Path:
         """Write the pipeline as a diffusers folder, which appears only when it is complete.
 
         Args:
-            folder: must not exist, or must be a checkpoint if `overwrite` is true.
             variant: suffix of the weights' file names, such as "fp16".
-            overwrite: replace a checkpoint.
+            overwrite: replace a checkpoint that is there.
         """
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             raise DistrijaxError("this pipeline has no text_encoder_2 or tokenizer_2, which every SDXL checkpoint has")
-        flags = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
         parts = Parts(
             unet=self.unet,
             vae=self.vae,
@@ -175,7 +203,7 @@ class SDXLPipeline:
             tokenizer=None if self.tokenizer is None else self.tokenizer.files,
             tokenizer_2=self.tokenizer_2.files,
             scheduler=self.scheduler,
-            index={name: getattr(self, name) for name in flags},
+            index={name: getattr(self, name) for name in _FLAGS},
         )
         return save_diffusers(folder, parts, variant=variant, overwrite=overwrite)
 
@@ -192,7 +220,7 @@ class SDXLPipeline:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent in all calls so far, by stage: compiling, encoding, denoising and decoding."""
+        """Wall-clock seconds of all calls so far, by stage: compiling, encoding, denoising and decoding."""
         return self.programs.seconds
 
     @property
@@ -201,10 +229,8 @@ class SDXLPipeline:
         return self.vae.config.scale_factor
 
     def set_progress_bar_config(self, **config: Any) -> None:
-        """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling.
-
-        With several processes, only the first shows anything.
-        """
+        """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling."""
+        # With several processes, only the first shows anything.
         self.progress_options: dict[str, Any] = config if is_first() else config | {"disable": True}
 
     def _report(self, message: str) -> None:
@@ -216,7 +242,42 @@ class SDXLPipeline:
             raise UnsupportedError(f"{name}: {ADVICE[name]}")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    # ----------------------------------------------------------------------------------------------- used by the stages
+    def encode_prompt(
+        self,
+        prompt: Prompt | None = None,
+        prompt_2: Prompt | None = None,
+        device: object = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Prompt | None = None,
+        negative_prompt_2: Prompt | None = None,
+        prompt_embeds: ArrayLike | None = None,
+        negative_prompt_embeds: ArrayLike | None = None,
+        pooled_prompt_embeds: ArrayLike | None = None,
+        negative_pooled_prompt_embeds: ArrayLike | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds and negative_pooled_prompt_embeds.
+
+        They are arguments of a call, on the host, each prompt repeated `num_images_per_prompt` times: [B, T, D] with
+        T = 77 tokens and D the widths of both text encoders together (768 + 1280), and the pooled ones [B, P] with P
+        the width of the projection (1280).
+
+        Args:
+            device: ignored, since text encoders stay where they are.
+            do_classifier_free_guidance: whether there are negative embeddings.
+            lora_scale: not supported yet; must be None.
+        """
+        if lora_scale is not None:
+            raise DistrijaxError(f"lora_scale is {lora_scale!r}; LoRA adapters cannot be loaded yet: leave it out")
+        guided = true_or_false("do_classifier_free_guidance", do_classifier_free_guidance)
+        texts = prompt, prompt_2, negative_prompt, negative_prompt_2, num_images_per_prompt, clip_skip
+        embeds = prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
+        prompts = PromptInputs(*texts, *embeds)
+        self.place_parts()
+        context, pooled = encode_texts(self, prompts, guided=guided)
+        return context[-1], context[0] if guided else None, pooled[-1], pooled[0] if guided else None
 
     @property
     def distilled(self) -> bool:
@@ -232,3 +293,6 @@ class SDXLPipeline:
         for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
             place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else place_model
             setattr(self, name, place(getattr(self, name), self.parallel))
+
+
+_KINDS = get_type_hints(SDXLPipeline.__init__)

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from distrijax.checks import array_of
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.callback import Callback, StepFunction
 from distrijax.pipelines.images import ImageInput, preprocess_images
@@ -94,10 +96,11 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             negative_pooled_prompt_embeds,
         )
         if latents is not None:
-            if np.ndim(latents) != 4:
-                raise DistrijaxError(f"latents have the shape {np.shape(latents)}; it must be (B, C, h, w)")
+            latents = array_of("latents", latents)
+            if latents.ndim != 4:
+                raise DistrijaxError(f"latents have the shape {latents.shape}; it must be (B, C, h, w)")
             pictures, is_latent = np.empty((0, 0, 0, 0), np.float32), True
-            rows, columns = (int(length) for length in np.shape(latents)[2:])
+            rows, columns = latents.shape[2:]
         elif image is None:
             raise DistrijaxError("there is no image: give image, or latents to start from")
         else:
@@ -133,8 +136,9 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         pixels = rows * self.vae_scale_factor, columns * self.vae_scale_factor
         ids = image_to_image_time_ids(
             batch=prompts.batch,
-            original_size=original_size or pixels,
-            target_size=target_size or pixels,
+            size=pixels,
+            original_size=original_size,
+            target_size=target_size,
             crops_coords_top_left=crops_coords_top_left,
             negative_original_size=negative_original_size,
             negative_crops_coords_top_left=negative_crops_coords_top_left,
@@ -159,7 +163,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         With one generator per picture of the batch, each draws its own noise, so pictures are repeated first.
         """
         with self.programs.timed("encoding"):
-            parallel = self.parallel.without_branches.without_batch
+            parallel = for_autoencoder(self.parallel, encoding=True)
             moments = [
                 [np.asarray(x) for x in self.programs.encode_image(self.vae, picture[None], parallel=parallel)]
                 for picture in pictures

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from distrijax.checks import array_of
 from distrijax.errors import DistrijaxError
 
 ImageInput = Image.Image | np.ndarray | Any
@@ -20,10 +21,6 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
 
     Sizes are rounded down to a multiple, by Lanczos for PIL images and by nearest neighbour for arrays. diffusers does
     not convert to RGB: it takes RGBA images for latents and fails on greyscale ones.
-
-    Args:
-        multiple: the VAE's scale factor.
-        latent_channels: number of channels by which latents are recognised.
 
     Returns:
         Pictures [N, H, W, 3] in [-1, 1] and False, or latents [N, h, w, C] and True.
@@ -70,18 +67,8 @@ def _check_size(size: tuple[int, ...], of: tuple[int, ...], multiple: int) -> No
 
 
 def _on_host(image: Any) -> np.ndarray:
-    if hasattr(image, "detach"):  # a torch tensor, perhaps on a GPU or with a gradient
-        image = image.detach().cpu().float().numpy()
-    try:
-        array = np.asarray(image)
-    except (TypeError, ValueError):
-        array = np.asarray(None)
-    if array.dtype.kind not in "fui":
-        kind = type(image).__name__
-        raise DistrijaxError(f"image is a {kind}; it must be a PIL image, an array, a tensor, or a list of them")
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255
-    return array.astype(np.float32)
+    array = array_of("image", image, "a PIL image, an array or a tensor of finite numbers, or a list of them")
+    return array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:  # [B, H, W, C] -> [B, H, W, 3]

@@ -17,12 +17,17 @@ class StableDiffusionXLPipelineOutput:
     """The pictures of one call.
 
     Attributes:
-        images: PIL images; or an array, [B, H, W, 3] in [0, 1] for `output_type="np"`, [B, C, h, w] for "latent".
+        images: PIL images; or an array, [B, H, W, 3] in [0, 1] for `output_type="np"`; or for "latent" [B, C, h, w],
+            scaled as the U-Net has them: dividing by `vae.config.scaling_factor` gives the VAE's latents.
         seed: the seed that makes the same pictures again; None if the generator was a JAX key.
     """
 
     images: Any
     seed: Seed
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return what diffusers' output has there: the images for 0 and "images"."""
+        return self.images if index == "images" else (self.images,)[index]
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from distrijax.runtime.cache import repair_cache
 from distrijax.runtime.compile import Program, Report, keep_compiled_programs
 from distrijax.sampling import programs
 from distrijax.text.prompt import encode_ids
@@ -18,6 +19,7 @@ class Programs:
 
     def __init__(self, report: Report):
         keep_compiled_programs()
+        repair_cache()
         self.encode_prompt = Program("text encoding", encode_ids, static=["clip_skip"], report=report)
         self.encode_image = Program("image encoding", programs.encode, static=["parallel"], report=report)
         self.condition = Program("conditioning", programs.condition, static=["parallel"], report=report)

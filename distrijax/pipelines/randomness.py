@@ -1,7 +1,6 @@
 """The random numbers of a call, drawn for the whole picture in diffusers' order."""
 
 import secrets
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from distrijax.checks import one_of
+from distrijax.checks import array_of, one_of, whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.pipelines.output import Seed
 from distrijax.runtime.processes import same_everywhere
@@ -23,20 +22,12 @@ Generators = list[TorchGenerator | KeyGenerator]
 def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple[Generators, Seed]:
     """Return one generator for the whole batch or one for each picture, and the seed that recreates them.
 
-    Args:
-        generator: as in diffusers: a `torch.Generator`, whose initial seed is read, a whole number, or a
-            list of them; or JAX keys, where `noise` is "jax".
-        seed: a whole number or a list, in place of `generator`. By default a new one.
-        noise: the random number generator, "torch" or "jax".
-        batch: number of pictures.
-
-    Raises:
-        DistrijaxError: both are given, or their number does not match the batch.
+    The arguments are those of a call, and the number of its pictures; without generator and seed, the seed is new.
     """
     one_of("noise", noise, tuple(GENERATORS))
     if generator is not None and seed is not None:
         raise DistrijaxError("both generator and seed are given; they mean the same, so give one")
-    if isinstance(generator, Array):
+    if _is_key(generator):
         if noise != "jax":
             raise DistrijaxError('generator is a JAX key; its numbers are JAX\'s own, so pass noise="jax" as well')
         typed = jnp.issubdtype(generator.dtype, jax.dtypes.prng_key)
@@ -44,27 +35,37 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
         several = list(keys) if keys.ndim else [keys]
         _check_count("generators", len(several), batch, is_list=bool(keys.ndim))
         return [KeyGenerator.from_key(key) for key in several], None
-    if generator is not None:
-        is_list = isinstance(generator, list | tuple)
-        seeds = [_initial_seed(each) for each in (generator if is_list else [generator])]
-        seed = seeds if is_list else seeds[0]
-    if seed is None:
-        seed = same_everywhere(secrets.randbits(32))
-    is_list = not isinstance(seed, int | np.integer)
-    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
+    name = "seed" if generator is None else "generator"
+    given: Any = seed if generator is None else generator
+    if given is None:
+        given = same_everywhere(secrets.randbits(32))
+    is_list = np.ndim(given) > 0 if isinstance(given, np.ndarray | Array) else isinstance(given, list | tuple)
+    seeds = [_seed(name, each) for each in (given if is_list else [given])]
     _check_count("seeds", len(seeds), batch, is_list=is_list)
-    return [GENERATORS[noise](each) for each in seeds], seed
+    return [GENERATORS[noise](each) for each in seeds], seeds if is_list else seeds[0]
 
 
-def _initial_seed(generator: Any) -> int:
-    """Return the seed of a `torch.Generator`, without importing torch, or a whole number unchanged."""
-    if hasattr(generator, "initial_seed"):
-        return int(generator.initial_seed())
-    if isinstance(generator, int | np.integer) and not isinstance(generator, bool):
-        return int(generator)
-    raise DistrijaxError(
-        f"generator is {generator!r}; it must be a whole number, a torch.Generator, or a list with one for each picture"
-    )
+def _is_key(generator: Any) -> bool:
+    """Return whether this is a JAX key, or several, of the new or the old type."""
+    if not isinstance(generator, Array):
+        return False
+    typed = jnp.issubdtype(generator.dtype, jax.dtypes.prng_key)
+    return typed or (generator.dtype == jnp.uint32 and generator.ndim > 0)
+
+
+def _seed(name: str, value: Any) -> int:
+    """Return a whole number unchanged, and the seed of a `torch.Generator`, without importing torch."""
+    if name == "generator" and hasattr(value, "initial_seed"):
+        return int(value.initial_seed())
+    try:
+        return whole_number(name, value, -(2**63), 2**64 - 1)
+    except DistrijaxError:
+        also = " or a torch.Generator" if name == "generator" else ""
+        key = '; a JAX key is passed as generator, with noise="jax"' if _is_key(value) else ""
+        raise DistrijaxError(
+            f"{name} is {value!r}; it must be a whole number from -2**63 to 2**64 - 1{also}, or a list of one for each "
+            f"picture{key}"
+        ) from None
 
 
 def _check_count(what: str, count: int, batch: int, *, is_list: bool) -> None:
@@ -77,9 +78,7 @@ def initial_latents(
 ) -> np.ndarray:
     """Return the initial latents, noise of the schedule's strength, [B, h, w, C].
 
-    Args:
-        shape: shape of the latents in diffusers' order, (B, C, h, w).
-        latents: unit-variance noise of that shape, in place of random numbers.
+    `shape` is (B, C, h, w), as in diffusers, and `latents` are unit-variance noise in place of random numbers.
     """
     start = randn(generators, shape) if latents is None else checked_latents(latents, shape)
     return start.transpose(0, 2, 3, 1) * np.float32(schedule.init_noise_sigma)
@@ -96,7 +95,7 @@ def step_noise(generators: Generators, shape: tuple[int, ...], schedule: Schedul
 
 def checked_latents(latents: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     """Return `latents` as fp32 on the host if they have this shape, (B, C, h, w)."""
-    array = np.asarray(latents, np.float32)
+    array = array_of("latents", latents).astype(np.float32)
     if array.shape != shape:
         raise DistrijaxError(f"latents have the shape {array.shape}; for this call it must be {shape}")
     return array

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from distrijax.checks import finite_number, one_of
+from distrijax.checks import finite_number, one_of, true_or_false
 from distrijax.errors import DistrijaxError
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
+from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.callback import Callback
 from distrijax.pipelines.loop import run_loop
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed, StableDiffusionXLPipelineOutput, to_pil
@@ -21,7 +22,7 @@ from distrijax.runtime.processes import check_same_everywhere
 from distrijax.sampling.guidance import Guidance
 from distrijax.sampling.inputs import TextInputs, loop_inputs
 from distrijax.schedulers import Schedule
-from distrijax.text.prompt import PromptInputs, encode_prompt
+from distrijax.text.prompt import PromptEmbeds, PromptInputs, encode_prompt
 from distrijax.text.time_ids import check_time_ids
 
 if TYPE_CHECKING:
@@ -68,28 +69,24 @@ def check_call(
     return_dict: bool,
     cross_attention_kwargs: Mapping[str, object] | None,
 ) -> Call:
-    """Return the arguments that every call takes, checked before anything is compiled.
-
-    Args:
-        size: rows and columns of the latents.
-
-    Raises:
-        DistrijaxError: an argument cannot be used, or differs between processes.
-    """
-    if output_type == "pt":
+    """Return the arguments that every call takes, checked; `size` is rows and columns of the latents."""
+    if isinstance(output_type, str) and output_type == "pt":
         raise DistrijaxError(
             "output_type is 'pt', but torch is not used here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
     one_of("output_type", output_type, OUTPUT_TYPES)
-    if cross_attention_kwargs:
+    true_or_false("return_dict", return_dict)
+    if cross_attention_kwargs is not None and not (
+        isinstance(cross_attention_kwargs, dict) and not cross_attention_kwargs
+    ):
         raise DistrijaxError(
             f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be loaded "
             "yet: leave it out"
         )
     if pipe.dtype == jnp.float16 and jax.default_backend() == "cpu":
         raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
-    finite_number("guidance_scale", guidance_scale)
-    finite_number("guidance_rescale", guidance_rescale)
+    guidance_scale = finite_number("guidance_scale", guidance_scale)
+    guidance_rescale = finite_number("guidance_rescale", guidance_rescale, 0, 1)
     channels, latent_channels = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
     if channels != latent_channels:
         raise DistrijaxError(
@@ -133,28 +130,34 @@ def make_pictures(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray, latent
     return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
 
 
-def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) -> TextInputs:
-    """Return the encoded prompts and the U-Net's other conditioning."""
-    config = pipe.unet.config
+def encode_texts(pipe: "SDXLPipeline", prompts: PromptInputs, *, guided: bool) -> PromptEmbeds:
+    """Return the embeddings of the prompts, with the negative branch if there is guidance."""
     with pipe.programs.timed("encoding"):
-        text = encode_prompt(
-            call.prompts,
+        return encode_prompt(
+            prompts,
             [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None],
             [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None],
-            guided=call.guided,
+            guided=guided,
             force_zeros_for_empty_prompt=pipe.force_zeros_for_empty_prompt,
             encode=pipe.programs.encode_prompt,
         )
+
+
+def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) -> TextInputs:
+    """Return the encoded prompts and the U-Net's other conditioning."""
+    config = pipe.unet.config
+    text = encode_texts(pipe, call.prompts, guided=call.guided)
     if text.context.shape[-1] != config.cross_attention_dim:
         raise DistrijaxError(
-            f"the prompt's embeddings are {text.context.shape[-1]} wide, but the U-Net takes "
-            f"{config.cross_attention_dim}; they are not of this model's text encoders"
+            f"prompt_embeds are {text.context.shape[-1]} wide; this U-Net takes {config.cross_attention_dim}, as "
+            "its own text encoders make them"
         )
     check_time_ids(
         time_ids.shape[-1],
         text.pooled.shape[-1],
         config.addition_time_embed_dim,
         config.projection_class_embeddings_input_dim,
+        given=call.prompts.pooled_prompt_embeds is not None,
     )
     embedding = None
     if config.time_cond_proj_dim is not None:
@@ -191,7 +194,7 @@ def decode(pipe: "SDXLPipeline", latents: Array, height: int, output_type: str) 
     if output_type == "latent":
         return pipe.programs.crop(latents, parallel=pipe.parallel.program_key, height=height).transpose(0, 3, 1, 2)
     with pipe.programs.timed("decoding"):
-        parallel = pipe.parallel.without_branches
+        parallel = for_autoencoder(pipe.parallel)
         pictures = [
             np.asarray(pipe.programs.decode(pipe.vae, latents, jnp.int32(i), parallel=parallel, height=height))
             for i in range(len(latents) // pipe.parallel.data)

@@ -22,11 +22,7 @@ def call_schedule(
 ) -> Schedule:
     """Return the steps of a call, by diffusers' rules.
 
-    Args:
-        timesteps: steps to take in place of `num_inference_steps`; `sigmas` likewise.
-        strength: fraction of the steps to take, from 0 to 1, the last ones. None takes all.
-        denoising_start: start after this fraction of the noise schedule, regardless of `strength`.
-        denoising_end: stop after this fraction of the noise schedule.
+    The arguments are those of a call; without `strength`, it takes all steps.
 
     Raises:
         DistrijaxError: a value is invalid, or no step is left.
@@ -38,6 +34,8 @@ def call_schedule(
         return scheduler.schedule(steps, timesteps=timesteps, sigmas=sigmas, eta=eta, start=start)
 
     first, last = (_cutoff(scheduler, n, v) for n, v in (("start", denoising_start), ("end", denoising_end)))
+    if strength is not None:
+        strength = finite_number("strength", strength, 0, 1)
     if denoising_start is not None and denoising_end is not None and denoising_start >= denoising_end:
         raise DistrijaxError(
             f"denoising_start is {denoising_start} and denoising_end {denoising_end}; the end must come after the start"
@@ -50,7 +48,6 @@ def call_schedule(
             raise DistrijaxError(f"denoising_start {denoising_start} leaves none of {total} steps; lower it")
         schedule = steps_from(total - count)
     elif strength is not None:
-        strength = finite_number("strength", strength, 0, 1)
         count = min(int(total * strength), total)
         if not count:
             raise DistrijaxError(
@@ -70,7 +67,8 @@ def _cutoff(scheduler: Scheduler, name: str, part: float | None) -> int | None:
     """Return the training timestep at which this fraction of the noise schedule has passed."""
     if part is None:
         return None
-    if not isinstance(part, float) or not 0 < part < 1:
-        raise DistrijaxError(f"denoising_{name} is {part!r}; it must be a float between 0 and 1, both excluded")
+    fraction = finite_number(f"denoising_{name}", part)
+    if not 0 < fraction < 1:
+        raise DistrijaxError(f"denoising_{name} is {part!r}; it must be a number between 0 and 1, both excluded")
     total = scheduler.num_train_timesteps
-    return round(total - part * total)
+    return round(total - fraction * total)

@@ -77,9 +77,10 @@ class StableDiffusionXLPipeline(SDXLPipeline):
                 each picture. Pictures are those that diffusers makes with a CPU generator of that seed. With
                 `noise="jax"`, also a `jax.random.key`.
             latents: unit-variance noise [B, C, h, w] in place of the generator's.
-            prompt_embeds, negative_prompt_embeds: [prompts, T, D], in place of the texts.
-            pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P].
-            output_type: "pil", "np" or "latent".
+            prompt_embeds, negative_prompt_embeds: [prompts, T, D], in place of the texts, as `encode_prompt` makes
+                them: T is 77 tokens and D the widths of both text encoders together (768 + 1280).
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P], P the width of the projection (1280).
+            output_type: "pil", "np" or "latent", which is scaled as the U-Net has it.
             return_dict: return an output object; otherwise a tuple with the images.
             cross_attention_kwargs: not supported yet; must be empty.
             guidance_rescale: from 0 to 1, against the over-exposure of strong guidance (arXiv 2305.08891).
@@ -129,8 +130,9 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         )
         ids = time_ids(
             batch=prompts.batch,
-            original_size=original_size or (height, width),
-            target_size=target_size or (height, width),
+            size=(height, width),
+            original_size=original_size,
+            target_size=target_size,
             crops_coords_top_left=crops_coords_top_left,
             negative_original_size=negative_original_size,
             negative_crops_coords_top_left=negative_crops_coords_top_left,

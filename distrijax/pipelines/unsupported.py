@@ -27,7 +27,6 @@ ADVICE = {
 }
 
 LOADING_ADVICE = {
-    "torch_dtype": "use dtype=jnp.bfloat16, or jnp.float16 or jnp.float32",
     "device_map": "choose devices with parallel=Parallel(devices=…)",
     "use_safetensors": "weights are always read from safetensors; leave it out",
     "low_cpu_mem_usage": "weights are always read one tensor at a time; leave it out",

@@ -49,7 +49,6 @@ def initialize(
 
     Args:
         coordinator_address: host and port of process 0, which listens there: any free port that the others can reach.
-        num_processes: number of processes on all machines together.
         process_id: number of this process, from 0.
         timeout: seconds to wait for the other processes at the start, at least 1.
 

@@ -14,6 +14,9 @@ To start from a picture, with the last 12 of the 30 steps:
     latents = schedule.add_noise(encoded_picture, noise)
 """
 
+from collections.abc import Mapping
+
+from distrijax.checks import instance_of
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers.base import Config, Scheduler
 from distrijax.schedulers.ddim import DDIMScheduler
@@ -48,14 +51,15 @@ def scheduler_from_config(config: Config, name: str | None = None) -> Scheduler:
     Raises:
         DistrijaxError: the class or an option is unknown, or an option's value is not supported.
     """
-    name = config.get("_class_name") if name is None else name
-    if not isinstance(name, str):
-        raise DistrijaxError(f"the scheduler config names no class: _class_name is {name!r}")
+    instance_of("config", config, Mapping, "a mapping like scheduler.config")
+    if name is None and "_class_name" not in config:
+        raise DistrijaxError("the scheduler config names no class, which is its _class_name; give a name")
+    name = config["_class_name"] if name is None else name
     for short, scheduler in SCHEDULERS.items():
-        if name in (short, scheduler.class_name):
+        if isinstance(name, str) and name in (short, scheduler.class_name):
             return scheduler.from_config(config)
     supported = ", ".join(f"{short} ({scheduler.class_name})" for short, scheduler in SCHEDULERS.items())
-    raise DistrijaxError(f"scheduler {name!r} is not supported; supported: {supported}")
+    raise DistrijaxError(f"scheduler name {name!r} is not supported; supported: {supported}")
 
 
 __all__ = [

@@ -184,7 +184,8 @@ class Scheduler:
             steps = len(levels) - 1
         else:
             steps = whole_number(about + "num_inference_steps", num_inference_steps, 1, self.num_train_timesteps)
-        eta = 0.0 if self.largest_eta is None else finite_number(about + "eta", eta, 0, self.largest_eta)
+        eta = finite_number(about + "eta", eta, None if self.largest_eta is None else 0, self.largest_eta)
+        eta = 0.0 if self.largest_eta is None else eta
         start = whole_number(about + "start", start)
         run = self._build(Request(steps, times, levels, eta, start))
         # checked here, because a trailing run that drops timesteps (lambda_min_clipped) is shorter than `steps`

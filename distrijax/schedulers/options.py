@@ -3,10 +3,7 @@
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
-from distrijax.checks import finite_number, one_of, true_or_false, whole_number
-from distrijax.errors import DistrijaxError
+from distrijax.checks import array_of, finite_number, numbers, one_of, true_or_false, whole_number
 from distrijax.schedulers import tables
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -43,10 +40,7 @@ def checked_option(
     """Return the value of an option, converted to the type of its default.
 
     Args:
-        class_name: the scheduler, for errors.
-        option: name of the option.
-        value: the caller's value.
-        default: the scheduler's default, which also replaces None where diffusers allows that.
+        default: replaces None where diffusers allows that.
         choices: allowed values of string options, where they differ from `CHOICES`.
         bounds: smallest and largest value of integer options, where they do not begin at 0.
     """
@@ -59,11 +53,10 @@ def checked_option(
         return true_or_false(name, value)
     if isinstance(default, int):
         return whole_number(name, value, *bounds.get(option, (0, None)))
-    if option == "trained_betas" or isinstance(default, tuple):
-        array = np.asarray(value)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in ("iu" if default == () else "iuf")):
-            raise DistrijaxError(f"{name} must be a list of numbers, got {value!r}")
-        return tuple(array.tolist())
-    if value == default == -math.inf:
+    if isinstance(default, tuple):
+        return tuple(whole_number(name, index) for index in array_of(name, value, "a list of numbers").ravel().tolist())
+    if option == "trained_betas":
+        return tuple(numbers(name, value).tolist())
+    if isinstance(value, float) and value == default == -math.inf:
         return default
     return finite_number(name, value)

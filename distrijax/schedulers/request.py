@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distrijax.checks import numbers
 from distrijax.errors import DistrijaxError
 
 
@@ -28,14 +29,7 @@ class Request:
 
 
 def custom_timesteps(name: str, values: Sequence[float], last: int, whole: bool) -> np.ndarray:
-    """Return the caller's timesteps, checked, float64 [S].
-
-    Args:
-        name: name in error messages.
-        values: the timesteps, descending.
-        last: the highest training timestep.
-        whole: whether they must be whole numbers.
-    """
+    """Return the caller's timesteps, checked, float64 [S]; `last` is the highest training timestep."""
     array = _falling(name, values, 1)
     if array[-1] < 0 or array[0] > last:
         raise DistrijaxError(f"{name} must lie in 0..{last}, got {list(values)}")
@@ -53,10 +47,7 @@ def custom_sigmas(name: str, values: Sequence[float]) -> np.ndarray:
 
 
 def _falling(name: str, values: Sequence[float], least: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 1 or len(array) < least or array.dtype.kind not in "iuf":
-        raise DistrijaxError(f"{name} must be a list of at least {least} numbers, got {values!r}")
-    array = array.astype(np.float64)
-    if not np.all(np.isfinite(array)) or np.any(np.diff(array) >= 0):
-        raise DistrijaxError(f"{name} must be finite and fall from each value to the next, got {list(values)}")
+    array = numbers(name, values, least)
+    if np.any(np.diff(array) >= 0):
+        raise DistrijaxError(f"{name} must fall from each value to the next, got {list(values)}")
     return array

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike, DTypeLike
 
-from distrijax.checks import whole_number
+from distrijax.checks import array_of, whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.text.tokenizer import Tokenizer
@@ -49,9 +49,6 @@ class PromptInputs:
     def __post_init__(self) -> None:
         if self.prompt is None and self.prompt_embeds is None:
             raise DistrijaxError("there is no prompt: give prompt or prompt_embeds")
-        if self.prompt == []:
-            raise DistrijaxError("prompt is an empty list; give at least one prompt")
-        whole_number("num_images_per_prompt", self.num_images_per_prompt, least=1)
         for name in "prompt", "prompt_2", "negative_prompt", "negative_prompt_2":
             self._check_text(name)
         for name in "prompt_embeds", "negative_prompt_embeds":
@@ -59,10 +56,17 @@ class PromptInputs:
             if getattr(self, name) is not None and getattr(self, pooled_name) is None:
                 raise DistrijaxError(f"{name} needs {pooled_name} beside it, made by the same text encoder")
             for part, axes in (name, "[B, T, D]"), (pooled_name, "[B, P]"):
-                embeds, count = getattr(self, part), self.count
-                shape = tuple(np.shape(embeds))
-                if embeds is not None and (len(shape) != axes.count(",") + 1 or shape[0] != count):
-                    raise DistrijaxError(f"{part} has the shape {shape}; it must be {axes} with B = {count} prompts")
+                if getattr(self, part) is None:
+                    continue
+                embeds = array_of(part, getattr(self, part))
+                object.__setattr__(self, part, embeds)
+                if embeds.ndim != axes.count(",") + 1 or len(embeds) != self.count:
+                    rule = f"{axes} with B = {self.count} prompts" if self.prompt is not None else axes
+                    raise DistrijaxError(f"{part} has the shape {embeds.shape}; it must be {rule}")
+        count = whole_number("num_images_per_prompt", self.num_images_per_prompt, least=1)
+        skip = 0 if self.clip_skip is None else whole_number("clip_skip", self.clip_skip, least=-1)
+        for name, value in (("num_images_per_prompt", count), ("clip_skip", skip)):
+            object.__setattr__(self, name, value)
 
     @property
     def count(self) -> int:
@@ -74,7 +78,7 @@ class PromptInputs:
     @property
     def batch(self) -> int:
         """Number of pictures, which is known before anything is encoded."""
-        return self.count * int(self.num_images_per_prompt)
+        return self.count * self.num_images_per_prompt
 
     def _check_text(self, name: str) -> None:
         text, embeds_name = getattr(self, name), f"{name.removesuffix('_2')}_embeds"
@@ -82,14 +86,13 @@ class PromptInputs:
             return
         if getattr(self, embeds_name) is not None:
             raise DistrijaxError(f"both {name} and {embeds_name} are given; they are mutually exclusive")
-        if not isinstance(text, str | list):
-            raise DistrijaxError(f"{name} must be a string or a list of strings, not {type(text).__name__}")
         if isinstance(text, str):
             return
-        for entry in text:
-            if not isinstance(entry, str):
-                raise DistrijaxError(f"{name} must hold strings, but holds {entry!r}")
-        if text and len(text) != self.count:
+        if not isinstance(text, list) or not all(isinstance(entry, str) for entry in text):
+            raise DistrijaxError(f"{name} is {text!r}; it must be a string or a list of strings")
+        if not text and name == "prompt":
+            raise DistrijaxError("prompt is an empty list; give at least one prompt")
+        if text and len(text) != self.count:  # an empty list counts as none, as in diffusers
             raise DistrijaxError(
                 f"{name} has {len(text)} entries for {self.count} prompts; give one for each, or a string for all"
             )
@@ -133,7 +136,6 @@ def encode_prompt(
     """Return the text conditioning of `prompts.batch` pictures, in the dtype of the text encoders.
 
     Args:
-        prompts: texts or embeddings.
         tokenizers, encoders: the base model's two, or the refiner's one, which ignores `prompt_2`.
         guided: add the negative branch.
         force_zeros_for_empty_prompt: without a `negative_prompt`, the negative embeddings are zeros, even with a
@@ -150,7 +152,7 @@ def encode_prompt(
     def branch(kind: str, first: Prompt, second: Prompt | None, skip: int, length: int | None) -> tuple[Embeds, Embeds]:
         """Return the context and the pooled vector: the caller's, or those of the two texts."""
         names = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
-        embeds, pooled = (_on_host(name, getattr(prompts, name), dtype) for name in names)
+        embeds, pooled = (_as_dtype(getattr(prompts, name), dtype) for name in names)
         if embeds is not None and pooled is not None:
             return embeds, pooled
         texts = [[text] * prompts.count if isinstance(text, str) else text for text in (first, second or first)]
@@ -160,8 +162,9 @@ def encode_prompt(
         context, encoded = encode(tuple(encoders), ids, clip_skip=skip)
         return context, encoded if pooled is None else pooled
 
-    skip = 0 if prompts.clip_skip is None else prompts.clip_skip
-    context, pooled = branch("", prompts.prompt or "", prompts.prompt_2, skip, None)
+    for tokenizer in tokenizers[:1] if prompts.prompt is not None else ():
+        tokenizer.advise([prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt or [])
+    context, pooled = branch("", prompts.prompt or "", prompts.prompt_2, prompts.clip_skip or 0, None)
     branches = [(context, pooled)]
     if guided:
         negative = prompts.negative_prompt
@@ -181,13 +184,10 @@ def encode_prompt(
     return PromptEmbeds(*parts)
 
 
-def _on_host(name: str, embeds: ArrayLike | None, dtype: DTypeLike | None) -> np.ndarray | None:
+def _as_dtype(embeds: ArrayLike | None, dtype: DTypeLike | None) -> np.ndarray | None:
     if embeds is None:
         return None
-    try:
-        array = np.asarray(embeds)
-    except (TypeError, RuntimeError) as error:  # torch tensors in bfloat16, on a GPU, or with a gradient
-        raise DistrijaxError(f"{name} cannot be read by numpy ({error}); give it as float32, on the CPU") from error
+    array = np.asarray(embeds)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if dtype is None else dtype)
 
 
@@ -202,7 +202,10 @@ def _token_ids(
             "no text encoder has a projection (CLIPTextModelWithProjection), which the pooled embeddings need; "
             "give prompt_embeds and pooled_prompt_embeds instead"
         )
-    ids = tuple(tokenizer(text, max_length=length) for tokenizer, text in zip(tokenizers, texts, strict=False))
+    ids = tuple(  # what both tokenizers cut off is said once
+        tokenizer(text, max_length=length, warn=text not in texts[:i])
+        for i, (tokenizer, text) in enumerate(zip(tokenizers, texts, strict=False))
+    )
     for tokens, encoder in zip(ids, encoders, strict=True):
         limit, known = encoder.config.max_position_embeddings, encoder.config.vocab_size
         if tokens.shape[1] > limit:

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distrijax.checks import finite_number
+from distrijax.checks import finite_number, numbers
 from distrijax.errors import DistrijaxError
 
-Pair = Sequence[int]
+Pair = Sequence[float]
 
 
 def time_ids(
     *,
     batch: int,
-    original_size: Pair,
-    target_size: Pair,
+    size: Pair,
+    original_size: Pair | None = None,
+    target_size: Pair | None = None,
     crops_coords_top_left: Pair = (0, 0),
     negative_original_size: Pair | None = None,
     negative_crops_coords_top_left: Pair = (0, 0),
@@ -28,9 +29,8 @@ def time_ids(
     """Return the time ids of `batch` pictures, by the rules of diffusers, which differ from pipeline to pipeline.
 
     Args:
-        batch: number of pictures, B.
-        original_size, target_size: (height, width) in pixels; the negative ones by default equal these.
-        crops_coords_top_left: (top, left) in pixels, as for the negative branch.
+        size: (height, width) in pixels, the default of `original_size` and `target_size`, as these are of the negative
+            ones; crops are (top, left).
         aesthetic_score, negative_aesthetic_score: read only if `requires_aesthetics_score`.
         requires_aesthetics_score: the U-Net (SDXL's refiner) takes a score in place of the target size.
         image_to_image: follow the rules of image-to-image and inpainting, not text-to-image.
@@ -38,17 +38,20 @@ def time_ids(
     Returns:
         float32 [2, B, 6], or [2, B, 5] with a score: the negative branch, then the prompt's.
     """
-    size = _pair("original_size", original_size)
+    original = _pair("original_size", original_size, size)
     crop = _pair("crops_coords_top_left", crops_coords_top_left)
-    target = _pair("target_size", target_size)
-    negative_size = size if negative_original_size is None else _pair("negative_original_size", negative_original_size)
+    target = _pair("target_size", target_size, size)
+    negative_size = _pair("negative_original_size", negative_original_size, original)
     negative_crop = _pair("negative_crops_coords_top_left", negative_crops_coords_top_left)
-    negative_target = target if negative_target_size is None else _pair("negative_target_size", negative_target_size)
+    negative_target = _pair("negative_target_size", negative_target_size, target)
+    score = finite_number("aesthetic_score", aesthetic_score)
+    negative_score = finite_number("negative_aesthetic_score", negative_aesthetic_score)
+    prompt: tuple[float, ...]
+    negative: tuple[float, ...]
     if requires_aesthetics_score:
-        prompt = *size, *crop, finite_number("aesthetic_score", aesthetic_score)
-        negative = *negative_size, *negative_crop, finite_number("negative_aesthetic_score", negative_aesthetic_score)
+        prompt, negative = (*original, *crop, score), (*negative_size, *negative_crop, negative_score)
     else:
-        prompt = *size, *crop, *target
+        prompt = *original, *crop, *target
         if image_to_image:  # the negative branch has the prompt's crop
             negative = *negative_size, *crop, *negative_target
         elif negative_original_size is not None and negative_target_size is not None:
@@ -67,18 +70,27 @@ image_to_image_time_ids = functools.partial(time_ids, image_to_image=True)
 
 
 def check_time_ids(
-    count: int, pooled_dim: int, addition_time_embed_dim: int, projection_class_embeddings_input_dim: int
+    count: int,
+    pooled_dim: int,
+    addition_time_embed_dim: int,
+    projection_class_embeddings_input_dim: int,
+    *,
+    given: bool = False,
 ) -> None:
     """Raise DistrijaxError unless time ids and pooled vector together fill the input of the U-Net's added embedding.
 
     Args:
         count: number of time ids of a picture.
-        pooled_dim: size of the pooled vector.
-        addition_time_embed_dim, projection_class_embeddings_input_dim: of the U-Net's config.
+        given: the pooled vector is the caller's.
     """
     total, expected = addition_time_embed_dim * count + pooled_dim, projection_class_embeddings_input_dim
     if total == expected:
         return
+    if given:
+        width = expected - addition_time_embed_dim * count
+        raise DistrijaxError(
+            f"pooled_prompt_embeds are {pooled_dim} wide; this U-Net takes {width}, as its own text encoders make them"
+        )
     hint = "projection_class_embeddings_input_dim of the U-Net and projection_dim of the text encoder do not agree"
     if expected - total == addition_time_embed_dim:
         hint = (
@@ -92,7 +104,5 @@ def check_time_ids(
     )
 
 
-def _pair(name: str, pair: Pair) -> tuple[float, ...]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DistrijaxError(f"{name} is {pair!r}; it must be a pair of numbers, in pixels")
-    return tuple(finite_number(f"{name}[{index}]", value) for index, value in enumerate(pair))
+def _pair(name: str, pair: Pair | None, default: Pair = ()) -> tuple[float, ...]:
+    return tuple(numbers(name, default if pair is None else pair, 2, 2).tolist())

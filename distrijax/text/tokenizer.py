@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,12 @@ class Tokenizer:
         length = self._clip.model_max_length
         self.model_max_length = int(length) if length < 1_000_000 else DEFAULT_LENGTH  # 1e30 means unset
         self.vocab_size = len(self._clip)
+        self._draws = json.loads(self.files.get("tokenizer_config.json", b"{}")).get("draws")
 
-    def __call__(self, prompts: Sequence[str], *, max_length: int | None = None) -> np.ndarray:
+    def __call__(self, prompts: Sequence[str], *, max_length: int | None = None, warn: bool = True) -> np.ndarray:
         """Return token ids [B, T] int32 of B prompts, with T = `max_length` (by default `model_max_length`).
 
-        A prompt that is too long is truncated, and a warning logs the text that was cut off.
+        A prompt that is too long is truncated; with `warn`, the log says which words were lost.
         """
         # The start and end tokens alone need 2.
         length = whole_number("max_length", self.model_max_length if max_length is None else max_length, 2)
@@ -70,10 +72,22 @@ class Tokenizer:
                 pair for part in prompt.overflowing for pair in zip(part.ids, part.special_tokens_mask, strict=True)
             ]
             if ids := [index for index, added in tokens if not added]:
-                cuts.append(self._clip.decode(ids))
-        if cuts:
+                cuts.append(_shortened(self._clip.decode(ids)))
+        if cuts and warn:
             logger.warning("prompts are truncated to %d tokens, all that CLIP can read; cut off: %s", length, cuts)
         return np.asarray(batch["input_ids"], np.int32)
+
+    def advise(self, prompts: Sequence[str]) -> None:
+        """Log what a model with a vocabulary of its own draws, for prompts that are empty or have words it never saw.
+
+        Such a model says in its tokenizer_config.json what it `draws`; each word that it knows is a token.
+        """
+        for prompt in dict.fromkeys(prompts) if self._draws else ():
+            words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
+            unknown = ", ".join(word for word in words if len(self._clip.tokenize(word)) > 1)
+            if unknown or not words:
+                problem = f"never saw the words: {_shortened(unknown)}"
+                logger.warning("this model %s; it draws %s", problem if unknown else "needs a prompt", self._draws)
 
     def _check_special_tokens(self, name: str) -> None:
         # A special token that is in none of the files would get the next free id, which no text encoder knows.
@@ -91,6 +105,10 @@ class Tokenizer:
         ids = whole["model"]["vocab"] if whole else vocab
         ids = ids | added | {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
         return ids | {token["content"]: int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
+
+
+def _shortened(text: str, length: int = 100) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _problem(file: str, content: bytes) -> str | None:

@@ -173,7 +173,8 @@ def missing_compiler() -> str | None:
     return (
         f"the CUDA compiler is not installed: pip install 'jax[cuda12]=={version}' (it needs no GPU); or, smaller, "
         f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} nvidia-cuda-nvcc-cu12 "
-        f"nvidia-cuda-runtime-cu12 nvidia-cudnn-cu12"
+        f"nvidia-cuda-runtime-cu12 nvidia-cudnn-cu12. Choose a virtual environment of its own: without a GPU, JAX then "
+        "prints errors at every start, such as `Unable to load cuFFT`, unless JAX_PLATFORMS=cpu is set"
     )
 
 

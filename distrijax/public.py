@@ -1,0 +1,43 @@
+"""The public names of the package, which `distrijax` itself imports when one of them is used."""
+
+from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
+from distrijax.errors import DistrijaxError
+from distrijax.models.text_encoder import TextEncoder
+from distrijax.models.unet import UNet
+from distrijax.models.vae import VAE
+from distrijax.parallel.options import Parallel
+from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
+from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
+from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
+from distrijax.schedulers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
+    scheduler_from_config,
+)
+
+__all__ = [
+    "VAE",
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DistrijaxError",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "Parallel",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
+    "TCDScheduler",
+    "TextEncoder",
+    "TextEncoderConfig",
+    "UNet",
+    "UNetConfig",
+    "UniPCMultistepScheduler",
+    "VAEConfig",
+    "scheduler_from_config",
+]
