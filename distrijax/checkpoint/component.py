@@ -21,7 +21,7 @@ from distrijax.checkpoint.tables import Table, convert, text_encoder_table, unet
 from distrijax.checkpoint.tensors import Shape, Tensor
 from distrijax.checkpoint.tokenizers import Files
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
-from distrijax.config.checks import Json
+from distrijax.config.entry import Json
 from distrijax.config.text_encoder import WITH_PROJECTION
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder

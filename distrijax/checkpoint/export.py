@@ -13,7 +13,7 @@ from distrijax.checkpoint.hub import locate, weight_names
 from distrijax.checkpoint.known import packaged
 from distrijax.checkpoint.tensors import write_safetensors
 from distrijax.checkpoint.tokenizers import write_tokenizer
-from distrijax.config.checks import Json
+from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import Scheduler
 

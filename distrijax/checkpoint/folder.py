@@ -8,7 +8,7 @@ from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, read_json
 from distrijax.checkpoint.hub import STEMS, weight_names
 from distrijax.checkpoint.tensors import Tensor, read_safetensors
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer
-from distrijax.config.checks import Json
+from distrijax.config.entry import Json
 from distrijax.config.text_encoder import WITH_PROJECTION
 from distrijax.errors import DistrijaxError
 

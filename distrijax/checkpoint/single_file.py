@@ -18,7 +18,7 @@ from distrijax.checkpoint.known import packaged, published
 from distrijax.checkpoint.tensors import Tensor, read_safetensors
 from distrijax.checkpoint.tokenizers import Files, sdxl_tokenizers
 from distrijax.config import UNetConfig, VAEConfig
-from distrijax.config.checks import Json
+from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
 
 # Prefixes of a component's tensor names, of which a file's first match counts.
