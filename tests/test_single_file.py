@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from distrijax.checkpoint import Component, convert, export, ldm, load, open_source
 from distrijax.checkpoint.known import packaged
-from distrijax.checkpoint.single_file import IGNORED
+from distrijax.checkpoint.recognise import HARMLESS
 from distrijax.errors import DistrijaxError
 
 State = dict[str, torch.Tensor]
@@ -135,7 +135,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def as_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models in place of the real sizes, which a file is recognised by."""
-    from distrijax.checkpoint import known, single_file
+    from distrijax.checkpoint import known, recognise
 
     small = {name: dict(module.config.to_dict() if hasattr(module.config, "to_dict") else module.config)
              for name, module in base_parts().items()}  # fmt: skip
@@ -145,7 +145,7 @@ def as_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.loads(json.dumps(small[name])) if name in small else packaged(name)
 
     monkeypatch.setattr(known, "packaged", smaller)
-    monkeypatch.setattr(single_file, "_kind", lambda unet: "base")
+    monkeypatch.setattr(recognise, "published_form", lambda unet: ("base", {}))
 
 
 def leaves(components: Any) -> list[bytes]:
@@ -328,6 +328,6 @@ def test_the_vae_at_full_size() -> None:
 def test_what_is_ignored() -> None:
     for name in ("denoiser.sigmas", "model_ema.decay", "first_stage_model.loss.logvar", "sqrt_alphas_cumprod",
                  "posterior_variance", "conditioner.embedders.0.model.logit_scale"):  # fmt: skip
-        assert IGNORED.fullmatch(name)
+        assert HARMLESS.fullmatch(name)
     for name in ("model.diffusion_model.denoiser.sigmas", "my_sqrt_x", "conditioner.embedders.1.model.text_projection"):
-        assert not IGNORED.fullmatch(name)
+        assert not HARMLESS.fullmatch(name)

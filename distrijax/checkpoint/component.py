@@ -54,6 +54,7 @@ class Component:
         prefix: prefix of a text encoder's tensor names in torch files of this origin.
         reader: reads all tensors (same arguments as `stream`) if the format has a faster way than one by one.
         module: the model itself, if the caller passed one.
+        trained: options of the scheduler that the file states beside the weights, such as the prediction type.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Component:
     prefix: str = ""
     reader: Callable[[DTypeLike | None, Placement | None], Stream] | None = None
     module: Module | None = None
+    trained: Json = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, name: str, json: Json, where: str, class_name: str | None = None) -> "Component":
@@ -88,7 +90,7 @@ class Component:
             else:
                 config = TextEncoderConfig.from_json(json, with_projection=WITH_PROJECTION.get(class_name or ""))
             _, variables = _structure(config, "float32")
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:  # the config did not check it
+        except DistrijaxError as error:
             raise DistrijaxError(f"{where}: {error}") from error
         shapes = {_dotted(path): tuple(variable.get_value().shape) for path, variable in variables}
         return cls(name, json, config, shapes, where)

@@ -8,16 +8,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Parts, cast
-from distrijax.checkpoint.files import MODEL_INDEX, appearing, read_json, write_json
-from distrijax.checkpoint.hub import locate, weight_names
+from distrijax.checkpoint.files import MODEL_INDEX, SCHEDULER, appearing, write_json
+from distrijax.checkpoint.hub import weight_names
 from distrijax.checkpoint.known import packaged
 from distrijax.checkpoint.tensors import write_safetensors
 from distrijax.checkpoint.tokenizers import write_tokenizer
-from distrijax.config.entry import Json
-from distrijax.errors import DistrijaxError
-from distrijax.schedulers import Scheduler
 
-_SCHEDULER = "scheduler_config.json"
 _NOT_EXPORTED = ("image_encoder", "feature_extractor")  # parts of IP-Adapters, which do not belong to SDXL
 
 
@@ -57,19 +53,6 @@ def save_diffusers(
     return folder
 
 
-def scheduler_json(scheduler: Scheduler | str | Path | None) -> Json | None:
-    """Return the contents of scheduler_config.json from a scheduler, that file, or a folder that has one."""
-    if scheduler is None or isinstance(scheduler, Scheduler):
-        return None if scheduler is None else scheduler.config
-    if not isinstance(scheduler, str | Path):
-        kind = type(scheduler).__name__
-        raise DistrijaxError(f"scheduler is a {kind}; it must be a Scheduler of distrijax, or a path or hub id of one")
-    path = locate(scheduler, [_SCHEDULER, f"scheduler/{_SCHEDULER}"])
-    if path.is_dir():
-        path = (path / "scheduler" if (path / "scheduler").is_dir() else path) / _SCHEDULER
-    return read_json(path)
-
-
 def write_folder(
     checkpoint: Checkpoint,
     folder: Path,
@@ -97,7 +80,7 @@ def write_folder(
         write_json(folder / name / "config.json", config)
         _write_weights(component, folder / name / weight_names(name, variant)[0], dtype, progress)
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / _SCHEDULER, checkpoint.scheduler)
+    write_json(folder / "scheduler" / SCHEDULER, checkpoint.scheduler)
     for name, files in checkpoint.tokenizers.items():
         write_tokenizer(files, folder / name)
 

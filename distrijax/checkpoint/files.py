@@ -12,6 +12,8 @@ from distrijax.errors import DistrijaxError
 
 MANIFEST = "distrijax.json"
 MODEL_INDEX = "model_index.json"
+SCHEDULER = "scheduler_config.json"
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
 def read_json(path: Path) -> dict[str, Any]:

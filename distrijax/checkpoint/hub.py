@@ -17,6 +17,7 @@ STEMS = {
 
 TOKENIZER_PATTERNS = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 TOKENIZER_PATTERNS += ["tokenizer/*", "tokenizer_2/*"]
+CONFIG_PATTERNS = ["*.json", "*/config.json", "scheduler/*.json", *TOKENIZER_PATTERNS]
 
 
 def weight_names(name: str, variant: str | None) -> tuple[str, str]:
@@ -50,7 +51,7 @@ def locate(source: str | Path, patterns: list[str]) -> Path:
     """
     path = Path(source).expanduser()
     if path.exists():
-        return path
+        return path.absolute()  # orbax reads no relative ones
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.endswith((".safetensors", ".ckpt")):
         raise DistrijaxError(
             f"{source}: there is no such file or folder, and it is not a hub id of the form owner/name either"

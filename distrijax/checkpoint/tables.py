@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
-from distrijax.checkpoint.tensors import DTYPES, Shape, Tensor
+from distrijax.checkpoint.tensors import DTYPES, Shape, Tensor, log_harmless
 from distrijax.errors import DistrijaxError
 
 SHOWN = 12  # faults of each kind that are listed; the rest are counted
@@ -104,12 +104,13 @@ def convert(
     """
     matches: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    unexpected, twice, shapes, dtypes = [], [], [], []
+    harmless, unexpected, twice, shapes, dtypes = [], [], [], [], []
     for name, tensor in tensors:
-        if table.ignores(name):
-            continue
         entry = table.to_ours(name)
         if entry is None or entry.name not in expected:
+            if table.ignores(name):
+                harmless.append(name)
+                continue
             unexpected.append(f"{name} {list(tensor.shape)}{_in(tensor)}")
             continue
         path, tensor = entry.name, table.flattened(name, tensor)
@@ -134,10 +135,11 @@ def convert(
         "unexpected": unexpected,
         "duplicated": twice,
         "of the wrong shape": shapes,
-        "of a dtype that weights cannot have (float64, float32, float16 and bfloat16 can)": dtypes,
+        "of a dtype that weights cannot have; use the model's file in float32, float16 or bfloat16": dtypes,
     }
     if any(faults.values()):
         raise DistrijaxError(f"{what}: its tensors are not those of the model in its configuration" + _listed(faults))
+    log_harmless(what, harmless)
     return {path: matches[path] for path in expected}
 
 
@@ -228,6 +230,7 @@ def vae_table() -> Table:
             *_same("quant_conv post_quant_conv", CONV),
         ],
         aliases=[(rf"{at}{old}(?=\.)", new) for old, new in older.items()],
+        ignored=r"(loss|model_ema)\..*",
         flatten=r".*\.attentions\.0\.(to_q|to_k|to_v|to_out\.0)\.weight",
     )
 
@@ -251,5 +254,7 @@ def text_encoder_table(prefix: str = "text_model.") -> Table:
     return Table(
         [*((prefix + theirs, ours, kind) for theirs, ours, kind in model), *_same("text_projection", LINEAR)],
         aliases=[(r"^(?:text_model\.)?(?=embeddings\.|encoder\.|final_layer_norm\.)", prefix)],
-        ignored=r"(text_model\.)?embeddings\.position_ids",
+        # Constants, and the heads of a whole CLIP. Where the model has a projection, its rule comes first.
+        ignored=r"(text_model\.)?(embeddings\.position_ids|logit_scale|attn_mask|text_projection(\.weight)?)"
+        r"|(vision_model|visual|visual_projection)\..*",
     )

@@ -8,8 +8,9 @@ the package takes all tensors of a file at once.
 import dataclasses
 import functools
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from distrijax.errors import DistrijaxError
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -73,6 +76,13 @@ class Tensor:
     def slice(self, start: int, stop: int) -> "Tensor":
         """Return the part from start to stop along the first axis."""
         return self.map(lambda array: array[start:stop], (stop - start, *self.shape[1:]))
+
+
+def log_harmless(where: str, names: Collection[str]) -> None:
+    """Name tensors that are not read because no picture depends on them."""
+    if names:
+        listed = ", ".join(sorted(names)[:12]) + " …" * (len(names) > 12)
+        logger.warning("%s: ignored %d tensors that no picture depends on: %s", where, len(names), listed)
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:

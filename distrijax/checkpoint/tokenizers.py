@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from distrijax.errors import DistrijaxError
@@ -58,7 +58,7 @@ def tokenizer_folder(files: Files) -> Iterator[Path]:
         yield folder
 
 
-def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
+def sdxl_tokenizers(folder: Path, names: Iterable[str]) -> dict[str, Files]:
     """Return SDXL's tokenizers from a pipeline's folder, or from the one CLIP vocabulary that both share."""
     if any((folder / name).is_dir() for name in names):
         return {name: read_tokenizer(folder / name) for name in names}

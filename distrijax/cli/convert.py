@@ -1,9 +1,10 @@
 """`distrijax convert`: checkpoints from one format to another."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from distrijax.checkpoint import convert, export
+from distrijax.checkpoint import convert, verify
 from distrijax.cli.options import DTYPES, Commands, add_parts
 from distrijax.errors import DistrijaxError
 
@@ -19,28 +20,33 @@ def add(commands: Commands) -> None:
     )
     command.set_defaults(run=_convert)
     command.add_argument("source", help="a diffusers folder, a hub id, a .safetensors file, or a converted checkpoint")
-    command.add_argument("target", type=Path, help="the folder to write")
+    command.add_argument("target", type=Path, nargs="?", help="the folder to write")
     command.add_argument(
         "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
     command.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: every tensor keeps its own dtype)")
     add_parts(command)
-    for part, what in (("unet", "a U-Net"), ("scheduler", "a scheduler")):
-        command.add_argument(f"--{part}", metavar="SOURCE", help=f"{what} in place of the checkpoint's own")
+    command.add_argument(
+        "--scheduler", metavar="SOURCE", help="a scheduler, or its name, in place of the checkpoint's own"
+    )
     command.add_argument("--target-variant", metavar="NAME", help="of the files that --to diffusers writes")
-    command.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
     command.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint at the target, and what a killed run left there"
+    )
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="read what was written, or the source if there is no target, and compare every tensor with its checksum",
     )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _convert(options: argparse.Namespace) -> None:
-    names = ("dtype", "variant", "unet", "vae", "scheduler", "tokenizer", "config", "overwrite")
+    names = ("to", "dtype", "variant", "unet", "vae", "scheduler", "tokenizer", "config", "overwrite", "target_variant")
     shared = {name: getattr(options, name) for name in names} | {"progress": not options.quiet}
-    if options.to == "diffusers":
-        print(export(options.source, options.target, target_variant=options.target_variant, **shared))
-    elif options.target_variant is not None:
-        raise DistrijaxError("--target-variant names files of a diffusers folder; say --to diffusers")
-    else:
-        print(convert(options.source, options.target, **shared))
+    if options.target is None and not options.verify:
+        raise DistrijaxError("there is no target; name the folder to write, or say --verify to check the source")
+    written = options.source if options.target is None else convert(options.source, options.target, **shared)
+    if options.verify:
+        print(f"{verify(written)} tensors are as they were written", file=sys.stderr)
+    print(written)

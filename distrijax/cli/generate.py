@@ -23,7 +23,6 @@ from distrijax.parallel.policies import MODES, TENSOR
 from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
-from distrijax.schedulers import scheduler_from_config
 from distrijax.tools.traffic import Traffic, count_traffic
 
 STRENGTH = 0.3  # the pipeline's default
@@ -99,6 +98,13 @@ def add(commands: Commands) -> None:
         "--scheduler",
         metavar="NAME",
         help="ddim, euler, euler_ancestral, dpmsolver++, lcm, tcd or unipc (default: the checkpoint's)",
+    )
+    sampling.add_argument(
+        "--karras-sigmas", action=argparse.BooleanOptionalAction, help="space the noise levels by the formula of Karras"
+    )
+    sampling.add_argument("--timestep-spacing", metavar="NAME", help="linspace, leading or trailing")
+    sampling.add_argument(
+        "--prediction-type", metavar="NAME", help="what the U-Net predicts: epsilon, v_prediction or sample"
     )
     sampling.add_argument(
         "--eta", type=float, metavar="X", help="noise that ddim and tcd add in each step, 0 to 1 (default: 0)"
@@ -229,12 +235,18 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *
         parallel=parallel,
         progress=not options.quiet,
         variant=settings.variant,
+        config=settings.config,
+        unet=settings.unet,
         vae=settings.vae,
         tokenizer=settings.tokenizer,
+        scheduler=settings.scheduler,
     )
     pipe.set_progress_bar_config(disable=options.quiet)
-    if settings.scheduler is not None:
-        pipe.scheduler = scheduler_from_config(pipe.scheduler.config, settings.scheduler)
+    names = {"karras_sigmas": "use_karras_sigmas"} | {name: name for name in ("timestep_spacing", "prediction_type")}
+    changes = {option: getattr(settings, name) for name, option in names.items()}
+    changes = {option: value for option, value in changes.items() if value is not None}
+    if changes:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
     return pipe
 
 

@@ -62,6 +62,8 @@ def add_axes(group: Group) -> None:
 def add_parts(group: "argparse._ActionsContainer") -> None:
     """Add the options that say how a checkpoint is read."""
     group.add_argument("--variant", metavar="NAME", help='which files of weights to read, such as "fp16"')
+    group.add_argument("--config", metavar="SOURCE", help="a diffusers folder that a .safetensors file belongs to")
+    group.add_argument("--unet", metavar="SOURCE", help="a U-Net in place of the checkpoint's own")
     group.add_argument("--vae", metavar="SOURCE", help="an autoencoder in place of the checkpoint's own")
     group.add_argument("--tokenizer", metavar="SOURCE", help="CLIP's vocabulary, for a .safetensors file")
 
@@ -74,11 +76,11 @@ def default_dtype() -> str:
 def workload(options: argparse.Namespace, *, dtype: str, steps: int) -> Workload:
     """Return the pictures that the options describe."""
     model = find(options.model)
-    native = model.vae.scale_factor * model.unet.sample_size
+    scale, (rows, columns) = model.vae.scale_factor, model.unet.native_size
     return Workload(
         model,
-        height=native if options.height is None else options.height,
-        width=native if options.width is None else options.width,
+        height=scale * rows if options.height is None else options.height,
+        width=scale * columns if options.width is None else options.width,
         dtype=dtype,
         guided=not options.no_guidance,
         pictures=options.num_images,

@@ -43,7 +43,9 @@ def choice(*values: Any) -> Rule:
 
     def rule(name: str, value: Any) -> Any:
         if value not in values:
-            raise DistrijaxError(f"{name} is {value!r}, which is not supported; it must be {' or '.join(map(repr, values))}")
+            raise DistrijaxError(
+                f"{name} is {value!r}, which is not supported; it must be {' or '.join(map(repr, values))}"
+            )
         return value
 
     return rule

@@ -1,7 +1,6 @@
 """The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -9,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from distrijax.checkpoint import Parts, load, load_single_file, save_diffusers
-from distrijax.checkpoint.load import DTypes, SourceOptions
+from distrijax.checkpoint import DTypes, Parts, SourceOptions, load, save_diffusers
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
@@ -99,31 +97,6 @@ class SDXLPipeline:
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
         """
-        return cls._from(load, source, dtype, parallel, progress, options)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        file: str | Path,
-        *,
-        dtype: DTypes | None = None,
-        parallel: Parallel | None = None,
-        progress: bool = True,
-        **options: Unpack[SourceOptions],
-    ) -> Self:
-        """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
-        return cls._from(load_single_file, file, dtype, parallel, progress, options)
-
-    @classmethod
-    def _from(
-        cls,
-        loader: Callable[..., Parts],
-        source: str | Path,
-        dtype: DTypes | None,
-        parallel: Parallel | None,
-        progress: bool,
-        options: SourceOptions,
-    ) -> Self:
         for name in options:
             if name in LOADING_ADVICE:
                 raise DistrijaxError(f"{name}: {LOADING_ADVICE[name]}")
@@ -131,7 +104,7 @@ class SDXLPipeline:
             dtype = jnp.float32
         parallel = parallel or Parallel()
         show = progress and is_first()
-        parts = loader(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)
+        parts = load(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)
         return cls(
             unet=parts.unet,
             vae=parts.vae,
@@ -144,6 +117,21 @@ class SDXLPipeline:
             requires_aesthetics_score=bool(parts.index.get("requires_aesthetics_score", False)),
             parallel=parallel,
         )
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | Path,
+        *,
+        dtype: DTypes | None = None,
+        parallel: Parallel | None = None,
+        progress: bool = True,
+        **options: Unpack[SourceOptions],
+    ) -> Self:
+        """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
+        if not Path(file).expanduser().is_file():
+            raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
+        return cls.from_pretrained(file, dtype=dtype, parallel=parallel, progress=progress, **options)
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:

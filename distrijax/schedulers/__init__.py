@@ -14,6 +14,8 @@ To start from a picture, with the last 12 of the 30 steps:
     latents = schedule.add_noise(encoded_picture, noise)
 """
 
+from collections.abc import Mapping
+
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers.base import Config, Scheduler
 from distrijax.schedulers.ddim import DDIMScheduler
@@ -48,14 +50,13 @@ def scheduler_from_config(config: Config, name: str | None = None) -> Scheduler:
     Raises:
         DistrijaxError: the class or an option is unknown, or an option's value is not supported.
     """
-    name = config.get("_class_name") if name is None else name
-    if not isinstance(name, str):
-        raise DistrijaxError(f"the scheduler config names no class: _class_name is {name!r}")
+    kind = config.get("_class_name") if name is None and isinstance(config, Mapping) else name
     for short, scheduler in SCHEDULERS.items():
-        if name in (short, scheduler.class_name):
+        if kind in (short, scheduler.class_name):
             return scheduler.from_config(config)
     supported = ", ".join(f"{short} ({scheduler.class_name})" for short, scheduler in SCHEDULERS.items())
-    raise DistrijaxError(f"scheduler {name!r} is not supported; supported: {supported}")
+    cure = "; ask for another one, with scheduler= or --scheduler" if name is None else ""
+    raise DistrijaxError(f"the scheduler {kind!r} is not supported{cure}; supported: {supported}")
 
 
 __all__ = [
