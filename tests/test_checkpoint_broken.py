@@ -252,7 +252,7 @@ def test_folders_that_are_no_checkpoint(base: Path, tmp_path: Path) -> None:
     refused(base / "unet", "looks like a single model (UNet2DConditionModel)")
     for name in ("model.ckpt", "pytorch_model.bin", "model.pt"):
         (tmp_path / name).write_bytes(pickle.dumps(1))
-        refused(tmp_path / name, "is a pickle", "never read", "safetensors")
+        refused(tmp_path / name, "it is a pickle", "never read", "safetensors")
     (tmp_path / "model.gguf").write_bytes(b"")
     refused(tmp_path / "model.gguf", "is not a .safetensors file")
 
@@ -269,7 +269,7 @@ def test_absent_variants(base: Path, pristine: Path, tmp_path: Path) -> None:
     (base / UNET).rename(base / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     refused(base, "present: diffusion_pytorch_model.fp16.safetensors; ask for variant='fp16'")
     refused(base, "ask for variant='fp16'", variant="bf16")
-    refused(base, "vae", "no diffusion_pytorch_model.fp16.safetensors", variant="fp16")
+    open_source(base, variant="fp16")
     converted = convert(pristine, tmp_path / "converted", progress=False)
     refused(converted, "has no variant 'fp16'", variant="fp16")
     refused(converted, "config is for single files", config=base)
@@ -313,8 +313,6 @@ def test_broken_splits(split: Path, pristine: Path) -> None:
     for nonsense in (None, 3, {"conv_in.bias": 3}):
         set_index(nonsense)
         refused(split, "has no weight_map")
-    shutil.copy(pristine / UNET, split / UNET)
-    refused(split, "holds both")
 
 
 def test_damaged_converted_checkpoints(pristine: Path, tmp_path: Path) -> None:
@@ -326,7 +324,8 @@ def test_damaged_converted_checkpoints(pristine: Path, tmp_path: Path) -> None:
         return shutil.copytree(good, tmp_path / "bad")
 
     def write(**values: Any) -> Path:
-        (bad := copy()).joinpath("distrijax.json").write_text(json.dumps(manifest | values))
+        changed = {name: value for name, value in manifest.items() if name != "checksum"} | values
+        (bad := copy()).joinpath("distrijax.json").write_text(json.dumps(changed))
         return bad
 
     largest = max((good / "unet").rglob("*"), key=lambda path: path.stat().st_size).relative_to(good)

@@ -153,7 +153,11 @@ def test_refusals(sources: dict[str, Path], other: Parts, tmp_path: Path) -> Non
     refused(base, "vae is a int", vae=3)
     refused(base, "scheduler is a dict", scheduler={})
     refused(base, "there is no option 'torch_dtype' for a checkpoint", torch_dtype="float16")
-    refused(base, "_class_name='AutoencoderKL' (supported: 'UNet2DConditionModel')", unet=sources["other"] / "vae")
+    refused(
+        base,
+        "_class_name is 'AutoencoderKL', which is not supported; it must be 'UNet2DConditionModel'",
+        unet=sources["other"] / "vae",
+    )
     refused(base, "there is no such file or folder", text_encoder=tmp_path / "nowhere")
     pipe = refiner_pipeline(tmp_path / "tokenizers")
     pipe.save_pretrained(tmp_path / "refiner")

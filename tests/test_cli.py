@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from distrijax import DistrijaxError, Parallel, cli
+from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, cli
 from distrijax.cli import devices, generate, targets
 from distrijax.cli.pictures import METADATA
+from distrijax.demo import MODEL
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
 
@@ -330,3 +331,53 @@ def test_warnings_are_one_line(
     monkeypatch.setattr(Pipe, "__call__", warn)
     assert run("generate", "x") == 0
     assert capsys.readouterr() == ("x.png\n", "distrijax: warning: all 2 steps are synchronous\n")
+
+
+def test_options_of_the_scheduler() -> None:
+    """They change the checkpoint's scheduler, or the one that is asked for; a picture remembers them."""
+    small = ["--height", "64", "--width", "64", *FAST]
+    assert run("generate", "x", *small, "--output", "plain.png") == 0
+    choices = ["--scheduler", "euler", "--karras-sigmas", "--timestep-spacing", "trailing", "--prediction-type"]
+    assert run("generate", "x", *small, *choices, "epsilon", "--output", "karras.png") == 0
+    made = settings("karras.png")
+    assert (made["karras_sigmas"], made["timestep_spacing"], made["prediction_type"]) == (True, "trailing", "epsilon")
+    assert not np.array_equal(pixels("karras.png"), pixels("plain.png"))
+    assert run("generate", "--like", "karras.png", "--quiet", "--output", "again.png") == 0
+    assert np.array_equal(pixels("again.png"), pixels("karras.png"))
+    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, scheduler="euler", progress=False)
+    options = {"use_karras_sigmas": True, "timestep_spacing": "trailing"}
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **options)
+    image = pipe("x", height=64, width=64, num_inference_steps=2, seed=5, guidance_scale=5.0).images[0]
+    assert np.array_equal(np.asarray(image), pixels("karras.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheduler", "ddim", "--karras-sigmas"], "DDIMScheduler: unknown option use_karras_sigmas"),
+        (["--timestep-spacing", "log"], "timestep_spacing is 'log'"),
+        (["--prediction-type", "flow"], "prediction_type is 'flow'"),
+        (["--scheduler", "plms"], "plms: there is no such file or folder"),
+        (["--unet", "nowhere"], "nowhere: there is no such file or folder"),
+    ],
+)
+def test_options_of_the_model_that_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "x", *options, "--quiet") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parts_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(source: Any, **options: Any) -> Pipe:
+        asked.update(options)
+        return Pipe(options["parallel"])
+
+    monkeypatch.setattr(generate.StableDiffusionXLPipeline, "from_pretrained", load)
+    parts = {"unet": "lightning.safetensors", "config": "sdxl", "vae": "taesd", "scheduler": "lcm"}
+    words = [word for name, value in parts.items() for word in (f"--{name}", value)]
+    assert run("generate", "x", *words, "--quiet", "--output", "x.png") == 0
+    assert {name: asked[name] for name in parts} == parts
+    assert {name: settings("x.png")[name] for name in parts} == parts

@@ -32,21 +32,14 @@ def save_diffusers(
     Args:
         folder: a path that does not exist, or a checkpoint if `overwrite`.
         parts: parts of a pipeline; its `index` needs only flags and the class, which default to SDXL's.
-        variant: suffix of the weights' file names, such as "fp16".
-        dtype: dtype to cast to; None keeps that of every tensor.
-        overwrite: replace a checkpoint.
+        variant, dtype: see `write_folder`.
     """
     folder = Path(folder).expanduser().absolute()
     if jax.process_index() == 0:
-        modules = {name: getattr(parts, name) for name in COMPONENTS}
-        components = {
-            name: Component.from_module(name, module) for name, module in modules.items() if module is not None
-        }
-        tokenizers = {} if parts.tokenizer is None else {"tokenizer": parts.tokenizer}
-        tokenizers["tokenizer_2"] = parts.tokenizer_2
-        index = packaged("refiner_model_index" if parts.text_encoder is None else "base_model_index") | dict(
-            parts.index
-        )
+        present = [name for name in COMPONENTS if getattr(parts, name) is not None]
+        components = {name: Component.from_module(name, getattr(parts, name)) for name in present}
+        tokenizers = {name: getattr(parts, name) for name in ("tokenizer", "tokenizer_2") if getattr(parts, name)}
+        index = packaged(f"{'base' if parts.text_encoder else 'refiner'}_model_index") | dict(parts.index)
         checkpoint = Checkpoint(str(folder), components, index, parts.scheduler.config, tokenizers)
         with appearing(folder, overwrite=overwrite) as partial:
             write_folder(checkpoint.with_classes(), partial, variant=variant, dtype=dtype)
@@ -64,8 +57,6 @@ def write_folder(
     """Write a checkpoint as diffusers does, into an empty folder, with one tensor in memory at a time.
 
     Args:
-        checkpoint: the checkpoint to read.
-        folder: the folder to write into.
         variant: suffix of the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
         dtype: dtype to cast to; None keeps that of every tensor.
         progress: called with the number of source bytes written.

@@ -16,6 +16,11 @@ SCHEDULER = "scheduler_config.json"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raise DistrijaxError if the file is absent, not JSON or not an object."""
     try:

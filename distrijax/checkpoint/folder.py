@@ -136,7 +136,7 @@ def checked_index(index: Json, where: str) -> Json:
         raise DistrijaxError(
             f"{where}: is a checkpoint of {kind}, not of Stable Diffusion XL; supported: {', '.join(PIPELINES)}"
         )
-    entry.read(where, {name: value for name, value in index.items() if name in _FLAGS}, _FLAGS)
+    entry.check(where, index, _FLAGS)
     present = present_in(index)
     if absent := [name for name in COMPONENTS if name not in present and name != "text_encoder"]:  # refiners lack it
         raise DistrijaxError(f"{where}: has no {absent[0]}")

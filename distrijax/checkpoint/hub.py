@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from distrijax.checkpoint.files import first_line
 from distrijax.errors import DistrijaxError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -44,11 +45,7 @@ def component_patterns(name: str, variant: str | None) -> list[str]:
 
 
 def locate(source: str | Path, patterns: list[str]) -> Path:
-    """Return the path if it exists; otherwise download files that match `patterns` from the repository of that name.
-
-    Raises:
-        DistrijaxError: there is neither; the message says what to do.
-    """
+    """Return the path if it exists; otherwise download files that match `patterns` from the repository of that name."""
     path = Path(source).expanduser()
     if path.exists():
         return path.absolute()  # orbax reads no relative ones
@@ -61,18 +58,10 @@ def locate(source: str | Path, patterns: list[str]) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise DistrijaxError(
-            f"{source}: accept its licence at https://huggingface.co/{source} first, then run `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise DistrijaxError(
-            f"{source}: there is no such folder here and no such repository on the hub; check the spelling, or "
-            "run `hf auth login` if it is private"
-        ) from error
     except Exception as error:  # the client's own errors, those of its HTTP library, of sockets and of the disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DistrijaxError(
-            f"{source}: there is no such folder here, and it could not be fetched from the hub ({reason}); check the "
-            "network, or download it elsewhere and give the folder's path"
-        ) from error
+        reason = f"could not be fetched from the hub ({first_line(error)}); check the network, or give a folder's path"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            reason = "is not a repository on the hub; check the spelling, or run `hf auth login` if it is private"
+        if isinstance(error, errors.GatedRepoError):  # a kind of the former
+            reason = f"has a licence: accept it at https://huggingface.co/{source}, then run `hf auth login`"
+        raise DistrijaxError(f"{source}: there is no such folder here, and it {reason}") from error

@@ -47,7 +47,10 @@ HARMLESS = re.compile(
 )
 
 # Models that were trained on v instead of noise, or to zero terminal SNR, contain empty tensors of these names.
-TRAINED = {"v_pred": {"prediction_type": "v_prediction"}, "ztsnr": {"rescale_betas_zero_snr": True}}
+TRAINED: dict[str, dict[str, object]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True},
+}
 
 _SDXL = {(320, 2816): "base", (384, 2560): "refiner"}  # widths of the first convolution and of the added embedding
 
@@ -94,4 +97,4 @@ def missing(name: str, state: Mapping[str, Tensor]) -> str:
     alone = (
         f", but a single {title}: give a model, and this file as its {held[0]}" if title else f"; give one as {name}"
     )
-    return f"holds no {name} (tensors {_PREFIXES[name][0]}*){alone}"
+    return f"is not a whole checkpoint: it holds no {name} (tensors {_PREFIXES[name][0]}*){alone}"

@@ -5,7 +5,6 @@ by the tensors' shapes or read from a diffusers folder, and the tokenizers' voca
 """
 
 import dataclasses
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +16,6 @@ from distrijax.checkpoint.folder import CLASSES, Folder
 from distrijax.checkpoint.hub import CONFIG_PATTERNS, TOKENIZER_PATTERNS, locate
 from distrijax.checkpoint.tensors import Tensor, log_harmless, read_safetensors
 from distrijax.checkpoint.tokenizers import Files, sdxl_tokenizers
-from distrijax.config import UNetConfig, VAEConfig
 from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
 
@@ -37,8 +35,10 @@ class SingleFile:
 
     def __init__(self, path: Path, config: str | Path | None = None):
         if path.suffix != ".safetensors":
-            is_a = "a pickle, which can run code and is never read" if path.suffix in PICKLES else "not a source"
-            raise DistrijaxError(f"{path}: is {is_a}; look for the model's .safetensors file, a folder or a hub id")
+            pickled = "; it is a pickle, which can run code and is never read" if path.suffix in PICKLES else ""
+            raise DistrijaxError(
+                f"{path}: is not a .safetensors file{pickled}; a source is such a file, a folder or a hub id"
+            )
         self.path = path
         state = read_safetensors(path)
         if other := recognise.other_model(state):
@@ -46,8 +46,9 @@ class SingleFile:
         self._config = None if config is None else Folder(locate(config, CONFIG_PATTERNS), part=True)
         harmless = {name for name in state if recognise.HARMLESS.fullmatch(name)}
         log_harmless(str(path), harmless)
-        trained = [recognise.TRAINED[name] for name in state if name in recognise.TRAINED]
-        self._trained = {option: value for options in trained for option, value in options.items()}
+        self._trained: dict[str, object] = {}
+        for name in recognise.TRAINED.keys() & state:
+            self._trained |= recognise.TRAINED[name]
         # Errors name tensors as diffusers does, so the original name is added to the file's.
         self._state = {
             name: dataclasses.replace(tensor, file=f"{path} ({name})")
@@ -60,7 +61,11 @@ class SingleFile:
     def index(self) -> Json:
         """The model_index.json of the file's model."""
         prefixes = tuple(self._prefixes.values())
-        if strangers := [name for name in self._state if not name.startswith(prefixes)] if prefixes else []:
+        if not prefixes or "" in prefixes:
+            raise DistrijaxError(
+                f"{self.path}: {recognise.missing('vae' if 'unet' in self._prefixes else 'unet', self._state)}"
+            )
+        if strangers := [name for name in self._state if not name.startswith(prefixes)]:
             more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
             raise DistrijaxError(
                 f"{self.path}: holds tensors that are not part of SDXL: {', '.join(strangers[:5])}{more}"
@@ -76,20 +81,16 @@ class SingleFile:
         if beside.is_file() and _describes(values := read_json(beside), name):
             return Component.from_json(name, values, str(beside))
         if name != "unet":
-            return Component.from_json(name, known.packaged(name), str(self.path))
+            kind = known.packaged("base_model_index")[name][1]
+            return Component.from_json(name, known.packaged(name), str(self.path), kind)
         form, changes = self._form
         return Component.from_json(name, known.packaged(f"{form}_unet") | changes, str(self.path))
 
     def component(self, name: str) -> Component:
         """Return a component, whose tensors are read later."""
         state, component = self._part(name), self.described(name)
-        pairs: Iterable[tuple[str, Tensor]] = state.items()
-        if isinstance(component.config, UNetConfig | VAEConfig):
-            of = ldm.unet_names if isinstance(component.config, UNetConfig) else ldm.vae_names
-            rename = of(component.config)
-            pairs = ((rename(key), value) for key, value in pairs)
-        elif any(key.startswith("transformer.resblocks.") for key in state):
-            pairs = ldm.open_clip(pairs)  # CLIP ViT-L already has transformers' names
+        opened = any(key.startswith("transformer.resblocks.") for key in state)  # CLIP ViT-L has transformers' names
+        pairs = ldm.open_clip(state.items()) if opened else state.items()
         return dataclasses.replace(component.with_torch_tensors(pairs, f"{self.path}, {name}"), trained=self._trained)
 
     def scheduler(self) -> Json:

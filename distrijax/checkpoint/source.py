@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, Unpack
 
 from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component
 from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, SCHEDULER, read_json
@@ -11,8 +11,8 @@ from distrijax.checkpoint.folder import TOKENIZERS, Folder, present_in
 from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, component_patterns, locate, pipeline_patterns
 from distrijax.checkpoint.known import KNOWN, published
 from distrijax.checkpoint.single_file import SingleFile
-from distrijax.checkpoint.tokenizers import Files, sdxl_tokenizers
-from distrijax.config import UNetConfig, VAEConfig
+from distrijax.checkpoint.tokenizers import sdxl_tokenizers
+from distrijax.config import UNetConfig
 from distrijax.config.entry import Json
 from distrijax.demo import MODEL as DEMO
 from distrijax.errors import DistrijaxError
@@ -20,6 +20,12 @@ from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
 from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
+
+if TYPE_CHECKING:
+    from distrijax.checkpoint.store import Store
+
+Source: TypeAlias = "Folder | SingleFile | Store"
+"""A checkpoint in some format: index, components, scheduler and tokenizers, each read when it is asked for."""
 
 
 class SourceOptions(TypedDict, total=False):
@@ -48,21 +54,6 @@ class SourceOptions(TypedDict, total=False):
     text_encoder: TextEncoder | str | Path | None
     text_encoder_2: TextEncoder | str | Path | None
     scheduler: Scheduler | str | Path | None
-
-
-class Source(Protocol):
-    """A checkpoint in some format. Nothing is read before it is asked for, so that parts may be missing."""
-
-    path: Path
-    rejects: ClassVar[dict[str, str]]  # options that make no sense for the format, and why
-
-    @property
-    def index(self) -> Json:
-        """model_index.json."""
-
-    def component(self, name: str) -> Component: ...
-    def scheduler(self) -> Json: ...
-    def tokenizers(self, names: list[str]) -> dict[str, Files]: ...
 
 
 def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpoint:
@@ -153,24 +144,14 @@ def _scheduler(given: Scheduler | str | Path | None, own: Callable[[], Json]) ->
     return read_json(path)
 
 
-_INPUTS = {9: "inpainting", 8: "editing by instructions (InstructPix2Pix, CosXL Edit)"}
-
-
 def _check_channels(components: Mapping[str, Component], path: Path) -> None:
     """Refuse U-Nets that read a mask or another picture beside the latents, and VAEs of other models."""
-    unet, vae = components["unet"].config, components["vae"].config
+    unet, latents = components["unet"].config, getattr(components["vae"].config, "latent_channels", None)
     assert isinstance(unet, UNetConfig)
-    assert isinstance(vae, VAEConfig)
-    latents, inputs = vae.latent_channels, unet.in_channels
-    if (inputs, unet.out_channels) == (latents, latents):
-        return
-    purpose = _INPUTS.get(inputs)
-    if purpose and unet.out_channels == latents:
+    if (unet.in_channels, unet.out_channels) != (latents, latents):
+        kinds = {9: ", as one for inpainting", 8: ", as one for editing by instructions (InstructPix2Pix, CosXL Edit)"}
         raise DistrijaxError(
-            f"{path}: its U-Net is one for {purpose}, with {inputs} input channels, which no pipeline here can feed; "
-            f"use a model whose U-Net has {latents}"
+            f"{path}: the U-Net has {unet.in_channels} input and {unet.out_channels} output channels"
+            f"{kinds.get(unet.in_channels, '')}, but the VAE's latents have {latents}; no pipeline here can feed "
+            f"it: use a U-Net with {latents}"
         )
-    raise DistrijaxError(
-        f"{path}: the U-Net has {inputs} input and {unet.out_channels} output channels, but the VAE's latents have "
-        f"{latents}: they do not belong together"
-    )

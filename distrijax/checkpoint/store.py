@@ -23,9 +23,9 @@ from jax.typing import DTypeLike
 from orbax.checkpoint import type_handlers
 
 from distrijax.checkpoint.component import Checkpoint, Component, Placement, Stream, cast, put
-from distrijax.checkpoint.files import MANIFEST, read_json, write_json
+from distrijax.checkpoint.files import MANIFEST, first_line, read_json, write_json
 from distrijax.checkpoint.folder import TOKENIZERS, checked_index, present_in
-from distrijax.checkpoint.tensors import DTYPES, NAMES, Tensor
+from distrijax.checkpoint.tensors import DTYPES, NAMES, Tensor, array_bytes
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer, write_tokenizer
 from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
@@ -43,14 +43,13 @@ def write_store(
 ) -> None:
     """Write a checkpoint into an empty folder, with one batch of tensors in memory at a time.
 
-    Args:
-        dtype: dtype to cast to; None keeps that of every tensor.
-        progress: called with the number of source bytes written.
+    Every tensor keeps its dtype unless there is one to cast to; `progress` is told the source bytes that are written.
     """
     components = {}
     for name, component in checkpoint.components.items():
-        dtypes = {path: t.dtype if dtype is None else np.dtype(dtype) for path, t in component.tensors.items()}
-        leaves = {path: dataclasses.replace(t, dtype=dtypes[path]) for path, t in component.tensors.items()}
+        leaves = {
+            path: dataclasses.replace(t, dtype=np.dtype(dtype or t.dtype)) for path, t in component.tensors.items()
+        }
         handler = _StreamHandler(component, dtype, progress)
         registry = type_handlers.create_type_handler_registry(
             (Tensor, handler),
@@ -201,8 +200,7 @@ def _restore(
             except MemoryError:
                 raise
             except Exception as error:  # tensorstore raises ValueError, orbax several kinds of its own
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                raise DistrijaxError(f"{folder}: is damaged ({reason}); {_AGAIN}") from error
+                raise DistrijaxError(f"{folder}: is damaged ({first_line(error)}); {_AGAIN}") from error
             for path, _ in batch:
                 array = arrays.pop(path)
                 if checksums.get(path) not in (None, checksum(array)):  # None: from before there were any
@@ -213,7 +211,7 @@ def _restore(
 
 def checksum(array: np.ndarray) -> int:
     """Return the CRC-32 of an array's bytes, at 2.5 GB/s: it finds every flipped bit, and every burst of up to 32."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(array_bytes(np.ascontiguousarray(array)))
 
 
 def _checksums(files: Files) -> dict[str, int]:

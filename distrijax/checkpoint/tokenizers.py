@@ -35,8 +35,8 @@ def read_tokenizer(folder: Path) -> Files:
     for name, content in files.items():
         try:
             text = content.decode("utf-8")
-            if name.endswith(".json"):
-                json.loads(text)
+            if name.endswith(".json") and not isinstance(json.loads(text), dict):
+                raise ValueError("it must hold a JSON object")
         except ValueError as error:
             raise DistrijaxError(f"{folder / name}: is damaged ({error}); download or copy it again") from error
     return files

@@ -72,8 +72,8 @@ def several(rule: Rule, least: int = 1, most: int = 16, *, or_one: bool = False)
 
 
 def only(value: Any, names: str) -> dict[str, Rule]:
-    """Return rules for `names` that allow nothing but `value`, because nothing else is supported."""
-    return dict.fromkeys(names.split(), choice(value))
+    """Return rules for `names` that allow nothing but `value` (null is false), because nothing else is supported."""
+    return dict.fromkeys(names.split(), choice(value, None) if value is False else choice(value))
 
 
 def anything(name: str, value: Any) -> Any:
@@ -82,14 +82,20 @@ def anything(name: str, value: Any) -> Any:
 
 
 def read(model: str, json: object, rules: Mapping[str, Rule], required: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the entries of a configuration that have a rule, checked.
+    """Return the entries of a configuration that have a rule, checked; raise one error that lists all problems.
 
     The others are ignored and logged, as diffusers and transformers do with what their classes do not take: entries of
     trainers, of newer versions, of other classes.
-
-    Raises:
-        DistrijaxError: an entry is missing or not allowed; the message lists them all.
     """
+    values = check(model, json, rules, required)
+    assert isinstance(json, Mapping)
+    unknown = {name: json[name] for name in sorted(json) if name not in rules and not name.startswith("_")}
+    log_ignored(f"{model} config", unknown)
+    return values
+
+
+def check(model: str, json: object, rules: Mapping[str, Rule], required: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the entries that have a rule, checked, like `read`; others are none of its business."""
     if not isinstance(json, Mapping):
         raise DistrijaxError(f"{model}: the configuration must be a JSON object, not {type(json).__name__}")
     problems = [f"{name} is missing" for name in required if name not in json]
@@ -100,8 +106,6 @@ def read(model: str, json: object, rules: Mapping[str, Rule], required: Iterable
         except DistrijaxError as error:
             problems.append(str(error))
     refuse(model, problems)
-    unknown = {name: json[name] for name in sorted(json) if name not in rules and not name.startswith("_")}
-    log_ignored(f"{model} config", unknown)
     return values
 
 

@@ -80,24 +80,22 @@ class TextEncoderConfig:
         Raises:
             DistrijaxError: an entry is not supported; the message lists them all.
         """
-        classes = json.get("architectures") if isinstance(json, Mapping) else None
-        if isinstance(json, Mapping) and isinstance(json.get("text_config"), Mapping):
+        entry.check("text encoder", json, {})  # is it a JSON object?
+        classes = json.get("architectures")
+        if isinstance(json.get("text_config"), Mapping):
             json = json["text_config"]
             classes = json.get("architectures") or classes
-        values = entry.read("text encoder", json, ENTRIES)
         if with_projection is None:
-            if not isinstance(classes, list | tuple) or len(classes) != 1 or classes[0] not in list(WITH_PROJECTION):
+            names = classes if isinstance(classes, list | tuple) else [classes]
+            with_projection = WITH_PROJECTION.get(str(names[0])) if len(names) == 1 else None
+            if with_projection is None:
                 allowed = f"{' or '.join(WITH_PROJECTION)}; the latter has a projection"
                 entry.refuse("text encoder", [f"architectures={classes!r} (supported: {allowed})"])
-            with_projection = WITH_PROJECTION[classes[0]]
-        if with_projection and "projection_dim" in values:
-            ENTRIES["hidden_size"](
-                "text encoder: projection_dim", values["projection_dim"]
-            )  # null is for the other class
-        names = [field.name for field in dataclasses.fields(cls)]
-        nullable = ("bos_token_id", "pad_token_id")
-        given = {n: values[n] for n in names if n in values and (n in nullable or values[n] is not None)}
-        return cls(**given, with_projection=with_projection)
+        projects = {"projection_dim": entry.whole()} if with_projection else {}  # null is for the other class
+        values = entry.read("text encoder", json, ENTRIES | projects)
+        values = {name: value for name, value in values.items() if name != "projection_dim" or value is not None}
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+        return cls(**given, with_projection=bool(with_projection))
 
     def to_json(self) -> dict[str, Any]:
         """Return a `config.json` that transformers loads and `from_json` reads back."""

@@ -21,7 +21,7 @@ ENTRIES: dict[str, Rule] = {
     **entry.only(1, "downsample_padding resnet_out_scale_factor"),
     **entry.only(3, "conv_in_kernel conv_out_kernel"),
     **entry.only(False, "center_input_sample class_embeddings_concat dual_cross_attention only_cross_attention"),
-    **entry.only(False, "resnet_skip_time_act"),
+    **entry.only(False, "mid_block_only_cross_attention resnet_skip_time_act"),
     **entry.only(None, "class_embed_type cross_attention_norm encoder_hid_dim encoder_hid_dim_type num_class_embeds"),
     **entry.only(None, "time_embedding_act_fn time_embedding_dim timestep_post_act"),
     "addition_embed_type_num_heads": entry.anything,  # of other types
@@ -35,7 +35,6 @@ ENTRIES: dict[str, Rule] = {
     "freq_shift": entry.whole(0, 1),
     "in_channels": entry.whole(1, 256),
     "layers_per_block": entry.several(entry.whole(1, 32), or_one=True),
-    "mid_block_only_cross_attention": entry.choice(None, False),
     "mid_block_scale_factor": entry.choice(1, None),
     "mid_block_type": entry.choice(_MID, None),
     "norm_eps": entry.number(1e-12, 1),
