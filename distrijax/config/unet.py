@@ -123,37 +123,39 @@ class UNetConfig:
             for name, value in lengths.items()
             if len(value) != blocks
         ])  # fmt: skip
-        groups, mid = values.get("norm_num_groups", 32), values.get("mid_block_type", _MID)
-        problems = entry.indivisible("norm_num_groups", widths, "block_out_channels", groups)
-        if widths[0] % 2:
-            problems.append(f"block_out_channels[0] is {widths[0]}; it must be even")
-        for place, (width, count) in enumerate(zip(widths, heads, strict=True)):
-            at_the_bottom = mid is not None and place == blocks - 1
-            if at_the_bottom or "CrossAttn" in down[place] + up[blocks - 1 - place]:
-                problems += entry.indivisible("attention_head_dim", [width], "block_out_channels", count)
-        down_layers = tuple(entry.per_block(d, k) for d, k in zip(depth, layers, strict=True))
-        up_layers = _up_layers(up_depth, layers)
-        sides = ("", down, down_layers, layers), ("reverse_", up, up_layers, [k + 1 for k in layers[::-1]])
-        for name, kinds, depths, sizes in sides:
-            problems += [
-                f"{name}transformer_layers_per_block has {len(d)} entries for a block of {size} layers"
-                for kind, d, size in zip(kinds, depths, sizes, strict=True)
-                if "CrossAttn" in kind and len(d) != size
-            ]
-        entry.refuse("U-Net", problems)
+        mid = values.get("mid_block_type", _MID)
         names = {f.name for f in dataclasses.fields(cls)} - _DERIVED
         plain = {name: values[name] for name in names if values.get(name) is not None}
-        return cls(
-            **plain
-            | {
-                "layers_per_block": layers,
-                "has_mid_block": mid is not None,
-                "attention_heads": heads,
-                "transformer_layers": down_layers,
-                "mid_transformer_layers": entry.per_block(depth[-1], 1)[0],
-                "up_transformer_layers": up_layers,
-            }
-        )
+        derived = {
+            "layers_per_block": layers,
+            "has_mid_block": mid is not None,
+            "attention_heads": heads,
+            "transformer_layers": tuple(entry.per_block(d, k) for d, k in zip(depth, layers, strict=True)),
+            "mid_transformer_layers": entry.per_block(depth[-1], 1)[0],
+            "up_transformer_layers": _up_layers(up_depth, layers),
+        }
+        config = cls(**plain | derived)
+        entry.refuse("U-Net", config._misfits())
+        return config
+
+    def _misfits(self) -> list[str]:
+        """Return what does not fit together."""
+        widths, layers, last = self.block_out_channels, self.layers_per_block, len(self.block_out_channels) - 1
+        problems = entry.indivisible("norm_num_groups", widths, "block_out_channels", self.norm_num_groups)
+        if widths[0] % 2:
+            problems.append(f"block_out_channels[0] is {widths[0]}; it must be even")
+        for place, (width, heads) in enumerate(zip(widths, self.attention_heads, strict=True)):
+            kinds = self.down_block_types[place] + self.up_block_types[last - place]
+            if "CrossAttn" in kinds or (self.has_mid_block and place == last):
+                problems += entry.indivisible("attention_head_dim", [width], "block_out_channels", heads)
+        down = zip(self.down_block_types, self.transformer_layers, layers, strict=True)
+        up = zip(self.up_block_types, self.up_transformer_layers, [k + 1 for k in layers[::-1]], strict=True)
+        return problems + [
+            f"{name}transformer_layers_per_block has {len(depths)} entries for a block of {size} layers"
+            for name, blocks in (("", down), ("reverse_", up))
+            for kind, depths, size in blocks
+            if "CrossAttn" in kind and len(depths) != size
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return a `config.json` that diffusers loads and `from_json` reads back."""
