@@ -345,7 +345,7 @@ def test_options_of_the_scheduler() -> None:
     assert run("generate", "--like", "karras.png", "--quiet", "--output", "again.png") == 0
     assert np.array_equal(pixels("again.png"), pixels("karras.png"))
     pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, scheduler="euler", progress=False)
-    options = {"use_karras_sigmas": True, "timestep_spacing": "trailing"}
+    options = {"use_karras_sigmas": True, "timestep_spacing": "trailing", "prediction_type": "epsilon"}
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **options)
     image = pipe("x", height=64, width=64, num_inference_steps=2, seed=5, guidance_scale=5.0).images[0]
     assert np.array_equal(np.asarray(image), pixels("karras.png"))
@@ -357,7 +357,7 @@ def test_options_of_the_scheduler() -> None:
         (["--scheduler", "ddim", "--karras-sigmas"], "DDIMScheduler: unknown option use_karras_sigmas"),
         (["--timestep-spacing", "log"], "timestep_spacing is 'log'"),
         (["--prediction-type", "flow"], "prediction_type is 'flow'"),
-        (["--scheduler", "plms"], "plms: there is no such file or folder"),
+        (["--scheduler", "plms"], "the scheduler 'plms' is not supported; supported: ddim"),
         (["--unet", "nowhere"], "nowhere: there is no such file or folder"),
     ],
 )

@@ -417,7 +417,10 @@ def test_fp8_files_are_called_what_they_are(base: dict[str, Any], tmp_path: Path
     refused(tmp_path / "file.safetensors", "an fp8 model", "float8_e4m3fn", "use the fp16 or bf16 file")
 
 
-@pytest.mark.parametrize(("channels", "purpose"), [(9, "inpainting"), (8, "InstructPix2Pix"), (5, "do not belong")])
+@pytest.mark.parametrize(
+    ("channels", "purpose"),
+    [(9, "inpainting"), (8, "InstructPix2Pix"), (5, "5 input and 4 output channels, but the VAE's latents have 4")],
+)
 def test_u_nets_with_other_inputs(channels: int, purpose: str, tmp_path: Path) -> None:
     pipe = base_pipeline(tmp_path / "tokenizers", in_channels=channels)
     pipe.save_pretrained(tmp_path / "folder")

@@ -136,7 +136,8 @@ def _scheduler(given: Scheduler | str | Path | None, own: Callable[[], Json]) ->
         raise DistrijaxError(
             f"scheduler is a {kind}; it must be a Scheduler of distrijax, its name, or a path or hub id"
         )
-    if given in [name for short, kind in SCHEDULERS.items() for name in (short, kind.class_name)]:
+    names = [name for short, kind in SCHEDULERS.items() for name in (short, kind.class_name)]
+    if given in names or ("/" not in str(given) and not Path(given).exists()):  # the error lists the names
         return scheduler_from_config(own(), str(given)).config
     path = locate(given, [SCHEDULER, f"scheduler/{SCHEDULER}"])
     if path.is_dir():

@@ -104,11 +104,12 @@ def convert(
         if path in matches:
             twice.append(f"{name}{_in(tensor)} and {origin[path]}{_in(matches[path])}")
             continue
-        need = tuple(expected[path][axis] for axis in table.to_torch(path).axes)
+        torch_name, axes = table.to_torch(path)
+        need = tuple(expected[path][axis] for axis in axes)
         if tensor.shape != need:
-            shapes.append(f"{name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
+            shapes.append(f"{torch_name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
         elif tensor.dtype not in DTYPES.values():
-            dtypes.append(f"{name}: {tensor.dtype.name}{_in(tensor)}")
+            dtypes.append(f"{torch_name}: {tensor.dtype.name}{_in(tensor)}")
         else:
             tensor = tensor.transpose(entry.axes)
         matches[path], origin[path] = tensor, name
