@@ -13,7 +13,7 @@ from distrijax.errors import DistrijaxError
 logger = logging.getLogger(__name__)
 
 Json: TypeAlias = Mapping[str, Any]  # the contents of a JSON object
-Rule: TypeAlias = Callable[[str, Any], Any]
+Rule: TypeAlias = Callable[[str, object], Any]
 
 
 def whole(least: int = 1, most: int = 1 << 16) -> Rule:
@@ -26,22 +26,23 @@ def number(least: float | None = None, most: float | None = None) -> Rule:
     return lambda name, value: finite_number(name, value, least, most)
 
 
-def even(name: str, value: Any) -> int:
+def even(name: str, value: object) -> int:
     """The size of a sinusoidal embedding: half of it sines, half cosines, of at least two frequencies."""
-    if whole_number(name, value, 4, 1 << 16) % 2:
+    size = whole_number(name, value, 4, 1 << 16)
+    if size % 2:
         raise DistrijaxError(f"{name} is {value!r}; it must be even")
-    return int(value)
+    return size
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """True or false; null is false, as in Python."""
     return value is not None and true_or_false(name, value)
 
 
-def choice(*values: Any) -> Rule:
+def choice(*values: object) -> Rule:
     """One of some values; the only ones that are supported, or the only ones that there are."""
 
-    def rule(name: str, value: Any) -> Any:
+    def rule(name: str, value: object) -> object:
         if value not in values:
             raise DistrijaxError(
                 f"{name} is {value!r}, which is not supported; it must be {' or '.join(map(repr, values))}"
@@ -59,7 +60,7 @@ def optional(rule: Rule) -> Rule:
 def several(rule: Rule, least: int = 1, most: int = 16, *, or_one: bool = False) -> Rule:
     """A list of what `rule` allows, such as one for each block, as a tuple; with `or_one`, or a single one."""
 
-    def each(name: str, value: Any) -> Any:
+    def each(name: str, value: object) -> object:
         if not isinstance(value, list | tuple):
             if or_one:
                 return rule(name, value)
@@ -71,13 +72,13 @@ def several(rule: Rule, least: int = 1, most: int = 16, *, or_one: bool = False)
     return each
 
 
-def only(value: Any, names: str) -> dict[str, Rule]:
+def only(value: object, names: str) -> dict[str, Rule]:
     """Return rules for `names` that allow nothing but `value` (null is false), because nothing else is supported."""
     return dict.fromkeys(names.split(), choice(value, None) if value is False else choice(value))
 
 
-def anything(name: str, value: Any) -> Any:
-    """Any value: the entry does not change what is computed here."""
+def anything(name: str, value: object) -> object:
+    """What does not matter: the entry does not change what is computed here."""
     return value
 
 
@@ -123,7 +124,7 @@ def refuse(model: str, problems: Iterable[str]) -> None:
         raise DistrijaxError(f"{model} config is not supported: {listed}")
 
 
-def per_block(value: Any, blocks: int) -> tuple:
+def per_block(value: object, blocks: int) -> tuple:
     """Return one value per block, from a tuple or from a single value for all blocks."""
     return value if isinstance(value, tuple) else (value,) * blocks
 

@@ -137,7 +137,7 @@ class Scheduler:
         return [field for field in dataclasses.fields(cls) if field.compare]
 
     @classmethod
-    def _checked(cls, option: str, value: Any) -> Any:
+    def _checked(cls, option: str, value: object) -> object:
         return (cls.rules.get(option) or OPTIONS[option])(f"{cls.class_name}: {option}", value)
 
     def _error(self, message: str) -> DistrijaxError:

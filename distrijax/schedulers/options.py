@@ -1,7 +1,6 @@
 """The options of diffusers' schedulers and their allowed values."""
 
 import math
-from typing import Any
 
 from distrijax.config import entry
 from distrijax.config.entry import Rule
@@ -11,8 +10,8 @@ SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas
 """Options that place the noise levels by a formula instead of at the spaced timesteps."""
 
 
-def _finite_or_unset(name: str, value: Any) -> float:
-    return value if value == -math.inf else entry.number()(name, value)
+def _finite_or_unset(name: str, value: object) -> float:
+    return -math.inf if value == -math.inf else entry.number()(name, value)
 
 
 _BETA, _FLAG, _ABOVE_ZERO = entry.number(1e-8, 0.999), entry.flag, entry.number(1e-8, 1e8)

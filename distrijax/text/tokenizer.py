@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer, tokenizer_folder
 from distrijax.checks import whole_number
 from distrijax.config import entry
+from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
 from distrijax.text.vocabulary import vocabulary_problem
 
@@ -88,7 +89,7 @@ class Tokenizer:
             logger.warning("prompts are truncated to %d tokens, all that CLIP can read; cut off: %s", length, cuts)
         return np.asarray(batch["input_ids"], np.int32)
 
-    def _check_vocabulary(self, values: Mapping[str, Any]) -> None:
+    def _check_vocabulary(self, values: Json) -> None:
         for file in ("vocab.json", "tokenizer.json"):
             if file not in values:
                 continue
@@ -108,7 +109,7 @@ class Tokenizer:
             if problem := vocabulary_problem(vocabulary, [(first, second) for first, second in merges]):
                 raise DistrijaxError(f"{file} and its merges do not belong together: {problem}")
 
-    def _check_special_tokens(self, values: Mapping[str, Any]) -> None:
+    def _check_special_tokens(self, values: Json) -> None:
         # A special token that is in none of the files would get the next free id, which no text encoder knows.
         whole, settings = values.get("tokenizer.json"), values.get("tokenizer_config.json", {})
         ids = dict(whole["model"]["vocab"] if whole else values["vocab.json"]) | values.get("added_tokens.json", {})
