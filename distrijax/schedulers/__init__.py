@@ -54,9 +54,10 @@ def scheduler_from_config(config: Config, name: str | None = None) -> Scheduler:
     for short, scheduler in SCHEDULERS.items():
         if kind in (short, scheduler.class_name):
             return scheduler.from_config(config)
+    what = "the scheduler config names no class" if kind is None else f"the scheduler {kind!r} is not supported"
     supported = ", ".join(f"{short} ({scheduler.class_name})" for short, scheduler in SCHEDULERS.items())
     cure = "; ask for another one, with scheduler= or --scheduler" if name is None else ""
-    raise DistrijaxError(f"the scheduler {kind!r} is not supported{cure}; supported: {supported}")
+    raise DistrijaxError(f"{what}{cure}; supported: {supported}")
 
 
 __all__ = [
