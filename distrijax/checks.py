@@ -3,8 +3,8 @@
 Scalars of NumPy, JAX and torch are numbers. Every check returns the value as Python's own type.
 """
 
-import math
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ def whole_number(name: str, value: object, least: int = 0, most: int | None = No
 def finite_number(name: str, value: object, least: float | None = None, most: float | None = None) -> float:
     """Return `value` as a float if it is a finite number between `least` and `most`."""
     number = _scalar(value)
-    if not isinstance(number, int | float) or not abs(number) < math.inf:
+    if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
         raise DistrijaxError(f"{name} is {value!r}; it must be a finite number")
     if (least is not None and number < least) or (most is not None and number > most):
         bounds = f"{least:g} or more" if most is None else f"from {least if least is not None else '-inf'} to {most:g}"

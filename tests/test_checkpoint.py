@@ -32,14 +32,16 @@ from helpers_checkpoint import (
 )
 from safetensors.torch import load_file, save_file
 
+from distrijax import cli
 from distrijax.checkpoint import component as component_module
-from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder
+from distrijax.checkpoint import convert, export, load, open_source, tokenizer_folder, verify
 from distrijax.checkpoint import store as store_module
 from distrijax.checkpoint.tables import text_encoder_table
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
 from distrijax.nn.exchange import WHOLE
 from distrijax.parallel.options import Parallel
+from distrijax.schedulers import EulerDiscreteScheduler
 
 
 @pytest.fixture(scope="module")
@@ -509,3 +511,116 @@ def test_scripts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert errors.startswith("distrijax: error: ")
         assert errors.count("\n") == 1
         assert "--overwrite" in output
+
+
+def test_relative_paths(base: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reader of every form, from the folder that holds it."""
+    (tmp_path / "a b #1 %20").mkdir()
+    monkeypatch.chdir(tmp_path / "a b #1 %20")
+    expected = load(base, progress=False)
+    assert convert(base, "sdxl", progress=False) == tmp_path / "a b #1 %20" / "sdxl"
+    export("sdxl", Path("folder"), progress=False)
+    for form in ("sdxl", "./sdxl", "sdxl/", "../a b #1 %20/sdxl", "folder", Path("folder")):
+        assert same_parameters(load(form, progress=False), expected)
+        assert same_parameters(load(base, vae=form, unet=form, progress=False), expected)
+    assert same_parameters(load("folder", vae="folder/vae", scheduler="folder/scheduler", progress=False), expected)
+    assert convert("sdxl", "again", progress=False).is_dir()
+    assert verify("again") > 100
+
+
+def test_mixed_variants(base: Path, tmp_path: Path) -> None:
+    """As in diffusers: the variant where there is one, the plain file elsewhere."""
+    folder = shutil.copytree(base, tmp_path / "base")
+    for name, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        state = {key: value + 1 for key, value in load_file(folder / name / f"{file}.safetensors").items()}
+        save_file(state, folder / name / f"{file}.fp16.safetensors", metadata={"format": "pt"})
+    back = export(folder, tmp_path / "back", variant="fp16", progress=False)
+    assert_same_states(diffusers_load(back), diffusers_load(folder, variant="fp16"))
+    changed, plain = load(folder, variant="fp16", progress=False), load(folder, progress=False)
+    for name, differs in (("unet", True), ("text_encoder", True), ("vae", False), ("text_encoder_2", False)):
+        ours, own = (jax.tree.leaves(nnx.state(getattr(parts, name)))[0] for parts in (changed, plain))
+        assert bool((ours != own).any()) == differs, name
+
+
+def test_a_whole_file_beside_shards(reference: Any, base: Path, tmp_path: Path) -> None:
+    """As in diffusers: its own models are read from the shards, transformers' from the whole file."""
+    reference.save_pretrained(tmp_path / "split", max_shard_size="60KB")
+    for name, file in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        state = {key: value + 1 for key, value in load_file(base / name / f"{file}.safetensors").items()}
+        save_file(state, tmp_path / "split" / name / f"{file}.safetensors", metadata={"format": "pt"})
+    back = export(tmp_path / "split", tmp_path / "back", progress=False)
+    assert_same_states(diffusers_load(back), diffusers_load(tmp_path / "split"))
+
+
+def test_the_scheduler_is_the_class_that_the_index_names(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+
+    def name_class(kind: str) -> None:
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+
+    name_class("DDIMScheduler")
+    assert type(diffusers_load(folder).scheduler).__name__ == load(folder, progress=False).scheduler.class_name
+    for kind in ("DDPMScheduler", "PNDMScheduler", "HeunDiscreteScheduler", "EDMEulerScheduler"):
+        name_class(kind)
+        with pytest.raises(DistrijaxError, match=f"'{kind}' is not supported; ask for another one, with scheduler= or"):
+            load(folder, progress=False)
+        for other in ("euler", "EulerDiscreteScheduler", folder / "scheduler", EulerDiscreteScheduler()):
+            assert load(folder, scheduler=other, progress=False).scheduler.class_name == "EulerDiscreteScheduler"
+    assert load(folder, scheduler="ddim", progress=False).scheduler.beta_end == 0.012
+    converted = convert(folder, tmp_path / "converted", scheduler="unipc", progress=False)
+    assert load(converted, progress=False).scheduler.class_name == "UniPCMultistepScheduler"
+
+
+def test_the_base_model_of_other_sdxl_pipelines(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    index = json.loads((folder / "model_index.json").read_text())
+    more = {"_class_name": "StableDiffusionXLControlNetPipeline", "controlnet": ["diffusers", "ControlNetModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index | more))
+    back = export(folder, tmp_path / "back", progress=False)
+    assert_same_states(diffusers_load(back), diffusers_load(base))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads that are under way
+def test_flipped_bits(base: Path, tmp_path: Path) -> None:
+    """A flipped bit is found, or lies where nothing depends on it."""
+    good = convert(base, tmp_path / "good", progress=False)
+    opened = open_source(good)
+    assert verify(good) == sum(len(component.tensors) for component in opened.components.values())
+    expected = dict(opened.components["vae"].stream())
+    found = set()
+    for file in [good / "distrijax.json", good / "tokenizer" / "tokenizer.json", *(good / "vae").rglob("*")]:
+        if not file.is_file() or not file.stat().st_size:
+            continue
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        file.write_bytes(flipped)
+        try:
+            for path, array in open_source(good).components["vae"].stream():
+                assert array.tobytes() == expected[path].tobytes(), file
+        except DistrijaxError:
+            found.add(file.parent.name if file.parent.name == "d" else file.name)
+        file.write_bytes(content)
+    assert {"distrijax.json", "tokenizer.json", "d"} <= found
+    verify(good)
+
+
+def test_verifying(base: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", str(base), str(tmp_path / "new"), "--verify", "--quiet"]) == 0
+    assert cli.main(["convert", str(converted), "--verify"]) == 0
+    assert capsys.readouterr().err.count("tensors are as they were written") == 2
+    for arguments, message in (
+        ([str(base)], "there is no target"),
+        ([str(base), "--verify"], "safetensors files carry no checksums"),
+    ):
+        assert cli.main(["convert", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    with tarfile.open(Path(__file__).parent / "data" / "converted_format_1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    with pytest.raises(DistrijaxError, match="converted before there were checksums"):
+        verify(tmp_path / "converted")

@@ -20,10 +20,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from distrijax import DistrijaxError, Parallel, cli
+from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, cli
 from distrijax.cli import commands, devices, generate, targets
 from distrijax.cli.language import in_options
 from distrijax.cli.pictures import METADATA
+from distrijax.demo import MODEL
 
 FAST = ["--steps", "2", "--quiet", "--seed", "5"]
 
@@ -386,6 +387,24 @@ def test_wrong_options_are_one_line(arguments: list[str], message: str, capsys: 
     assert "--help" in line
 
 
+def test_options_of_the_scheduler() -> None:
+    """They change the checkpoint's scheduler, or the one that is asked for; a picture remembers them."""
+    small = ["--height", "64", "--width", "64", *FAST]
+    assert run("generate", "x", *small, "--output", "plain.png") == 0
+    choices = ["--scheduler", "euler", "--karras-sigmas", "--timestep-spacing", "trailing", "--prediction-type"]
+    assert run("generate", "x", *small, *choices, "epsilon", "--output", "karras.png") == 0
+    made = settings("karras.png")
+    assert (made["karras_sigmas"], made["timestep_spacing"], made["prediction_type"]) == (True, "trailing", "epsilon")
+    assert not np.array_equal(pixels("karras.png"), pixels("plain.png"))
+    assert run("generate", "--like", "karras.png", "--quiet", "--output", "again.png") == 0
+    assert np.array_equal(pixels("again.png"), pixels("karras.png"))
+    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, scheduler="euler", progress=False)
+    options = {"use_karras_sigmas": True, "timestep_spacing": "trailing", "prediction_type": "epsilon"}
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **options)
+    image = pipe("x", height=64, width=64, num_inference_steps=2, seed=5, guidance_scale=5.0).images[0]
+    assert np.array_equal(np.asarray(image), pixels("karras.png"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -519,3 +538,35 @@ def test_a_disk_that_is_too_small_for_a_checkpoint(
     assert "out: takes 14 MB, but only 2 MB are free there" in capsys.readouterr().err
     assert run("convert", "demo", "out", "--dtype", "float16", "--to", "diffusers", "--quiet") == 2
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheduler", "ddim", "--karras-sigmas"], "DDIMScheduler: unknown option use_karras_sigmas"),
+        (["--timestep-spacing", "log"], "timestep_spacing is 'log'"),
+        (["--prediction-type", "flow"], "prediction_type is 'flow'"),
+        (["--scheduler", "plms"], "the scheduler 'plms' is not supported; supported: ddim"),
+        (["--unet", "nowhere"], "nowhere: there is no such file or folder"),
+    ],
+)
+def test_options_of_the_model_that_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "x", *options, "--quiet") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parts_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(source: Any, **options: Any) -> Pipe:
+        asked.update(options)
+        return Pipe(options["parallel"])
+
+    monkeypatch.setattr(generate.StableDiffusionXLPipeline, "from_pretrained", load)
+    parts = {"unet": "lightning.safetensors", "config": "sdxl", "vae": "taesd", "scheduler": "lcm"}
+    words = [word for name, value in parts.items() for word in (f"--{name}", value)]
+    assert run("generate", "x", *words, "--quiet", "--output", "x.png") == 0
+    assert {name: asked[name] for name in parts} == parts
+    assert {name: settings("x.png")[name] for name in parts} == parts

@@ -1,5 +1,8 @@
 """Text conditioning against diffusers on torch."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -313,8 +316,14 @@ def test_refuses_parts_that_do_not_belong_together(base, tmp_path):
         encode_prompt(PromptInputs("the cat"), tokenizers, encoders, guided=True, force_zeros_for_empty_prompt=True)
 
     small = our_encoder(torch_encoder())
-    with pytest.raises(DistrijaxError, match="the two do not belong together"):
+    with pytest.raises(DistrijaxError, match=r"produced the id .* the two do not belong together"):
         encode(base.tokenizers[:1], [small])
+    wrong = base.encoders[-1].config.vocab_size - 2
+    elsewhere = SimpleNamespace(
+        config=dataclasses.replace(base.encoders[-1].config, eos_token_id=wrong), dtype="float32"
+    )
+    with pytest.raises(DistrijaxError, match=rf"reads the pooled state at {wrong}; the two do not belong together"):
+        encode(base.tokenizers[1:], [elsewhere])
     with pytest.raises(DistrijaxError, match="no text encoder has a projection"):
         encode(base.tokenizers[:1], base.encoders[:1])
     with pytest.raises(DistrijaxError, match="2 tokenizers for 1 text encoders"):

@@ -22,9 +22,10 @@ from helpers_checkpoint import (
 )
 from safetensors.torch import load_file, save_file
 
-from distrijax.checkpoint import Component, convert, export, ldm, load, open_source
+from distrijax.checkpoint import Component, convert, export, ldm, load, open_source, recognise
 from distrijax.checkpoint.known import packaged
-from distrijax.checkpoint.single_file import IGNORED
+from distrijax.checkpoint.recognise import HARMLESS
+from distrijax.checkpoint.tensors import Tensor
 from distrijax.errors import DistrijaxError
 
 State = dict[str, torch.Tensor]
@@ -135,7 +136,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def as_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models in place of the real sizes, which a file is recognised by."""
-    from distrijax.checkpoint import known, single_file
+    from distrijax.checkpoint import known, recognise
 
     small = {name: dict(module.config.to_dict() if hasattr(module.config, "to_dict") else module.config)
              for name, module in base_parts().items()}  # fmt: skip
@@ -145,7 +146,7 @@ def as_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.loads(json.dumps(small[name])) if name in small else packaged(name)
 
     monkeypatch.setattr(known, "packaged", smaller)
-    monkeypatch.setattr(single_file, "_kind", lambda unet: "base")
+    monkeypatch.setattr(recognise, "published_form", lambda unet: ("base", {}))
 
 
 def leaves(components: Any) -> list[bytes]:
@@ -219,7 +220,7 @@ def test_another_vae(base: dict[str, Any], tmp_path: Path) -> None:
     state = load_file(base["file"])
     without = {key: value for key, value in state.items() if not key.startswith("first_stage_model.")}
     save_file(without, tmp_path / "without.safetensors")
-    refused(tmp_path / "without.safetensors", "has no vae", "give one as vae", config=base["config"])
+    refused(tmp_path / "without.safetensors", "holds no vae", "give one as vae", config=base["config"])
     for name, layout in layouts.items():
         save_file({key: value.contiguous() for key, value in layout.items()}, tmp_path / f"{name}.safetensors")
         for source in (base["file"], tmp_path / "without.safetensors"):
@@ -252,7 +253,7 @@ def test_misfits_are_listed_with_their_own_names(base: dict[str, Any], tmp_path:
     refused(file, "3 missing", "attn.in_proj_weight [95, 32]", config=base["config"])
     broken = {key: value for key, value in state.items() if not key.startswith(clip)}
     save_file(broken, file)
-    refused(file, f"has no text_encoder_2 (tensors {clip}*)", config=base["config"])
+    refused(file, f"holds no text_encoder_2 (tensors {clip}*)", config=base["config"])
     save_file(state | {"another.weight": torch.zeros(1), "stranger": torch.zeros(1)}, file)
     refused(file, "holds tensors that are not part of SDXL: another.weight, stranger", config=base["config"])
     # Both the original name and diffusers' for one tensor.
@@ -272,9 +273,13 @@ def test_misfits_are_listed_with_their_own_names(base: dict[str, Any], tmp_path:
         ("unet.down_blocks.1.attentions.0.to_q.lora_A.weight", "a LoRA"),
         ("control_model.input_blocks.0.0.weight", "a ControlNet"),
         ("down_blocks.0.resnets.0.conv1.weight", "a single U-Net: give a model, and this file as its unet"),
+        ("add_embedding.linear_1.weight", "it holds no unet"),
         ("first_stage_model.encoder.conv_in.weight", "a single VAE"),
-        ("model.diffusion_model.input_blocks.0.0.weight", "it has no model.diffusion_model.label_emb.0.0.weight"),
-        ("something", "is not an SDXL checkpoint"),
+        (
+            "model.diffusion_model.input_blocks.0.0.weight",
+            "its U-Net has no label_emb.0.0.weight, like those of Stable",
+        ),
+        ("something", "it holds no unet (tensors model.diffusion_model.*)"),
     ],
 )
 def test_files_of_other_models(name: str, what: str, tmp_path: Path) -> None:
@@ -327,7 +332,129 @@ def test_the_vae_at_full_size() -> None:
 
 def test_what_is_ignored() -> None:
     for name in ("denoiser.sigmas", "model_ema.decay", "first_stage_model.loss.logvar", "sqrt_alphas_cumprod",
-                 "posterior_variance", "conditioner.embedders.0.model.logit_scale"):  # fmt: skip
-        assert IGNORED.fullmatch(name)
+                 "posterior_variance"):  # fmt: skip
+        assert HARMLESS.fullmatch(name)
     for name in ("model.diffusion_model.denoiser.sigmas", "my_sqrt_x", "conditioner.embedders.1.model.text_projection"):
-        assert not IGNORED.fullmatch(name)
+        assert not HARMLESS.fullmatch(name)
+
+
+HARMLESS_TENSORS = {
+    "conditioner.embedders.0.transformer.logit_scale": (),
+    "conditioner.embedders.0.transformer.text_projection.weight": (32, 32),
+    "conditioner.embedders.0.transformer.text_projection": (32, 32),
+    "conditioner.embedders.0.transformer.vision_model.embeddings.class_embedding": (8,),
+    "conditioner.embedders.1.model.text_model.embeddings.position_ids": (1, 77),
+    "conditioner.embedders.1.model.embeddings.position_ids": (1, 77),
+    "conditioner.embedders.1.model.attn_mask": (77, 77),
+    "conditioner.embedders.1.model.visual.proj": (8, 8),
+    "denoiser.log_sigmas": (10,),
+    "posterior_mean_coef1": (10,),
+    "log_one_minus_alphas_cumprod": (10,),
+    "first_stage_model.loss.discriminator.main.0.weight": (4,),
+    "optimizer_states.0.step": (),
+    "global_step": (),
+}
+
+
+def test_harmless_tensors_are_ignored_and_named_once(
+    base: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = {name: torch.ones(shape) for name, shape in HARMLESS_TENSORS.items()}
+    save_file(load_file(base["file"]) | extra, tmp_path / "file.safetensors")
+    ours = load(tmp_path / "file.safetensors", config=base["config"], progress=False)
+    assert leaves(ours) == leaves(load(base["folder"], progress=False))
+    named = [
+        record.getMessage().rpartition(": ")[2].split(", ") for record in caplog.records if "tensors" in record.msg
+    ]
+    assert len(named) == 3, "the file, and each of its text encoders"
+    assert all(len(names) == len(set(names)) for names in named)
+    for name in HARMLESS_TENSORS:
+        assert any(name.endswith(word) for names in named for word in names), name
+    for name in ("text_model.encoder.layers.9.mlp.fc1.weight", "text_model.embeddings.extra"):
+        save_file(load_file(base["file"]) | {f"conditioner.embedders.0.transformer.{name}": torch.ones(2)},
+                  tmp_path / "file.safetensors")  # fmt: skip
+        refused(tmp_path / "file.safetensors", name, config=base["config"])
+
+
+def test_v_prediction_is_believed_with_a_configuration_too(base: dict[str, Any], tmp_path: Path) -> None:
+    flags = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(load_file(base["file"]) | flags, tmp_path / "v.safetensors")
+    prefix = "model.diffusion_model."
+    unet = {key: value for key, value in load_file(base["file"]).items() if key.startswith(prefix)}
+    save_file(unet | flags, tmp_path / "unet.safetensors")
+    whole = open_source(tmp_path / "v.safetensors", config=base["config"]).scheduler
+    alone = open_source(base["folder"], unet=tmp_path / "unet.safetensors", config=base["config"]).scheduler
+    for scheduler in (whole, alone):
+        assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    given = load(tmp_path / "v.safetensors", config=base["config"], scheduler=base["config"], progress=False)
+    assert given.scheduler.prediction_type == "epsilon"  # what the caller asks for comes first
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [
+        ("edm_mean", "a Playground v2.5 model"),
+        ("edm_vpred.sigma_max", "a CosXL model"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
+        ("input_hint_block.0.weight", "a ControlNet"),
+        ("model.diffusion_model.out.2.scale_weight", "a quantised model"),
+        ("scaled_fp8", "a quantised model"),
+        ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter"),
+    ],
+)
+def test_what_else_a_file_may_be(extra: str, what: str, base: dict[str, Any], tmp_path: Path) -> None:
+    """Also where it is given as the U-Net, and with a configuration."""
+    save_file(load_file(base["file"]) | {extra: torch.zeros(4)}, tmp_path / "file.safetensors")
+    refused(tmp_path / "file.safetensors", f"is not an SDXL checkpoint but {what}", extra)
+    refused(tmp_path / "file.safetensors", what, config=base["config"])
+    refused(base["folder"], what, unet=tmp_path / "file.safetensors")
+
+
+def test_fp8_files_are_called_what_they_are(base: dict[str, Any], tmp_path: Path) -> None:
+    unet = {key: value.to(torch.float8_e4m3fn) if key.startswith("model.") else value
+            for key, value in load_file(base["file"]).items()}  # fmt: skip
+    save_file(unet, tmp_path / "file.safetensors")
+    refused(tmp_path / "file.safetensors", "an fp8 model", "float8_e4m3fn", "use the fp16 or bf16 file")
+
+
+@pytest.mark.parametrize(
+    ("channels", "purpose"),
+    [(9, "inpainting"), (8, "InstructPix2Pix"), (5, "5 input and 4 output channels, but the VAE's latents have 4")],
+)
+def test_u_nets_with_other_inputs(channels: int, purpose: str, tmp_path: Path) -> None:
+    pipe = base_pipeline(tmp_path / "tokenizers", in_channels=channels)
+    pipe.save_pretrained(tmp_path / "folder")
+    save_file(single(pipe), tmp_path / "file.safetensors")
+    for source in (tmp_path / "folder", tmp_path / "file.safetensors"):
+        options = {"config": tmp_path / "folder"} if source.is_file() else {}
+        refused(source, purpose, "4", **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "form"),
+    [
+        ("base", {}, ("base", {"in_channels": 4})),
+        ("refiner", {}, ("refiner", {"in_channels": 4})),
+        ("base", {"in_channels": 9}, ("base", {"in_channels": 9})),
+        ("base", {"time_cond_proj_dim": 256}, ("base", {"in_channels": 4, "time_cond_proj_dim": 256})),  # LCM
+        ("base", {"block_out_channels": [128, 640, 1280], "attention_head_dim": 4}, (None, {"in_channels": 4})),
+    ],
+)
+def test_u_nets_are_recognised_by_their_shapes(kind: str, changes: dict[str, Any], form: Any) -> None:
+    component = Component.from_json("unet", packaged(f"{kind}_unet") | changes, kind)
+    state = {}
+    for path, shape in component.shapes.items():
+        name, axes = component.table().to_torch(path)
+        state[name] = Tensor(tuple(shape[axis] for axis in axes), np.dtype(np.float16), lambda: np.zeros(0))
+    assert recognise.published_form(state) == form
+    guided = {name: state.pop(name) for name in list(state) if "cond_proj" in name}  # there is no original name for it
+    original = ldm_unet(
+        state, packaged(f"{kind}_unet")["down_block_types"], packaged(f"{kind}_unet")["up_block_types"], 2
+    )
+    assert guided or recognise.published_form(original) == form
+    assert recognise.prefixes({f"model.diffusion_model.{name}": value for name, value in original.items()}) == {
+        "unet": "model.diffusion_model."
+    }
+    for alone in (state, original):
+        assert recognise.other_model(alone) is None
+        assert "but a single U-Net: give a model, and this file as its unet" in recognise.missing("vae", alone)

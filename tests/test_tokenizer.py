@@ -1,5 +1,6 @@
 """The tokenizer against transformers': ids of any text, every form of its files, damaged ones."""
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -11,7 +12,9 @@ import transformers
 
 from distrijax.checkpoint.tokenizers import write_tokenizer
 from distrijax.errors import DistrijaxError
+from distrijax.text import vocabulary
 from distrijax.text.tokenizer import Tokenizer
+from distrijax.text.vocabulary import BYTES, vocabulary_problem
 
 pytestmark = pytest.mark.fast
 
@@ -196,11 +199,11 @@ def damage(folder, name: str, change) -> None:
         ("old", "vocab.json", None, "vocab.json and merges.txt, or tokenizer.json"),
         ("old", "merges.txt", None, "vocab.json and merges.txt, or tokenizer.json"),
         ("old", "vocab.json", lambda b: b[:100], "vocab.json: is damaged"),
-        ("old", "vocab.json", lambda b: b"[]", "vocab.json is damaged: it must hold a JSON object"),
+        ("old", "vocab.json", lambda b: b"[]", "vocab.json: is damaged .it must hold a JSON object"),
         ("old", "vocab.json", {"<|endoftext|>": "x"}, "vocab.json is damaged: it must map tokens to whole numbers"),
-        ("old", "vocab.json", lambda b: b'{"a": 1}', "cannot be read"),
-        ("old", "merges.txt", lambda b: b + b"lonely\n", "line .* is not a pair"),
-        ("old", "merges.txt", lambda b: b + b"q zzz\n", "cannot be read"),
+        ("old", "vocab.json", lambda b: b'{"a": 1}', "ids must be 0 to 0, each once"),
+        ("old", "merges.txt", lambda b: b + b"lonely\n", "the merge 'lonely' is not a pair"),
+        ("old", "merges.txt", lambda b: b + b"q zzz\n", "not those that the merges make"),
         ("old", "merges.txt", lambda b: b"\xff\xfe" + b, "merges.txt: is damaged"),
         ("old", "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "T5Tokenizer"),
         ("old", "special_tokens_map.json", {"pad_token": "<pad>"}, "lacks the pad_token '<pad>'"),
@@ -212,7 +215,7 @@ def damage(folder, name: str, change) -> None:
             {"model": {"type": "Unigram", "vocab": []}},
             "its model must be 'BPE', not 'Unigram'",
         ),
-        ("json", "tokenizer.json", {"added_tokens": None}, "`added_tokens` is missing"),
+        ("json", "tokenizer.json", {"added_tokens": None}, "cannot be read"),
         ("json", "tokenizer_config.json", {"eos_token": "</s>"}, "lacks the eos_token '</s>'"),
     ],
 )
@@ -230,3 +233,56 @@ def test_length_that_no_file_states(tmp_path):
     write_clip_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer_config.json").unlink()
     assert Tokenizer(tmp_path / "tokenizer")(["the cat"]).shape == (1, 77)
+
+
+def shuffled(content: bytes) -> bytes:
+    vocabulary = json.loads(content)
+    ids = list(vocabulary.values())
+    ids[100:300] = ids[299:99:-1]
+    return json.dumps(dict(zip(vocabulary, ids, strict=True))).encode()
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "change", "message"),
+    [
+        ("old", "vocab.json", shuffled, "not those that the merges make"),
+        ("old", "vocab.json", {"cat</w>": 3}, "ids must be 0 to .*, each once"),
+        ("old", "vocab.json", {"cat</w>": 10_000}, "ids must be 0 to .*, each once"),
+        ("old", "merges.txt", lambda b: b"#version: 0.2\n", "there are no merges"),
+        ("old", "merges.txt", lambda b: b[: len(b) // 2].rpartition(b"\n")[0], "not those that the merges make"),
+        ("old", "merges.txt", lambda b: b"\n".join(reversed(b.split(b"\n"))), "not those that the merges make"),
+        ("old", "tokenizer_config.json", {"padding_side": "left"}, "padding_side is 'left'"),
+        ("old", "tokenizer_config.json", {"truncation_side": "left"}, "truncation_side is 'left'"),
+        ("json", "tokenizer_config.json", {"padding_side": "left"}, "padding_side is 'left'"),
+        ("old", "tokenizer_config.json", {"added_tokens_decoder": "x"}, "cannot be read"),
+    ],
+)
+def test_vocabularies_and_merges_that_do_not_belong_together(tmp_path, form, name, change, message):
+    test_bad_files(tmp_path, form, name, change, message)
+
+
+def test_the_vocabulary_of_tokenizer_json_is_checked_too(tmp_path):
+    write_clip_tokenizer(tmp_path / "tokenizer", form="json")
+    values = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())
+    values["model"]["merges"] = values["model"]["merges"][::-1]
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(DistrijaxError, match="not those that the merges make"):
+        Tokenizer(tmp_path / "tokenizer")
+
+
+def test_small_vocabularies_without_all_bytes():
+    """As in the tiny models on the hub."""
+    words = ["l", "o", "w", "e", "r", "lo", "l</w>", "w</w>", "r</w>", "low</w>", "er</w>", "<|startoftext|>"]
+    vocabulary, merges = {word: i for i, word in enumerate(words)}, [("l", "o"), ("lo", "w</w>"), ("e", "r</w>")]
+    assert vocabulary_problem(vocabulary, merges) is None
+    assert "order of the merges" in vocabulary_problem(vocabulary, merges[::-1])
+    assert "order of the merges" in vocabulary_problem(vocabulary, [*merges, ("w", "o")])
+
+
+def test_openais_vocabulary_is_known_by_its_digest(monkeypatch, caplog):
+    tokens = [*BYTES, *(b + "</w>" for b in BYTES), "in", "<|startoftext|>", "<|endoftext|>"]
+    digest = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
+    for known, warned in ((digest, False), ("0" * 64, True)):
+        monkeypatch.setattr(vocabulary, "_OPENAI", (len(tokens), known))
+        assert vocabulary_problem({token: i for i, token in enumerate(tokens)}, [("i", "n")]) is None
+        assert bool(caplog.records) == warned

@@ -3,21 +3,23 @@
 from distrijax.checkpoint.component import Checkpoint, Component, Parts
 from distrijax.checkpoint.export import save_diffusers
 from distrijax.checkpoint.known import KNOWN
-from distrijax.checkpoint.load import SourceOptions, convert, export, find, load, load_single_file, open_source
+from distrijax.checkpoint.load import DTypes, convert, export, load, verify
+from distrijax.checkpoint.source import SourceOptions, find, open_source
 from distrijax.checkpoint.tokenizers import tokenizer_folder
 
 __all__ = [
     "KNOWN",
     "Checkpoint",
     "Component",
+    "DTypes",
     "Parts",
     "SourceOptions",
     "convert",
     "export",
     "find",
     "load",
-    "load_single_file",
     "open_source",
     "save_diffusers",
     "tokenizer_folder",
+    "verify",
 ]

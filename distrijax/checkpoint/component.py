@@ -17,11 +17,12 @@ from flax import nnx
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
+from distrijax.checkpoint import ldm
 from distrijax.checkpoint.tables import Table, convert, text_encoder_table, unet_table, vae_table
 from distrijax.checkpoint.tensors import Shape, Tensor
 from distrijax.checkpoint.tokenizers import Files
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
-from distrijax.config.checks import Json
+from distrijax.config.entry import Json
 from distrijax.config.text_encoder import WITH_PROJECTION
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
@@ -54,6 +55,7 @@ class Component:
         prefix: prefix of a text encoder's tensor names in torch files of this origin.
         reader: reads all tensors (same arguments as `stream`) if the format has a faster way than one by one.
         module: the model itself, if the caller passed one.
+        trained: options of the scheduler that the file states beside the weights, such as the prediction type.
     """
 
     name: str
@@ -65,20 +67,11 @@ class Component:
     prefix: str = ""
     reader: Callable[[DTypeLike | None, Placement | None], Stream] | None = None
     module: Module | None = None
+    trained: Json = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, name: str, json: Json, where: str, class_name: str | None = None) -> "Component":
-        """Return a component without tensors from its config.json.
-
-        Args:
-            name: name of the component.
-            json: contents of the file.
-            where: the file, for messages.
-            class_name: class of a text encoder in model_index.json; by default that of the configuration.
-
-        Raises:
-            DistrijaxError: the configuration is not supported.
-        """
+        """Return a component without tensors from its config.json, whose text encoder may be of another class."""
         try:
             config: Config
             if name == "unet":
@@ -88,7 +81,7 @@ class Component:
             else:
                 config = TextEncoderConfig.from_json(json, with_projection=WITH_PROJECTION.get(class_name or ""))
             _, variables = _structure(config, "float32")
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:  # the config did not check it
+        except DistrijaxError as error:
             raise DistrijaxError(f"{where}: {error}") from error
         shapes = {_dotted(path): tuple(variable.get_value().shape) for path, variable in variables}
         return cls(name, json, config, shapes, where)
@@ -115,11 +108,7 @@ class Component:
     def with_torch_tensors(
         self, state: Iterable[tuple[str, Tensor]], where: str, prefix: str = "text_model."
     ) -> "Component":
-        """Return the component with its tensors, from the items of a torch state dict under diffusers' names.
-
-        Raises:
-            DistrijaxError: they do not match the model; missing, unexpected and misshapen ones are listed.
-        """
+        """Return the component with its tensors, from the items of a torch state dict; raise if they do not match."""
         tensors = convert(self.table(prefix), state, self.shapes, where)
         prefix = prefix if isinstance(self.config, TextEncoderConfig) else ""
         return dataclasses.replace(self, tensors=tensors, where=where, prefix=prefix)
@@ -127,8 +116,10 @@ class Component:
     def table(self, prefix: str = "text_model.") -> Table:
         """Return the conversion table; `prefix` is for text encoders, see `text_encoder_table`."""
         if isinstance(self.config, UNetConfig):
-            return unet_table(self.config.use_linear_projection)
-        return vae_table() if isinstance(self.config, VAEConfig) else text_encoder_table(prefix)
+            return unet_table(self.config.use_linear_projection, ldm.unet_names(self.config))
+        if isinstance(self.config, VAEConfig):
+            return vae_table(ldm.vae_names(self.config))
+        return text_encoder_table(prefix)
 
     def build(self, arrays: Mapping[str, jax.Array], dtype: DTypeLike) -> Module:
         """Return the module of `dtype` that holds `arrays` (path -> array of that dtype)."""
@@ -137,15 +128,7 @@ class Component:
         return nnx.merge(graph, nnx.from_flat_state(leaves))
 
     def stream(self, dtype: DTypeLike | None = None, placement: Placement | None = None) -> Stream:
-        """Yield (path, array) of every parameter in turn.
-
-        Args:
-            dtype: dtype to cast to; None keeps the stored one.
-            placement: where to put the arrays; None yields NumPy arrays.
-
-        Raises:
-            DistrijaxError: the file is damaged, or a value does not fit in float16.
-        """
+        """Yield (path, array) of every parameter in turn: cast if there is a dtype, and in NumPy unless placed."""
         if self.reader is not None:
             yield from self.reader(dtype, placement)
             return
@@ -229,13 +212,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A checkpoint in memory, from which a pipeline is made.
-
-    Attributes:
-        text_encoder, tokenizer: None in a refiner, which has only the second.
-        tokenizer, tokenizer_2: the files of their folders; `tokenizer_folder` writes them to one.
-        index: model_index.json, with flags such as force_zeros_for_empty_prompt.
-    """
+    """A checkpoint in memory, from which a pipeline is made. Refiners have no text_encoder and no tokenizer."""
 
     unet: UNet
     vae: VAE

@@ -8,17 +8,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Parts, cast
-from distrijax.checkpoint.files import MODEL_INDEX, appearing, read_json, write_json
-from distrijax.checkpoint.hub import locate, weight_names
+from distrijax.checkpoint.files import MODEL_INDEX, SCHEDULER, appearing, write_json
+from distrijax.checkpoint.hub import weight_names
 from distrijax.checkpoint.known import packaged
 from distrijax.checkpoint.tensors import write_safetensors
 from distrijax.checkpoint.tokenizers import write_tokenizer
 from distrijax.checks import path_of, variant_of
-from distrijax.config.checks import Json
-from distrijax.errors import DistrijaxError
-from distrijax.schedulers import Scheduler
 
-_SCHEDULER = "scheduler_config.json"
 _NOT_EXPORTED = ("image_encoder", "feature_extractor")  # parts of IP-Adapters, which do not belong to SDXL
 
 
@@ -37,39 +33,19 @@ def save_diffusers(
     Args:
         folder: a path that does not exist, or a checkpoint if `overwrite`.
         parts: parts of a pipeline; its `index` needs only flags and the class, which default to SDXL's.
-        variant: suffix of the weights' file names, such as "fp16".
-        dtype: dtype to cast to; None keeps that of every tensor.
-        overwrite: replace a checkpoint.
+        variant, dtype: see `write_folder`.
     """
     folder = path_of("folder", folder).absolute()
     variant_of("variant", variant)
     if jax.process_index() == 0:
-        modules = {name: getattr(parts, name) for name in COMPONENTS}
-        components = {
-            name: Component.from_module(name, module) for name, module in modules.items() if module is not None
-        }
-        tokenizers = {} if parts.tokenizer is None else {"tokenizer": parts.tokenizer}
-        tokenizers["tokenizer_2"] = parts.tokenizer_2
-        index = packaged("refiner_model_index" if parts.text_encoder is None else "base_model_index") | dict(
-            parts.index
-        )
+        present = [name for name in COMPONENTS if getattr(parts, name) is not None]
+        components = {name: Component.from_module(name, getattr(parts, name)) for name in present}
+        tokenizers = {name: getattr(parts, name) for name in ("tokenizer", "tokenizer_2") if getattr(parts, name)}
+        index = packaged(f"{'base' if parts.text_encoder else 'refiner'}_model_index") | dict(parts.index)
         checkpoint = Checkpoint(str(folder), components, index, parts.scheduler.config, tokenizers)
         with appearing(folder, overwrite=overwrite) as partial:
             write_folder(checkpoint.with_classes(), partial, variant=variant, dtype=dtype)
     return folder
-
-
-def scheduler_json(scheduler: Scheduler | str | Path | None) -> Json | None:
-    """Return the contents of scheduler_config.json from a scheduler, that file, or a folder that has one."""
-    if scheduler is None or isinstance(scheduler, Scheduler):
-        return None if scheduler is None else scheduler.config
-    if not isinstance(scheduler, str | Path):
-        kind = type(scheduler).__name__
-        raise DistrijaxError(f"scheduler is a {kind}; it must be a Scheduler of distrijax, or a path or hub id of one")
-    path = locate(scheduler, [_SCHEDULER, f"scheduler/{_SCHEDULER}"])
-    if path.is_dir():
-        path = (path / "scheduler" if (path / "scheduler").is_dir() else path) / _SCHEDULER
-    return read_json(path)
 
 
 def write_folder(
@@ -83,8 +59,6 @@ def write_folder(
     """Write a checkpoint as diffusers does, into an empty folder, with one tensor in memory at a time.
 
     Args:
-        checkpoint: the checkpoint to read.
-        folder: the folder to write into.
         variant: suffix of the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
         dtype: dtype to cast to; None keeps that of every tensor.
         progress: called with the number of source bytes written.
@@ -99,7 +73,7 @@ def write_folder(
         write_json(folder / name / "config.json", config)
         _write_weights(component, folder / name / weight_names(name, variant)[0], dtype, progress)
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / _SCHEDULER, checkpoint.scheduler)
+    write_json(folder / "scheduler" / SCHEDULER, checkpoint.scheduler)
     for name, files in checkpoint.tokenizers.items():
         write_tokenizer(files, folder / name)
 

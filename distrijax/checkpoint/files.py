@@ -13,6 +13,13 @@ from distrijax.errors import DistrijaxError
 
 MANIFEST = "distrijax.json"
 MODEL_INDEX = "model_index.json"
+SCHEDULER = "scheduler_config.json"
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_json(path: Path) -> dict[str, Any]:

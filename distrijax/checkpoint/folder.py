@@ -1,14 +1,18 @@
-"""The diffusers format: a folder with model_index.json and one folder per component."""
+"""The diffusers format: a folder with model_index.json and a folder for each component."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
-from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component
-from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, read_json
+from distrijax.checkpoint.component import COMPONENTS, Component
+from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, PICKLES, read_json
 from distrijax.checkpoint.hub import STEMS, weight_names
 from distrijax.checkpoint.tensors import Tensor, read_safetensors
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer
-from distrijax.config.checks import Json
+from distrijax.config import entry
+from distrijax.config.entry import Json
 from distrijax.config.text_encoder import WITH_PROJECTION
 from distrijax.errors import DistrijaxError
 
@@ -20,56 +24,80 @@ CLASSES = {
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+_FLAGS = dict.fromkeys(("force_zeros_for_empty_prompt", "requires_aesthetics_score"), entry.flag)
 
-_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
-
-def open_folder(
-    folder: Path, variant: str | None, replaced: Mapping[str, Component], scheduler: Json | None
-) -> Checkpoint:
-    """Open a folder written by diffusers' `save_pretrained`, reading headers and configurations but no weights.
+class Folder:
+    """A folder that diffusers' `save_pretrained` wrote: a pipeline's, or a single component's.
 
     Args:
-        folder: the folder.
-        variant: suffix of the weights' file names, such as "fp16".
-        replaced: components to use in place of the folder's own, which are not read.
-        scheduler: the same for scheduler_config.json.
+        path: the folder.
+        variant: suffix of the weights' file names, such as "fp16"; components that lack it are read without it.
+        part: no component has to have the variant. Otherwise one must, or it is misspelt.
     """
-    if not (folder / MODEL_INDEX).is_file():
-        raise DistrijaxError(_not_a_pipeline(folder))
-    index = read_json(folder / MODEL_INDEX)
-    check_pipeline(index, str(folder / MODEL_INDEX), replaced)
-    components = {
-        name: replaced.get(name) or open_component(folder / name, name, variant, index[name][1])
-        for name in present_in(index)
-    }
-    scheduler = scheduler or read_json(folder / "scheduler" / "scheduler_config.json")
-    return Checkpoint(str(folder), components, index, scheduler, read_tokenizers(folder, components))
+
+    rejects: ClassVar = {"config": "has its own configuration; config is for single files"}
+
+    def __init__(self, path: Path, variant: str | None = None, *, part: bool = False):
+        self.path, self._variant = path, variant
+        self._mixed = part or any(_has_weights(path / name, name, variant) for name in STEMS)
+
+    @cached_property
+    def index(self) -> Json:
+        """Its model_index.json, checked."""
+        where = self.path / MODEL_INDEX
+        if not where.is_file():
+            raise DistrijaxError(_not_a_pipeline(self.path))
+        return checked_index(read_json(where), str(where))
+
+    def described(self, name: str) -> Component:
+        """Return a component without its tensors, from its config.json."""
+        folder, kind = self._place(name), None
+        if not folder.is_dir():
+            raise DistrijaxError(f"{folder}: there is no such folder, but the checkpoint needs it for its {name}")
+        if folder != self.path and (self.path / MODEL_INDEX).is_file():
+            kind = self.index[name][1]
+            if kind not in CLASSES[name]:
+                allowed = ", ".join(CLASSES[name])
+                raise DistrijaxError(f"{self.path / MODEL_INDEX}: {name} is a {kind}; supported: {allowed}")
+        where = folder / "config.json"
+        return Component.from_json(name, read_json(where), str(where), kind)
+
+    def component(self, name: str) -> Component:
+        """Return a component, whose tensors are read later."""
+        described, folder = self.described(name), self._place(name)
+        variant = None if self._mixed and not _has_weights(folder, name, self._variant) else self._variant
+        state = read_weights(folder, name, variant)
+        prefix = "text_model." if any(key.startswith("text_model.") for key in state) else ""
+        return described.with_torch_tensors(state.items(), str(folder), prefix)
+
+    def scheduler(self) -> Json:
+        """Return its scheduler_config.json, with the class that model_index.json names: diffusers builds that one."""
+        values, named = read_json(self.path / "scheduler" / "scheduler_config.json"), self.index.get("scheduler")
+        kind = named[1] if isinstance(named, list) and len(named) == 2 else None
+        return values | ({"_class_name": kind} if kind else {})
+
+    def tokenizers(self, names: Iterable[str]) -> dict[str, Files]:
+        """Return the files of its tokenizers."""
+        return {name: read_tokenizer(self.path / name) for name in names}
+
+    def _place(self, name: str) -> Path:
+        inside = self.path / name
+        return inside if inside.is_dir() or (self.path / MODEL_INDEX).is_file() else self.path
 
 
-def read_tokenizers(folder: Path, components: Iterable[str]) -> dict[str, Files]:
-    """Return the tokenizers of the text encoders among `components`."""
-    return {TOKENIZERS[name]: read_tokenizer(folder / TOKENIZERS[name]) for name in components if name in TOKENIZERS}
-
-
-def open_component(folder: Path, name: str, variant: str | None, class_name: str | None = None) -> Component:
-    """Open one model's folder: config.json and its weights."""
-    if not folder.is_dir():
-        raise DistrijaxError(f"{folder}: there is no such folder, but the checkpoint needs it for its {name}")
-    where = folder / "config.json"
-    component = Component.from_json(name, read_json(where), str(where), class_name)
-    state = read_weights(folder, name, variant)
-    prefix = "text_model." if any(key.startswith("text_model.") for key in state) else ""
-    return component.with_torch_tensors(state.items(), str(folder), prefix)
+def _has_weights(folder: Path, name: str, variant: str | None) -> bool:
+    return any((folder / file).is_file() for file in weight_names(name, variant))
 
 
 def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tensor]:
-    """Return a component's tensors by torch name, from one file or from the parts that an index names."""
+    """Return a component's tensors by torch name, from one file or from the parts that an index names.
+
+    Of a folder with both, diffusers reads the parts (U-Net and VAE), transformers the whole file (text encoders).
+    """
     file, index = weight_names(name, variant)
     whole, split = (folder / file).is_file(), (folder / index).is_file()
-    if whole and split:
-        raise DistrijaxError(f"{folder}: holds both {file} and {index}, which may differ; remove one of them")
-    if whole:
+    if whole and (not split or STEMS[name] == "model"):
         return read_safetensors(folder / file)
     if not split:
         raise DistrijaxError(_no_weights(folder, name, variant))
@@ -82,17 +110,13 @@ def read_weights(folder: Path, name: str, variant: str | None) -> dict[str, Tens
         raise DistrijaxError(f"{folder / index}: names {strange[0]!r}, which is not a safetensors file beside it")
     if absent := [part for part in parts if not (folder / part).is_file()]:
         raise DistrijaxError(f"{folder}: {len(absent)} of {len(parts)} parts are missing: {', '.join(absent)}")
-    tensors: dict[str, Tensor] = {}
-    for part in parts:
-        for key, tensor in read_safetensors(folder / part).items():
-            if names.get(key) != part:
-                elsewhere = f"places it in {names[key]}" if key in names else "does not know it"
-                raise DistrijaxError(f"{folder / part}: holds tensor {key!r}, but {index} {elsewhere}")
-            tensors[key] = tensor
-    if missing := sorted(set(names) - set(tensors)):
-        part = folder / names[missing[0]]
-        raise DistrijaxError(f"{part}: {len(missing)} tensors are not where {index} puts them, such as {missing[0]!r}")
-    return tensors
+    found = [(part, read_safetensors(folder / part)) for part in parts]
+    places = {(key, part) for part, tensors in found for key in tensors}
+    if wrong := sorted(places ^ set(names.items())):
+        key, part = wrong[0]
+        does = "holds" if (key, part) in places else "lacks"
+        raise DistrijaxError(f"{folder / part}: {does} tensor {key!r}, but {index} places it in {names.get(key)}")
+    return {key: tensor for _, tensors in found for key, tensor in tensors.items()}
 
 
 def present_in(index: Json) -> list[str]:
@@ -101,50 +125,44 @@ def present_in(index: Json) -> list[str]:
     return [name for name, value in entries.items() if isinstance(value, list) and len(value) == 2 and value[1]]
 
 
-def check_pipeline(index: Json, where: str, replaced: Iterable[str] = ()) -> None:
-    """Check that a model_index.json is an SDXL pipeline's, with components of supported classes or replaced ones."""
+def checked_index(index: Json, where: str) -> Json:
+    """Return an SDXL pipeline's model_index.json; of one with more parts, as with a ControlNet, its base model's."""
     kind = index.get("_class_name")
-    if kind not in PIPELINES:
+    if not isinstance(kind, str) or not re.fullmatch(r"StableDiffusionXL\w*Pipeline", kind):
         raise DistrijaxError(
             f"{where}: is a checkpoint of {kind}, not of Stable Diffusion XL; supported: {', '.join(PIPELINES)}"
         )
+    entry.check(where, index, _FLAGS)
     present = present_in(index)
-    for name, classes in CLASSES.items():
-        if name not in present:
-            if name != "text_encoder":  # refiners have only the second
-                raise DistrijaxError(f"{where}: has no {name}")
-        elif name not in replaced and index[name][1] not in classes:
-            raise DistrijaxError(f"{where}: {name} is a {index[name][1]}; supported: {', '.join(classes)}")
+    if absent := [name for name in COMPONENTS if name not in present and name != "text_encoder"]:  # refiners lack it
+        raise DistrijaxError(f"{where}: has no {absent[0]}")
+    if kind in PIPELINES:
+        return index
+    ours = {*COMPONENTS, *TOKENIZERS.values(), "scheduler"}
+    index = {name: value for name, value in index.items() if name in ours or not isinstance(value, list)}
+    return {**index, "_class_name": PIPELINES[0]}
 
 
 def _no_weights(folder: Path, name: str, variant: str | None) -> str:
-    file, _ = weight_names(name, variant)
-    files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    weights = [name for name in files if name.endswith((".safetensors", *_PICKLES))]
-    message = f"{folder}: there is no {file}"
+    message = f"{folder}: there is no {weight_names(name, variant)[0]}"
+    weights = sorted(path.name for path in folder.iterdir() if path.name.endswith((".safetensors", *PICKLES)))
     if not weights:
         return f"{message}, nor any other weights; is the download complete?"
-    if all(weight.endswith(_PICKLES) for weight in weights):
-        return (
-            f"{message}, only {', '.join(weights)}: pickles can run code and are never read; "
-            "find the model as safetensors, or save it so"
-        )
-    stem = STEMS[name]
-    middles = {weight.removeprefix(stem).removesuffix(".safetensors") for weight in weights if weight.startswith(stem)}
-    variants = sorted({middle.strip(".").split("-0")[0] for middle in middles if middle.startswith(".")})
-    cures = [f"variant={other!r}" for other in variants] + ["no variant"] * ("" in middles and variant is not None)
-    return f"{message}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(cures)}" if cures else "")
+    if all(weight.endswith(PICKLES) for weight in weights):
+        return f"{message}, only {', '.join(weights)}: pickles can run code and are never read; save it as safetensors"
+    named = [re.fullmatch(rf"{STEMS[name]}(?:\.(\w+?))?(?:-\d.*)?\.safetensors", weight) for weight in weights]
+    others = sorted({f"variant={match[1]!r}" if match[1] else "no variant" for match in named if match})
+    return f"{message}; present: {', '.join(weights)}" + (f"; ask for {' or '.join(others)}" if others else "")
 
 
 def _not_a_pipeline(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     message = f"{folder}: is not a checkpoint: it has neither {MANIFEST} nor {MODEL_INDEX}"
-    if not names:
-        return f"{folder}: is empty"
-    if singles := [name for name in names if name.endswith(".safetensors")]:
-        if "config.json" in names:
-            return f"{message}; it looks like a single model ({read_json(folder / 'config.json').get('_class_name')})"
-        return f"{message}; give the file itself: {folder / singles[0]}"
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return f"{message}, and {pickles[0]} is a pickle, which can run code and is never read"
-    return f"{message}; it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+    weights = [name for name in names if name.endswith((".safetensors", *PICKLES))]
+    if "config.json" in names:
+        return f"{message}; it looks like a single model ({read_json(folder / 'config.json').get('_class_name')})"
+    if weights and weights[-1].endswith(PICKLES):
+        return f"{message}, and {weights[-1]} is a pickle, which can run code and is never read"
+    if weights:
+        return f"{message}; give the file itself: {folder / weights[-1]}"
+    return f"{message}; it holds {', '.join(names[:5])}{' …' * (len(names) > 5)}" if names else f"{folder}: is empty"

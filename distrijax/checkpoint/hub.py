@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from distrijax.checkpoint.files import first_line
 from distrijax.checks import path_of
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
@@ -19,6 +20,7 @@ STEMS = {
 
 TOKENIZER_PATTERNS = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 TOKENIZER_PATTERNS += ["tokenizer/*", "tokenizer_2/*"]
+CONFIG_PATTERNS = ["*.json", "*/config.json", "scheduler/*.json", *TOKENIZER_PATTERNS]
 
 
 def weight_names(name: str, variant: str | None) -> tuple[str, str]:
@@ -57,7 +59,7 @@ def locate(source: str | Path, patterns: list[str], name: str = "source") -> Pat
     """
     path = local_path(source, name)
     if path.exists():
-        return path
+        return path.absolute()  # orbax reads no relative ones
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or source.endswith((".safetensors", ".ckpt")):
         raise DistrijaxError(
             f"{source}: there is no such file or folder, and it is not a hub id of the form owner/name either"
@@ -67,18 +69,10 @@ def locate(source: str | Path, patterns: list[str], name: str = "source") -> Pat
 
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise DistrijaxError(
-            f"{source}: accept its licence at https://huggingface.co/{source} first, then run `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise DistrijaxError(
-            f"{source}: there is no such folder here and no such repository on the hub; check the spelling, or "
-            "run `hf auth login` if it is private"
-        ) from error
     except Exception as error:  # the client's own errors, those of its HTTP library, of sockets and of the disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DistrijaxError(
-            f"{source}: there is no such folder here, and it could not be fetched from the hub ({reason}); check the "
-            "network, or download it elsewhere and give the folder's path"
-        ) from error
+        reason = f"could not be fetched from the hub ({first_line(error)}); check the network, or give a folder's path"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            reason = "is not a repository on the hub; check the spelling, or run `hf auth login` if it is private"
+        if isinstance(error, errors.GatedRepoError):  # a kind of the former
+            reason = f"has a licence: accept it at https://huggingface.co/{source}, then run `hf auth login`"
+        raise DistrijaxError(f"{source}: there is no such folder here, and it {reason}") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from distrijax.checkpoint.component import Checkpoint, Component
 from distrijax.checkpoint.folder import present_in
-from distrijax.config.checks import Json
+from distrijax.config.entry import Json
 
 KNOWN: dict[str, tuple[str, Json]] = {  # name -> the packaged configuration, and what differs from it in the U-Net
     "sdxl-base": ("base", {}),

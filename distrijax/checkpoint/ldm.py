@@ -18,7 +18,6 @@ _UNET_OUTSIDE = {
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
     "label_emb.0.2": "add_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
@@ -31,8 +30,6 @@ _UNET_INSIDE = {
     "skip_connection": "conv_shortcut",
     "op": "conv",
 }
-_VAE_INSIDE = {"nin_shortcut": "conv_shortcut"}
-_VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OPEN_CLIP_OUTSIDE = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -49,62 +46,63 @@ _OPEN_CLIP_INSIDE = {
 
 
 def unet_names(config: UNetConfig) -> Rename:
-    """Return a function from names below `model.diffusion_model.` to diffusers'; it leaves others unchanged."""
-    heads = {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0"}
-    heads["middle_block.2"] = "mid_block.resnets.1"
+    """Return a function from the original names to diffusers'; it leaves others unchanged."""
+
+    def layer(side: str, block: int, kind: str, number: int) -> list[str]:
+        kinds = ["resnets", "attentions"] if "CrossAttn" in kind else ["resnets"]
+        return [f"{side}_blocks.{block}.{kind}.{number}" for kind in kinds]
+
     last = len(config.layers_per_block) - 1
-    number = 1
+    inputs: list[list[str]] = [["conv_in"]]
     for block, (kind, layers) in enumerate(zip(config.down_block_types, config.layers_per_block, strict=True)):
-        for layer in range(layers):
-            heads[f"input_blocks.{number}.0"] = f"down_blocks.{block}.resnets.{layer}"
-            if "CrossAttn" in kind:
-                heads[f"input_blocks.{number}.1"] = f"down_blocks.{block}.attentions.{layer}"
-            number += 1
-        if block < last:
-            heads[f"input_blocks.{number}.0"] = f"down_blocks.{block}.downsamplers.0"
-            number += 1
-    number = 0
+        inputs += [layer("down", block, kind, number) for number in range(layers)]
+        inputs += [[f"down_blocks.{block}.downsamplers.0"]] * (block < last)
+    outputs: list[list[str]] = []
     for block, (kind, layers) in enumerate(zip(config.up_block_types, reversed(config.layers_per_block), strict=True)):
-        for layer in range(layers + 1):
-            inside = [f"up_blocks.{block}.resnets.{layer}"]
-            if "CrossAttn" in kind:
-                inside.append(f"up_blocks.{block}.attentions.{layer}")
-            if layer == layers and block < last:
-                inside.append(f"up_blocks.{block}.upsamplers.0")
-            heads |= {f"output_blocks.{number}.{place}": name for place, name in enumerate(inside)}
-            number += 1
-    pattern = re.compile(r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+)\.(.+)")
+        outputs += [layer("up", block, kind, number) for number in range(layers + 1)]
+        outputs[-1] += [f"up_blocks.{block}.upsamplers.0"] * (block < last)
+    middle = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]
+    heads = {f"middle_block.{place}": name for place, name in enumerate(middle)}
+    for side, groups in (("input", inputs), ("output", outputs)):
+        for number, names in enumerate(groups):
+            heads |= {f"{side}_blocks.{number}.{place}": name for place, name in enumerate(names)}
+    pattern = re.compile(r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+)(?:\.(.+))?")
 
     def rename(name: str) -> str:
         module, _, leaf = name.rpartition(".")
         if module in _UNET_OUTSIDE:
             return f"{_UNET_OUTSIDE[module]}.{leaf}"
         if (match := pattern.fullmatch(module)) and match[1] in heads:
-            return f"{heads[match[1]]}.{_UNET_INSIDE.get(match[2], match[2])}.{leaf}"
+            inside = _UNET_INSIDE.get(match[2], match[2])
+            return ".".join(part for part in (heads[match[1]], inside, leaf) if part)
         return name
 
     return rename
 
 
 def vae_names(config: VAEConfig) -> Rename:
-    """Return a function from names below `first_stage_model.` to diffusers'; it leaves others unchanged."""
-    last = len(config.block_out_channels) - 1
+    """Return a function from the original names, and from those before diffusers 0.17, to diffusers'."""
+    blocks = len(config.block_out_channels)
+    attention = {"group_norm": "norm", "to_q": "q|query", "to_k": "k|key", "to_v": "v|value"}
+    attention["to_out.0"] = "proj_out|proj_attn"
+    rules = [
+        (r"^(encoder|decoder)\.norm_out", r"\1.conv_norm_out"),
+        (r"^(encoder|decoder)\.mid\.block_1\.", r"\1.mid_block.resnets.0."),
+        (r"^(encoder|decoder)\.mid\.block_2\.", r"\1.mid_block.resnets.1."),
+        (r"^(encoder|decoder)\.mid\.attn_1\.", r"\1.mid_block.attentions.0."),
+        (r"\.nin_shortcut\.", r".conv_shortcut."),
+        *((rf"(mid_block\.attentions\.0)\.({old})\.", rf"\1.{new}.") for new, old in attention.items()),
+    ]
+    for block in range(blocks):
+        for side, number in ("encoder.down", block), ("decoder.up", blocks - 1 - block):
+            new = f"{side}_blocks.{block}"
+            rules.append((rf"^{re.escape(side)}\.{number}\.block\.", f"{new}.resnets."))
+            rules.append((rf"^{re.escape(side)}\.{number}\.(down|up)sample\.conv\.", rf"{new}.\1samplers.0.conv."))
+    patterns = [(re.compile(old), new) for old, new in rules]
 
     def rename(name: str) -> str:
-        module, _, leaf = name.rpartition(".")
-        if match := re.fullmatch(r"(encoder|decoder)\.norm_out", module):
-            return f"{match[1]}.conv_norm_out.{leaf}"
-        if match := re.fullmatch(r"(encoder|decoder)\.mid\.block_([12])\.(\w+)", module):
-            side, layer, rest = match.groups()
-            return f"{side}.mid_block.resnets.{int(layer) - 1}.{_VAE_INSIDE.get(rest, rest)}.{leaf}"
-        if match := re.fullmatch(r"(encoder|decoder)\.mid\.attn_1\.(\w+)", module):
-            return f"{match[1]}.mid_block.attentions.0.{_VAE_ATTENTION.get(match[2], match[2])}.{leaf}"
-        if match := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d+)\.block\.(\d+)\.(\w+)", module):
-            block = int(match[2]) if match[1] == "encoder.down" else last - int(match[2])
-            return f"{match[1]}_blocks.{block}.resnets.{match[3]}.{_VAE_INSIDE.get(match[4], match[4])}.{leaf}"
-        if match := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d+)\.(down|up)sample\.conv", module):
-            block = int(match[2]) if match[1] == "encoder.down" else last - int(match[2])
-            return f"{match[1]}_blocks.{block}.{match[3]}samplers.0.conv.{leaf}"
+        for old, new in patterns:
+            name = old.sub(new, name)
         return name
 
     return rename

@@ -1,11 +1,11 @@
 """Loading of checkpoints in any format, and conversion between formats."""
 
-import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,117 +14,16 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Parts, Placement
-from distrijax.checkpoint.export import scheduler_json, write_folder
-from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, appearing
-from distrijax.checkpoint.folder import open_component, open_folder
-from distrijax.checkpoint.hub import (
-    TOKENIZER_PATTERNS,
-    component_patterns,
-    local_path,
-    locate,
-    pipeline_patterns,
-    weight_names,
-)
-from distrijax.checkpoint.known import KNOWN, published
-from distrijax.checkpoint.single_file import open_component_file, open_single_file
-from distrijax.checkpoint.tokenizers import sdxl_tokenizers
+from distrijax.checkpoint.export import write_folder
+from distrijax.checkpoint.files import MANIFEST, appearing
+from distrijax.checkpoint.hub import local_path, locate
+from distrijax.checkpoint.source import SourceOptions, open_source
 from distrijax.checks import known_dtype, path_of, true_or_false, variant_of
 from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
-from distrijax.models.text_encoder import TextEncoder
-from distrijax.models.unet import UNet
-from distrijax.models.vae import VAE
 from distrijax.schedulers import Scheduler, scheduler_from_config
 
 DTypes: TypeAlias = DTypeLike | Mapping[str, DTypeLike]  # one for all, or by component's name
-
-
-class SourceOptions(TypedDict, total=False):
-    """Options for reading a checkpoint and replacing its parts; all are optional.
-
-    A part that is an object is used as it is, and the checkpoint's own is not read. A part that is a path or hub id is
-    read from there: a component's folder, a pipeline's folder, a converted checkpoint, or a `.safetensors` file with
-    that component alone or a whole model.
-
-    Attributes:
-        variant: suffix of the weights' file names in a diffusers folder or on the hub, such as "fp16". Parts from
-            elsewhere that lack it are read without it.
-        config: for single files that are neither SDXL base nor refiner: a diffusers folder or hub id.
-        tokenizer: a folder or hub id with CLIP's vocabulary, or with the folders `tokenizer` and `tokenizer_2`, for
-            single files, which have none; by default OpenAI's, from the hub.
-        unet, vae, text_encoder, text_encoder_2: parts in place of the checkpoint's own.
-        scheduler: the same: an object, a scheduler_config.json, or a folder that has one.
-    """
-
-    variant: str | None
-    config: str | Path | None
-    tokenizer: str | Path | None
-    unet: UNet | str | Path | None
-    vae: VAE | str | Path | None
-    text_encoder: TextEncoder | str | Path | None
-    text_encoder_2: TextEncoder | str | Path | None
-    scheduler: Scheduler | str | Path | None
-
-
-def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpoint:
-    """Open a checkpoint and check it, without reading its weights.
-
-    Args:
-        source: a converted checkpoint, a diffusers folder, a hub id, an original single file (`.safetensors`), or
-            `demo`, the built-in model.
-        options: see `SourceOptions`.
-
-    Raises:
-        DistrijaxError: it is absent, damaged, of another kind, or its tensors do not match the model; all are listed.
-    """
-    if unknown := set(options) - set(SourceOptions.__annotations__):
-        names = ", ".join(SourceOptions.__annotations__)
-        raise DistrijaxError(f"there is no option {min(unknown)!r} for a checkpoint; the options are {names}")
-    variant, config, tokenizer = options.get("variant"), options.get("config"), options.get("tokenizer")
-    variant_of("variant", variant)
-    parts = {name: options.get(name) for name in COMPONENTS}
-    replaced = {name: _part(name, part, variant, config) for name, part in parts.items() if part is not None}
-    scheduler = scheduler_json(options.get("scheduler"))
-    path = locate(source, pipeline_patterns(variant, replaced))
-    if path.is_file():
-        _check_suffix(path)
-        if variant is not None and not replaced:
-            raise DistrijaxError(f"{path}: is a single file and has no variant {variant!r}; give none")
-        checkpoint = open_single_file(path, config, tokenizer, replaced)
-    else:
-        if config is not None and not replaced:
-            raise DistrijaxError(f"{path}: has its own configuration; config is for single files")
-        if (path / MANIFEST).is_file():
-            from distrijax.checkpoint.store import open_store  # orbax takes a second to import
-
-            if variant is not None and not replaced:
-                raise DistrijaxError(f"{path}: is a converted checkpoint and has no variant {variant!r}; give a dtype")
-            checkpoint = open_store(path, replaced)
-        else:
-            checkpoint = open_folder(path, variant, replaced, scheduler)
-        if tokenizer is not None:
-            files = sdxl_tokenizers(locate(tokenizer, TOKENIZER_PATTERNS, "tokenizer"), tuple(checkpoint.tokenizers))
-            checkpoint = dataclasses.replace(checkpoint, tokenizers=files)
-    if strange := set(replaced) - set(checkpoint.components):
-        raise DistrijaxError(f"{path}: is a model without {min(strange)}, as refiners are; give none")
-    if scheduler is not None:
-        checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
-    return checkpoint.with_classes() if replaced or scheduler else checkpoint
-
-
-def find(name: str) -> Checkpoint:
-    """Return one of `KNOWN`, or any source that `from_pretrained` takes, without reading weights.
-
-    Raises:
-        DistrijaxError: there is no such model, or it is not of the SDXL family.
-    """
-    if name in KNOWN:
-        checkpoint = published(*KNOWN[name])
-    elif "/" not in name and not local_path(name).exists():
-        raise DistrijaxError(f"model is {name!r}; it must be {', '.join(KNOWN)}, demo, or a checkpoint that exists")
-    else:
-        checkpoint = open_source(name)
-    return dataclasses.replace(checkpoint, name=name)
 
 
 def load(
@@ -135,7 +34,7 @@ def load(
     progress: bool = True,
     **options: Unpack[SourceOptions],
 ) -> Parts:
-    """Read a checkpoint into modules, each tensor straight to its devices: the host never holds a second copy.
+    """Read a checkpoint into modules, a batch of tensors at a time: the host never holds a second copy.
 
     Args:
         source: see `open_source`.
@@ -149,6 +48,8 @@ def load(
     checkpoint = open_source(source, **options)
     _check_dtypes(dtype, checkpoint)
     placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
+    given = options.get("scheduler")
+    scheduler = given if isinstance(given, Scheduler) else scheduler_from_config(checkpoint.scheduler)
     modules: dict[str, Any] = {name: component.module for name, component in checkpoint.components.items()}
     unread = {name: component for name, component in checkpoint.components.items() if component.module is None}
     _check_sharding(placement, unread)
@@ -161,90 +62,40 @@ def load(
                 arrays[path] = array
                 advance(component.tensors[path].nbytes)
             modules[name] = component.build(arrays, target)
-    scheduler = options.get("scheduler")
     return Parts(
         **{"text_encoder": None, **modules},
         tokenizer=checkpoint.tokenizers.get("tokenizer"),
         tokenizer_2=checkpoint.tokenizers["tokenizer_2"],
-        scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(checkpoint.scheduler),
+        scheduler=scheduler,
         index=checkpoint.index,
     )
-
-
-def load_single_file(
-    file: str | Path,
-    *,
-    dtype: DTypes | None = None,
-    sharding: Placement | None = None,
-    progress: bool = True,
-    **options: Unpack[SourceOptions],
-) -> Parts:
-    """Read an original `.safetensors` file into modules; see `load`, which also takes folders and hub ids."""
-    if not path_of("file", file).is_file():
-        raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
-    return load(file, dtype=dtype, sharding=sharding, progress=progress, **options)
 
 
 def convert(
     source: str | Path,
     target: str | Path,
     *,
-    dtype: DTypeLike | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-    **options: Unpack[SourceOptions],
-) -> Path:
-    """Write a checkpoint in the converted format; the target appears only when it is complete.
-
-    Args:
-        source: see `open_source`.
-        target: a folder that does not exist, or a checkpoint if `overwrite`.
-        dtype: dtype to cast every tensor to; None keeps every bit.
-        overwrite: replace a checkpoint, and the remains of a killed conversion beside it.
-        progress: show a progress bar.
-        options: see `SourceOptions`.
-    """
-    from distrijax.checkpoint.store import write_store
-
-    dtype = None if dtype is None else known_dtype("dtype", dtype)
-    with _writing("converting", source, target, dtype, overwrite, progress, options) as (checkpoint, folder, advance):
-        write_store(checkpoint, folder, dtype=dtype, progress=advance)
-    return path_of("target", target).absolute()
-
-
-def export(
-    source: str | Path,
-    target: str | Path,
-    *,
+    to: str = "distrijax",
     dtype: DTypeLike | None = None,
     overwrite: bool = False,
     target_variant: str | None = None,
     progress: bool = True,
     **options: Unpack[SourceOptions],
 ) -> Path:
-    """Write a checkpoint as a diffusers folder; the target appears only when it is complete.
+    """Write a checkpoint in another format; the target appears only when it is complete.
 
     Args:
-        source, target, dtype, overwrite, progress, options: see `convert`.
-        target_variant: suffix of the written weights' file names, such as "fp16".
+        source: see `open_source`.
+        target: a folder that does not exist, or a checkpoint if `overwrite`.
+        to: `distrijax`, which loads fast, or `diffusers`.
+        dtype: dtype to cast every tensor to; None keeps every bit.
+        overwrite: replace a checkpoint, and the remains of a killed conversion beside it.
+        target_variant: suffix of the weights' file names in a diffusers folder, such as "fp16".
+        progress: show a progress bar.
+        options: see `SourceOptions`.
     """
     dtype = None if dtype is None else known_dtype("dtype", dtype)
     variant_of("target_variant", target_variant)
-    with _writing("exporting", source, target, dtype, overwrite, progress, options) as (checkpoint, folder, advance):
-        write_folder(checkpoint, folder, variant=target_variant, dtype=dtype, progress=advance)
-    return path_of("target", target).absolute()
-
-
-@contextmanager
-def _writing(
-    verb: str,
-    source: str | Path,
-    target: str | Path,
-    dtype: DTypeLike | None,
-    overwrite: bool,
-    progress: bool,
-    options: SourceOptions,
-) -> Iterator[tuple[Checkpoint, Path, Callable[[int], object]]]:
     target = path_of("target", target).absolute()
     with appearing(target, overwrite=overwrite) as partial:
         checkpoint = open_source(source, **options)
@@ -256,29 +107,36 @@ def _writing(
             raise DistrijaxError(
                 f"{target}: takes {nbytes / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free there"
             )
-        with _bar(verb, checkpoint.nbytes, progress) as advance:
-            yield checkpoint, partial, advance
+        write: Callable[..., None]
+        if to == "diffusers":
+            write = functools.partial(write_folder, variant=target_variant)
+        else:
+            from distrijax.checkpoint.store import write_store as write  # orbax takes a second to import
+
+            if target_variant is not None:
+                raise DistrijaxError("target_variant names files of a diffusers folder; convert to diffusers")
+        with _bar("converting", checkpoint.nbytes, progress) as advance:
+            write(checkpoint, partial, dtype=dtype, progress=advance)
+    return target
 
 
-def _part(name: str, part: object, variant: str | None, config: str | Path | None) -> Component:
-    """Open a component to use in place of a checkpoint's own, with `variant` if it has that, otherwise without."""
-    if not isinstance(part, str | Path):
-        return Component.from_module(name, part)
-    patterns = [p for v in {variant, None} for file in component_patterns(name, v) for p in (file, f"{name}/{file}")]
-    path = locate(part, [*patterns, MODEL_INDEX])
-    if path.is_file():
-        _check_suffix(path)
-        return open_component_file(path, name, config)
-    if (path / MANIFEST).is_file():
-        from distrijax.checkpoint.store import open_store
+export = functools.partial(convert, to="diffusers")
 
-        components = open_store(path, {}).components
-        if name not in components:
-            raise DistrijaxError(f"{path}: has no {name}")
-        return components[name]
-    folder = path / name if (path / name).is_dir() else path
-    has = any((folder / file).is_file() for file in weight_names(name, variant))
-    return open_component(folder, name, variant if has else None)
+
+def verify(source: str | Path) -> int:
+    """Read a converted checkpoint, compare every tensor with its checksum, and return how many there are.
+
+    Raises:
+        DistrijaxError: it is damaged, or not a converted checkpoint.
+    """
+    from distrijax.checkpoint.store import Store
+
+    path = locate(source, [])
+    if not (path / MANIFEST).is_file():
+        raise DistrijaxError(
+            f"{path}: is not a converted checkpoint; safetensors files carry no checksums to compare with"
+        )
+    return Store(path).verify()
 
 
 def _safe(component: Component, dtype: np.dtype) -> np.dtype:
@@ -312,15 +170,6 @@ def _check_dtypes(dtype: DTypes | None, opened: Checkpoint) -> None:
             raise DistrijaxError(f"dtype: there is no component {name!r}; there are {', '.join(opened.components)}")
         if value is not None:
             known_dtype("dtype", value)
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix in (".ckpt", ".bin", ".pt", ".pth", ".pkl"):
-        raise DistrijaxError(
-            f"{path}: is a pickle, which can run code and is never read; look for the model's .safetensors file"
-        )
-    if path.suffix != ".safetensors":
-        raise DistrijaxError(f"{path}: is not a .safetensors file; a source is such a file, a folder or a hub id")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The converted format: a folder with distrijax.json, one orbax item per component, and the tokenizers.
 
-distrijax.json      what is in it: format version, every configuration, and the size of every file
+distrijax.json      what is in it: format version, every configuration, the size of every file, checksums
 unet/ vae/ …        orbax: a flat dictionary path -> array, in our layout
 tokenizer/ …        unchanged
 """
@@ -8,25 +8,28 @@ tokenizer/ …        unchanged
 import asyncio
 import dataclasses
 import functools
+import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 from orbax.checkpoint import type_handlers
 
-from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Placement, Stream, cast, check_finite
-from distrijax.checkpoint.files import MANIFEST, read_json, write_json
-from distrijax.checkpoint.folder import check_pipeline, present_in, read_tokenizers
-from distrijax.checkpoint.tensors import DTYPES, NAMES, Tensor
-from distrijax.checkpoint.tokenizers import write_tokenizer
+from distrijax.checkpoint.component import Checkpoint, Component, Placement, Stream, cast, put
+from distrijax.checkpoint.files import MANIFEST, first_line, read_json, write_json
+from distrijax.checkpoint.folder import TOKENIZERS, checked_index, present_in
+from distrijax.checkpoint.tensors import DTYPES, NAMES, Tensor, array_bytes
+from distrijax.checkpoint.tokenizers import Files, read_tokenizer, write_tokenizer
+from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
 
 FORMAT = 1
+_AGAIN = "copy it again, or convert the original again"
 BATCH = 256 << 20  # bytes of parameters in memory at once while writing or reading
 
 
@@ -34,24 +37,17 @@ S = TypeVar("S", Tensor, np.ndarray | jax.Array)
 
 
 def write_store(
-    checkpoint: Checkpoint,
-    folder: Path,
-    *,
-    dtype: DTypeLike | None = None,
-    progress: Callable[[int], object] = int,
+    checkpoint: Checkpoint, folder: Path, *, dtype: DTypeLike | None = None, progress: Callable[[int], object] = int
 ) -> None:
     """Write a checkpoint into an empty folder, with one batch of tensors in memory at a time.
 
-    Args:
-        checkpoint: the checkpoint to read.
-        folder: the folder to write into.
-        dtype: dtype to cast to; None keeps that of every tensor.
-        progress: called with the number of source bytes written.
+    Every tensor keeps its dtype unless there is one to cast to; `progress` is told the source bytes that are written.
     """
     components = {}
     for name, component in checkpoint.components.items():
-        dtypes = {path: t.dtype if dtype is None else np.dtype(dtype) for path, t in component.tensors.items()}
-        leaves = {path: dataclasses.replace(t, dtype=dtypes[path]) for path, t in component.tensors.items()}
+        leaves = {
+            path: dataclasses.replace(t, dtype=np.dtype(dtype or t.dtype)) for path, t in component.tensors.items()
+        }
         handler = _StreamHandler(component, dtype, progress)
         registry = type_handlers.create_type_handler_registry(
             (Tensor, handler),
@@ -60,12 +56,13 @@ def write_store(
         # Weights hardly compress (trained fp16: by a tenth), and zstd would take most of the time.
         options = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
         with ocp.Checkpointer(options) as checkpointer:
-            checkpointer.save((folder / name).absolute(), args=ocp.args.PyTreeSave(leaves))
+            checkpointer.save(folder.resolve() / name, args=ocp.args.PyTreeSave(leaves))
         components[name] = {
             "config": dict(component.json),
             "class": checkpoint.index[name][1],
             "prefix": component.prefix,
             "parameters": {path: [NAMES[t.dtype], list(t.shape)] for path, t in leaves.items()},
+            "checksums": handler.checksums,
         }
     for name, files in checkpoint.tokenizers.items():
         write_tokenizer(files, folder / name)
@@ -75,91 +72,127 @@ def write_store(
         "scheduler": dict(checkpoint.scheduler),
         "components": components,
         "files": _sizes(folder),
+        "tokenizers": {name: _checksums(files) for name, files in checkpoint.tokenizers.items()},
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest | {"checksum": _checksum_of(manifest)})
 
 
-def open_store(folder: Path, replaced: Mapping[str, Component]) -> Checkpoint:
-    """Open a converted checkpoint, reading its manifest and checking the size of every file, but reading no weights.
+class Store:
+    """A converted checkpoint. Its manifest is read and the size of every file checked, but no weights are read."""
 
-    Args:
-        folder: the checkpoint.
-        replaced: components to use in place of the checkpoint's own, which are not read.
-    """
-    where = folder / MANIFEST
-    manifest = read_json(where)
-    if manifest.get("format") != FORMAT:
-        raise DistrijaxError(
-            f"{where}: is of format {manifest.get('format')!r}, this version reads {FORMAT}; convert the original again"
-        )
-    try:
-        sizes = _sizes(folder)
-        expected = {name: size for name, size in manifest["files"].items() if name.split("/")[0] not in replaced}
-        wrong = sorted(name for name, size in expected.items() if sizes.get(name) != size)
-        index, scheduler = dict(manifest["model_index"]), dict(manifest["scheduler"])
-        entries = {name: manifest["components"][name] for name in COMPONENTS if name in manifest["components"]}
-        tensors = {
-            name: {
-                path: Tensor(tuple(shape), DTYPES[dtype], _unread, str(folder))
-                for path, (dtype, shape) in entry["parameters"].items()
+    rejects: ClassVar = {
+        "config": "has its own configuration; config is for single files",
+        "variant": "is a converted checkpoint and has no variant {!r}; give a dtype",
+    }
+
+    def __init__(self, path: Path):
+        self.path, where = path.resolve(), path / MANIFEST  # orbax takes no relative paths
+        manifest = read_json(where)
+        if manifest.get("format") != FORMAT:
+            raise DistrijaxError(
+                f"{where}: is of format {manifest.get('format')!r}, this version reads {FORMAT}; convert again"
+            )
+        stated = manifest.pop("checksum", None)
+        try:
+            if stated not in (None, _checksum_of(manifest)):
+                raise ValueError("its checksum is not that of its contents")
+            self.index = checked_index(dict(manifest["model_index"]), str(where))
+            self._scheduler, self._components = dict(manifest["scheduler"]), dict(manifest["components"])
+            self._sizes, self._tokenizers = dict(manifest["files"]), dict(manifest.get("tokenizers", {}))
+            self._tensors = {
+                name: {path: Tensor(tuple(s), DTYPES[d], _unread) for path, (d, s) in values["parameters"].items()}
+                for name, values in self._components.items()
             }
-            for name, entry in entries.items()
-        }
-        kinds = {name: (dict(entry["config"]), entry["class"], entry["prefix"]) for name, entry in entries.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DistrijaxError(f"{where}: is damaged ({error!r}); convert the original again") from error
-    if wrong:
-        raise DistrijaxError(
-            f"{folder}: is damaged: {len(wrong)} files are missing or of the wrong size, such as {wrong[0]}; "
-            "copy it again, or convert the original again"
-        )
-    check_pipeline(index, str(where))
-    if absent := [name for name in present_in(index) if name not in kinds]:
-        raise DistrijaxError(f"{where}: is damaged (it has no {absent[0]}); convert the original again")
-    components = {}
-    for name, (config, kind, prefix) in kinds.items():
-        if name in replaced:
-            components[name] = replaced[name]
-            continue
-        component = Component.from_json(name, config, str(where), kind)
-        if {path: tensor.shape for path, tensor in tensors[name].items()} != component.shapes:
+            if absent := [name for name in present_in(self.index) if name not in self._components]:
+                raise ValueError(f"it has no {absent[0]}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise DistrijaxError(f"{where}: is damaged ({reason}); {_AGAIN}") from error
+
+    def component(self, name: str) -> Component:
+        """Return a component, whose tensors are read later."""
+        if name not in self._components:
+            raise DistrijaxError(f"{self.path}: has no {name}")
+        self._check_files(name)
+        where, folder, values = str(self.path / MANIFEST), self.path / name, self._components[name]
+        component, tensors = Component.from_json(name, values["config"], where, values["class"]), self._tensors[name]
+        if {path: tensor.shape for path, tensor in tensors.items()} != component.shapes:
             raise DistrijaxError(f"{where}: the parameters of {name} are not those of its configuration")
-        reader = functools.partial(_restore, folder / name, tensors[name])
-        components[name] = dataclasses.replace(
-            component, where=str(folder / name), tensors=tensors[name], prefix=prefix, reader=reader
-        )
-    return Checkpoint(str(folder), components, index, scheduler, read_tokenizers(folder, components))
+        reader = functools.partial(_restore, folder, tensors, values.get("checksums", {}))
+        prefix = values["prefix"]
+        return dataclasses.replace(component, where=str(folder), tensors=tensors, prefix=prefix, reader=reader)
+
+    def scheduler(self) -> Json:
+        """Return its scheduler_config.json."""
+        return self._scheduler
+
+    def tokenizers(self, names: Iterable[str]) -> dict[str, Files]:
+        """Return the files of its tokenizers."""
+        found = {}
+        for name in names:
+            self._check_files(name)
+            found[name] = read_tokenizer(self.path / name)
+            if self._tokenizers.get(name) not in (None, _checksums(found[name])):
+                raise DistrijaxError(f"{self.path / name}: is damaged; {_AGAIN}")
+        return found
+
+    def verify(self) -> int:
+        """Read everything, compare it with its checksums, and return the number of tensors."""
+        present = present_in(self.index)
+        self.tokenizers([TOKENIZERS[name] for name in present if name in TOKENIZERS])
+        if not all("checksums" in self._components[name] for name in present):
+            raise DistrijaxError(f"{self.path}: was converted before there were checksums; convert the original again")
+        return sum(1 for name in present for _ in self.component(name).stream())
+
+    def _check_files(self, name: str) -> None:
+        sizes = _sizes(self.path, f"{name}/**/*")
+        expected = {file: size for file, size in self._sizes.items() if file.split("/")[0] == name}
+        if wrong := sorted(file for file, size in expected.items() if sizes.get(file) != size):
+            raise DistrijaxError(
+                f"{self.path}: is damaged: {len(wrong)} files are missing or of the wrong size, such as {wrong[0]}; "
+                f"{_AGAIN}"
+            )
 
 
 def _restore(
-    folder: Path, tensors: Mapping[str, Tensor], dtype: DTypeLike | None, placement: Placement | None
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    checksums: Mapping[str, int],
+    dtype: DTypeLike | None,
+    placement: Placement | None,
 ) -> Stream:
-    """Yield the arrays of a component, read in batches by orbax, each device reading its own part."""
-    sharding = SingleDeviceSharding(placement) if isinstance(placement, jax.Device) else placement
+    """Yield the arrays of a component, read in batches by orbax and checked."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=4)) as checkpointer:
         for batch in batches(tensors.items()):
             item = {path: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for path, tensor in batch}
-            args: dict[str, ocp.RestoreArgs] = {}
-            for path, tensor in batch:
-                if sharding is None:
-                    args[path] = ocp.RestoreArgs(restore_type=np.ndarray)
-                else:
-                    args[path] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=np.dtype(dtype or tensor.dtype))
+            args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path, _ in batch}
             restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
             try:
                 arrays = checkpointer.restore(folder, args=restore)
-            except (MemoryError, jax.errors.JaxRuntimeError):  # such as a full device
+            except MemoryError:
                 raise
             except Exception as error:  # tensorstore raises ValueError, orbax several kinds of its own
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                raise DistrijaxError(f"{folder}: is damaged ({reason}); convert the original again") from error
+                raise DistrijaxError(f"{folder}: is damaged ({first_line(error)}); {_AGAIN}") from error
             for path, tensor in batch:
-                array, what = arrays.pop(path), f"{folder}: {path}"
-                if sharding is None:
-                    array = cast(array, dtype, what)
-                elif array.dtype != tensor.dtype:
-                    check_finite(array, what)
-                yield path, array
+                array = arrays.pop(path)
+                read = isinstance(array, np.ndarray) and (array.shape, array.dtype) == (tensor.shape, tensor.dtype)
+                if not read or checksums.get(path) not in (None, checksum(array)):  # None: from before there were any
+                    raise DistrijaxError(f"{folder}: is damaged ({path} is not as it was written); {_AGAIN}")
+                array = cast(array, dtype, f"{folder}: {path}")
+                yield path, array if placement is None else put(array, placement)
+
+
+def checksum(array: np.ndarray) -> int:
+    """Return the CRC-32 of an array's bytes, at 2.5 GB/s: it finds every flipped bit, and every burst of up to 32."""
+    return zlib.crc32(array_bytes(np.ascontiguousarray(array)))
+
+
+def _checksums(files: Files) -> dict[str, int]:
+    return {name: zlib.crc32(content) for name, content in files.items()}
+
+
+def _checksum_of(manifest: Json) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def batches(named: Iterable[tuple[str, S]], limit: int = BATCH) -> Iterator[list[tuple[str, S]]]:
@@ -184,6 +217,7 @@ class _StreamHandler(type_handlers.NumpyHandler):
 
     def __init__(self, component: Component, dtype: DTypeLike | None, progress: Callable[[int], object]):
         super().__init__(deepcopy_host_arrays=False)
+        self.checksums: dict[str, int] = {}
         self._component, self._dtype, self._progress = component, dtype, progress
 
     async def serialize(
@@ -196,6 +230,7 @@ class _StreamHandler(type_handlers.NumpyHandler):
         args_by_path = dict(zip(infos_by_path, args or [type_handlers.SaveArgs()] * len(infos), strict=True))
         for batch in batches(self._component.stream(self._dtype)):
             arrays = [array for _, array in batch]
+            self.checksums |= {path: checksum(np.asarray(array)) for path, array in batch}
             where = [infos_by_path[path] for path, _ in batch]
             for future in await super().serialize(arrays, where, [args_by_path[path] for path, _ in batch]):
                 await asyncio.to_thread(future.result)
@@ -203,8 +238,8 @@ class _StreamHandler(type_handlers.NumpyHandler):
         return []
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+def _sizes(folder: Path, pattern: str = "**/*") -> dict[str, int]:
+    files = [path for path in folder.glob(pattern) if path.is_file() and path.name != MANIFEST]
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 

@@ -5,10 +5,10 @@ tensors are converted. `*` stands for a number. Names are those of current diffu
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
-from distrijax.checkpoint.tensors import DTYPES, Shape, Tensor
+from distrijax.checkpoint.tensors import DTYPES, Shape, Tensor, log_harmless
 from distrijax.errors import DistrijaxError
 
 SHOWN = 12  # faults of each kind that are listed; the rest are counted
@@ -36,7 +36,7 @@ class Table:
 
     Args:
         rules: see the module's docstring.
-        aliases: older names (regular expression, replacement), applied to a file's names before the rules.
+        rename: returns the current name for an original or older one, and others unchanged.
         ignored: regular expression of tensors that no model needs.
         flatten: regular expression of linear weights that old files keep as 1x1 convolutions, [O, I, 1, 1].
     """
@@ -45,7 +45,7 @@ class Table:
         self,
         rules: Iterable[Rule],
         *,
-        aliases: Iterable[tuple[str, str]] = (),
+        rename: Callable[[str], str] = str,
         ignored: str | None = None,
         flatten: str | None = None,
     ):
@@ -57,13 +57,13 @@ class Table:
                 inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
                 self._to_ours.append((_pattern(name), path, axes))
                 self._to_torch.append((_pattern(path), name, inverse))
-        self._aliases = [(re.compile(old), new) for old, new in aliases]
+        self._rename = rename
         self._ignored = re.compile(ignored) if ignored else None
         self._flatten = re.compile(flatten) if flatten else None
 
     def to_ours(self, name: str) -> Entry | None:
         """Return our path for torch's name, current or older, and the axes of torch's tensor in our order."""
-        return _find(self._to_ours, self._today(name))
+        return _find(self._to_ours, self._rename(name))
 
     def to_torch(self, path: str) -> Entry:
         """Return torch's name for our path, and the axes of our array in torch's order."""
@@ -77,14 +77,9 @@ class Table:
 
     def flattened(self, name: str, tensor: Tensor) -> Tensor:
         """Return the tensor in the current shape."""
-        if self._flatten and self._flatten.fullmatch(self._today(name)) and set(tensor.shape[2:]) == {1}:
+        if self._flatten and self._flatten.fullmatch(self._rename(name)) and set(tensor.shape[2:]) == {1}:
             return tensor.reshape(tensor.shape[:2])
         return tensor
-
-    def _today(self, name: str) -> str:
-        for old, new in self._aliases:
-            name = old.sub(new, name)
-        return name
 
 
 def convert(
@@ -92,35 +87,29 @@ def convert(
 ) -> dict[str, Tensor]:
     """Return our parameters, path -> tensor in our layout, from a torch state dict's items, reading nothing.
 
-    Args:
-        table: the model's table.
-        tensors: torch's names and tensors.
-        expected: path -> shape of every parameter of the model.
-        what: the file, for messages.
-
-    Raises:
-        DistrijaxError: tensors are missing, unexpected, duplicated, of another shape, or of a dtype that weights
-            cannot have; all of them are listed.
+    One error lists what is missing, unexpected, duplicated, of another shape than in `expected`, or no weight.
     """
     matches: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    unexpected, twice, shapes, dtypes = [], [], [], []
+    harmless, unexpected, twice, shapes, dtypes = [], [], [], [], []
     for name, tensor in tensors:
-        if table.ignores(name):
-            continue
         entry = table.to_ours(name)
         if entry is None or entry.name not in expected:
+            if table.ignores(name):
+                harmless.append(name)
+                continue
             unexpected.append(f"{name} {list(tensor.shape)}{_in(tensor)}")
             continue
         path, tensor = entry.name, table.flattened(name, tensor)
         if path in matches:
             twice.append(f"{name}{_in(tensor)} and {origin[path]}{_in(matches[path])}")
             continue
-        need = tuple(expected[path][axis] for axis in table.to_torch(path).axes)
+        torch_name, axes = table.to_torch(path)
+        need = tuple(expected[path][axis] for axis in axes)
         if tensor.shape != need:
-            shapes.append(f"{name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
+            shapes.append(f"{torch_name}: {list(tensor.shape)}{_in(tensor)}, the model needs {list(need)}")
         elif tensor.dtype not in DTYPES.values():
-            dtypes.append(f"{name}: {tensor.dtype.name}{_in(tensor)}")
+            dtypes.append(f"{torch_name}: {tensor.dtype.name}{_in(tensor)}")
         else:
             tensor = tensor.transpose(entry.axes)
         matches[path], origin[path] = tensor, name
@@ -134,10 +123,11 @@ def convert(
         "unexpected": unexpected,
         "duplicated": twice,
         "of the wrong shape": shapes,
-        "of a dtype that weights cannot have (float64, float32, float16 and bfloat16 can)": dtypes,
+        "of a dtype that weights cannot have; use the model's file in float32, float16 or bfloat16": dtypes,
     }
     if any(faults.values()):
         raise DistrijaxError(f"{what}: its tensors are not those of the model in its configuration" + _listed(faults))
+    log_harmless(what, harmless)
     return {path: matches[path] for path in expected}
 
 
@@ -176,7 +166,7 @@ def _under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     return [(f"{prefix}.{theirs}", f"{prefix}.{ours}", kind) for theirs, ours, kind in rules]
 
 
-def unet_table(use_linear_projection: bool = True) -> Table:
+def unet_table(use_linear_projection: bool = True, rename: Callable[[str], str] = str) -> Table:
     """Return the table of UNet2DConditionModel, in which `proj_in` and `proj_out` may be 1x1 convolutions."""
     attention = [*_same("to_q to_k to_v", LINEAR), ("to_out.0", "to_out", LINEAR)]
     transformer = [
@@ -202,12 +192,13 @@ def unet_table(use_linear_projection: bool = True) -> Table:
             *_under("down_blocks.*", [*block, *_same("downsamplers.*.conv", CONV)]),
             *_under("mid_block", block),
             *_under("up_blocks.*", [*block, *_same("upsamplers.*.conv", CONV)]),
-        ]
+        ],
+        rename=rename,
     )
 
 
-def vae_table() -> Table:
-    """Return the table of AutoencoderKL, with its attention under current names or those before diffusers 0.17."""
+def vae_table(rename: Callable[[str], str] = str) -> Table:
+    """Return the table of AutoencoderKL."""
     resnets = _under("resnets.*", [*_same("norm1 norm2", NORM), *_same("conv1 conv2 conv_shortcut", CONV)])
     attention = [
         ("attentions.*.group_norm", "attentions.*.group_norm", NORM),
@@ -219,15 +210,14 @@ def vae_table() -> Table:
         *_same("conv_norm_out", NORM),
         *_under("mid_block", [*resnets, *attention]),
     ]
-    at = r"(?<=mid_block\.attentions\.0\.)"
-    older = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return Table(
         [
             *_under("encoder", [*both, *_under("down_blocks.*", [*resnets, *_same("downsamplers.*.conv", CONV)])]),
             *_under("decoder", [*both, *_under("up_blocks.*", [*resnets, *_same("upsamplers.*.conv", CONV)])]),
             *_same("quant_conv post_quant_conv", CONV),
         ],
-        aliases=[(rf"{at}{old}(?=\.)", new) for old, new in older.items()],
+        rename=rename,
+        ignored=r"(loss|model_ema)\..*",
         flatten=r".*\.attentions\.0\.(to_q|to_k|to_v|to_out\.0)\.weight",
     )
 
@@ -250,6 +240,8 @@ def text_encoder_table(prefix: str = "text_model.") -> Table:
     ]
     return Table(
         [*((prefix + theirs, ours, kind) for theirs, ours, kind in model), *_same("text_projection", LINEAR)],
-        aliases=[(r"^(?:text_model\.)?(?=embeddings\.|encoder\.|final_layer_norm\.)", prefix)],
-        ignored=r"(text_model\.)?embeddings\.position_ids",
+        rename=lambda name: re.sub(r"^(?:text_model\.)?(?=embeddings\.|encoder\.|final_layer_norm\.)", prefix, name),
+        # Constants, and the heads of a whole CLIP. Where the model has a projection, its rule comes first.
+        ignored=r"(text_model\.)?(embeddings\.position_ids|logit_scale|attn_mask|text_projection(\.weight)?)"
+        r"|(vision_model|visual|visual_projection)\..*",
     )

@@ -8,8 +8,9 @@ the package takes all tensors of a file at once.
 import dataclasses
 import functools
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from distrijax.errors import DistrijaxError
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -75,6 +78,13 @@ class Tensor:
         return self.map(lambda array: array[start:stop], (stop - start, *self.shape[1:]))
 
 
+def log_harmless(where: str, names: Collection[str]) -> None:
+    """Name tensors that are not read because no picture depends on them."""
+    if names:
+        listed = ", ".join(sorted(names)[:12]) + " …" * (len(names) > 12)
+        logger.warning("%s: ignored %d tensors that no picture depends on: %s", where, len(names), listed)
+
+
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, reading only the header and checking it against the file's size.
 
@@ -107,13 +117,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, tuple[Shape, np.dtype]], arrays: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """Write a file from tensors that arrive one by one, in any order.
-
-    Args:
-        path: the file.
-        tensors: name -> (shape, dtype) of all of them.
-        arrays: the same names with their values, each once.
-    """
+    """Write a file of `tensors` (name -> shape and dtype), whose `arrays` arrive one by one, in any order."""
     # Widest elements first, as in the package, so that every tensor is aligned to its element.
     order = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
@@ -132,19 +136,19 @@ def write_safetensors(
             if (array.shape, array.dtype) != tensors[name]:
                 raise RuntimeError(f"{name}: promised {tensors[name]}, got {array.shape} {array.dtype}")
             file.seek(8 + len(text) + offsets.pop(name))
-            file.write(_bytes(np.ascontiguousarray(array)))
+            file.write(array_bytes(np.ascontiguousarray(array)))
     if offsets:
         raise RuntimeError(f"{path}: never written: {sorted(offsets)}")
 
 
-def _bytes(array: np.ndarray) -> memoryview:
+def array_bytes(array: np.ndarray) -> memoryview:
     """Return a contiguous array's memory as bytes; `memoryview` does not support bfloat16."""
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def _load(path: Path, offset: int, shape: Shape, dtype: np.dtype) -> np.ndarray:
     array = np.empty(shape, dtype)
-    view, done = _bytes(array), 0
+    view, done = array_bytes(array), 0
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)

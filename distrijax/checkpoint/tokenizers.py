@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from distrijax.errors import DistrijaxError
@@ -35,8 +35,8 @@ def read_tokenizer(folder: Path) -> Files:
     for name, content in files.items():
         try:
             text = content.decode("utf-8")
-            if name.endswith(".json"):
-                json.loads(text)
+            if name.endswith(".json") and not isinstance(json.loads(text), dict):
+                raise ValueError("it must hold a JSON object")
         except ValueError as error:
             raise DistrijaxError(f"{folder / name}: is damaged ({error}); download or copy it again") from error
     return files
@@ -58,7 +58,7 @@ def tokenizer_folder(files: Files) -> Iterator[Path]:
         yield folder
 
 
-def sdxl_tokenizers(folder: Path, names: tuple[str, ...]) -> dict[str, Files]:
+def sdxl_tokenizers(folder: Path, names: Iterable[str]) -> dict[str, Files]:
     """Return SDXL's tokenizers from a pipeline's folder, or from the one CLIP vocabulary that both share."""
     if any((folder / name).is_dir() for name in names):
         return {name: read_tokenizer(folder / name) for name in names}

@@ -1,9 +1,10 @@
 """`distrijax convert`: checkpoints from one format to another."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from distrijax.checkpoint import convert, export
+from distrijax.checkpoint import convert, verify
 from distrijax.checks import DTYPES
 from distrijax.cli.options import PARTS, SOURCES, Commands, add_options
 from distrijax.errors import DistrijaxError
@@ -20,7 +21,7 @@ def add(commands: Commands) -> None:
     )
     command.set_defaults(run=_convert)
     command.add_argument("source", help=SOURCES)
-    command.add_argument("target", type=Path, help="the folder to write")
+    command.add_argument("target", type=Path, nargs="?", help="the folder to write")
     command.add_argument(
         "--to", choices=("distrijax", "diffusers"), default="distrijax", help="format to write (default: distrijax)"
     )
@@ -28,23 +29,26 @@ def add(commands: Commands) -> None:
     add_options(
         command,
         *PARTS,
-        ("--unet", str, "SOURCE", "a U-Net in place of the checkpoint's own"),
-        ("--scheduler", str, "SOURCE", "a scheduler in place of the checkpoint's own"),
+        ("--scheduler", str, "SOURCE", "a scheduler, or its name, in place of the checkpoint's own"),
         ("--target-variant", str, "NAME", "of the files that --to diffusers writes"),
-        ("--config", str, "SOURCE", "a diffusers folder that a .safetensors file belongs to"),
     )
     command.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint at the target, and what a killed run left there"
+    )
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="read what was written, or the source if there is no target, and compare every tensor with its checksum",
     )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _convert(options: argparse.Namespace) -> None:
-    names = ("dtype", "variant", "unet", "vae", "scheduler", "tokenizer", "config", "overwrite")
+    names = ("to", "dtype", "variant", "unet", "vae", "scheduler", "tokenizer", "config", "overwrite", "target_variant")
     shared = {name: getattr(options, name) for name in names} | {"progress": not options.quiet}
-    if options.to == "diffusers":
-        print(export(options.source, options.target, target_variant=options.target_variant, **shared))
-    elif options.target_variant is not None:
-        raise DistrijaxError("--target-variant names files of a diffusers folder; say --to diffusers")
-    else:
-        print(convert(options.source, options.target, **shared))
+    if options.target is None and not options.verify:
+        raise DistrijaxError("there is no target; name the folder to write, or say --verify to check the source")
+    written = options.source if options.target is None else convert(options.source, options.target, **shared)
+    if options.verify:
+        print(f"{verify(written)} tensors are as they were written", file=sys.stderr)
+    print(written)

@@ -72,8 +72,12 @@ def add(commands: Commands) -> None:
         ("--guidance-scale", float, "X", "how closely to follow the prompt; none at 1 or less (default: 5)"),
         ("--guidance-rescale", float, "X", "against over-exposure by strong guidance, 0 to 1 (default: 0)"),
         ("--scheduler", str, "NAME", f"{', '.join(SCHEDULERS)} (default: the checkpoint's)"),
+        ("--timestep-spacing", str, "NAME", "linspace, leading or trailing (default: the scheduler's)"),
+        ("--prediction-type", str, "NAME", "what the U-Net predicts: epsilon, v_prediction or sample"),
         ("--eta", float, "X", "noise that ddim and tcd add in each step, 0 to 1 (default: 0)"),
         ("--clip-skip", int, "N", "number of text encoder layers to skip below the penultimate one"),
+    ).add_argument(
+        "--karras-sigmas", action=argparse.BooleanOptionalAction, help="space the noise levels by the formula of Karras"
     )
     devices = command.add_argument_group(
         "devices",
@@ -209,12 +213,18 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *
         parallel=parallel,
         progress=not options.quiet,
         variant=settings.variant,
+        config=settings.config,
+        unet=settings.unet,
         vae=settings.vae,
         tokenizer=settings.tokenizer,
+        scheduler=settings.scheduler,
     )
     pipe.set_progress_bar_config(disable=options.quiet)
-    if settings.scheduler is not None:
-        pipe.scheduler = scheduler_from_config(pipe.scheduler.config, settings.scheduler)
+    names = {"karras_sigmas": "use_karras_sigmas"} | {name: name for name in ("timestep_spacing", "prediction_type")}
+    changes = {option: getattr(settings, name) for name, option in names.items()}
+    changes = {option: value for option, value in changes.items() if value is not None}
+    if changes:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
     return pipe
 
 

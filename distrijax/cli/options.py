@@ -28,6 +28,8 @@ AXIS_SIZES = [(f"--{axis}", int, "N", f"{meaning} (default: 1)") for axis, meani
 SOURCES = "demo, a converted checkpoint, a diffusers folder, a .safetensors file, or a hub id"
 PARTS: list[Row] = [
     ("--variant", str, "NAME", 'which files of weights to read, such as "fp16"'),
+    ("--config", str, "SOURCE", "a diffusers folder that a .safetensors file belongs to"),
+    ("--unet", str, "SOURCE", "a U-Net in place of the checkpoint's own"),
     ("--vae", str, "SOURCE", "an autoencoder in place of the checkpoint's own"),
     ("--tokenizer", str, "SOURCE", "CLIP's vocabulary, for a .safetensors file"),
 ]
@@ -75,11 +77,11 @@ def default_dtype() -> str:
 def workload(options: argparse.Namespace, *, dtype: str, steps: int) -> Workload:
     """Return the pictures that the options describe."""
     model = find(options.model)
-    native = model.vae.scale_factor * model.unet.sample_size
+    scale, (rows, columns) = model.vae.scale_factor, model.unet.native_size
     return Workload(
         model,
-        height=native if options.height is None else options.height,
-        width=native if options.width is None else options.width,
+        height=scale * rows if options.height is None else options.height,
+        width=scale * columns if options.width is None else options.width,
         dtype=dtype,
         guided=not options.no_guidance,
         pictures=options.num_images,

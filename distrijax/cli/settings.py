@@ -23,10 +23,15 @@ class Settings:
     prompt: str | None = None
     model: str = "demo"
     variant: str | None = None
+    config: str | None = None
+    unet: str | None = None
     vae: str | None = None
     tokenizer: str | None = None
     dtype: str | None = None
     scheduler: str | None = None
+    karras_sigmas: bool | None = None
+    timestep_spacing: str | None = None
+    prediction_type: str | None = None
     image: str | None = None
     image_sha256: str | None = None
     strength: int | float | None = None

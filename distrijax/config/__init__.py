@@ -1,7 +1,7 @@
 """Model configurations, read from a checkpoint's JSON and written back to it.
 
-Each is a frozen dataclass with the names of diffusers or transformers. Other attributes must have SDXL's values: an
-error names every unknown attribute and unsupported value before anything is built.
+Each is a frozen dataclass with the names of diffusers or transformers. A table beside it says what every entry of the
+JSON may be: an error names every value that is not supported before anything is built.
 """
 
 from distrijax.config.text_encoder import TextEncoderConfig

@@ -4,40 +4,38 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from distrijax.checks import finite_number, one_of, whole_number
-from distrijax.config.checks import Json, attribute_problems, refuse
-from distrijax.errors import DistrijaxError
-
-ACTIVATIONS = ("quick_gelu", "gelu")
+from distrijax.config import entry
+from distrijax.config.entry import Json, Rule
 
 WITH_PROJECTION = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 """transformers' class -> whether it projects the pooled state."""
 
-# Written by transformers into every model's config.json; none of them changes what a text encoder computes.
-# `dropout`, `attention_dropout` and the initializers act in training only; the others belong to generation, to task
-# heads or to the way torch stores the weights.
-_IGNORED = frozenset({
-    "attention_dropout", "attn_implementation",
-    "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward", "decoder_start_token_id",
-    "diversity_penalty", "do_sample", "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
-    "initializer_factor", "initializer_range", "is_decoder", "label2id", "length_penalty", "logit_scale_init_value",
-    "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_attentions", "output_hidden_states", "output_scores", "prefix", "problem_type", "remove_invalid_values",
-    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
-    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings",
-    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
-    "transformers.js_config", "typical_p", "use_bfloat16", "use_cache",
-})  # fmt: skip
+# Written by transformers into every model's config.json. They act in training, or belong to generation, to task heads
+# or to the way torch stores the weights.
+_WITHOUT_EFFECT = """
+    architectures attention_dropout attn_implementation chunk_size_feed_forward diversity_penalty dropout dtype
+    encoder_no_repeat_ngram_size id2label initializer_factor initializer_range label2id length_penalty
+    logit_scale_init_value max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    repetition_penalty return_dict temperature tie_word_embeddings top_k top_p torch_dtype transformers_version
+    transformers.js_config typical_p use_cache
+"""
 
-# Attributes that could change the computation: accepted only with these values.
-_FIXED: dict[str, tuple] = {
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "is_encoder_decoder": (False, None),
-    "model_type": ("clip_text_model", "clip"),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
+ENTRIES: dict[str, Rule] = dict.fromkeys(_WITHOUT_EFFECT.split(), entry.anything) | {
+    "bos_token_id": entry.optional(entry.whole(-1, 1 << 24)),
+    "eos_token_id": entry.whole(0, 1 << 24),
+    "hidden_act": entry.choice("quick_gelu", "gelu"),
+    "hidden_size": entry.whole(),
+    "intermediate_size": entry.whole(1, 1 << 18),
+    "layer_norm_eps": entry.number(1e-12, 1),
+    "max_position_embeddings": entry.whole(),
+    "model_type": entry.choice("clip_text_model", "clip"),
+    "num_attention_heads": entry.whole(1, 1024),
+    "num_hidden_layers": entry.whole(1, 128),
+    "pad_token_id": entry.optional(entry.whole(-1, 1 << 24)),
+    "projection_dim": entry.optional(entry.whole()),
+    "pruned_heads": entry.choice({}, None),
+    "quantization_config": entry.choice(None),
+    "vocab_size": entry.whole(1, 1 << 24),
 }
 
 
@@ -66,21 +64,10 @@ class TextEncoderConfig:
     with_projection: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "max_position_embeddings")
-        for name in (*sizes, "num_hidden_layers", "num_attention_heads"):
-            whole_number(f"text encoder: {name}", getattr(self, name), least=1)
-        whole_number("text encoder: eos_token_id", self.eos_token_id)
-        for name in ("bos_token_id", "pad_token_id"):
-            if getattr(self, name) is not None:
-                whole_number(f"text encoder: {name}", getattr(self, name), least=-1)
-        one_of("text encoder: hidden_act", self.hidden_act, ACTIVATIONS)
-        if finite_number("text encoder: layer_norm_eps", self.layer_norm_eps) <= 0:
-            raise DistrijaxError(f"text encoder: layer_norm_eps is {self.layer_norm_eps!r}; it must be above zero")
-        if self.hidden_size % self.num_attention_heads:
-            raise DistrijaxError(
-                f"text encoder: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}"
-            )
+        values = {name: value for name, value in vars(self).items() if name in ENTRIES}
+        entry.read("text encoder", values, ENTRIES)
+        heads = self.num_attention_heads
+        entry.refuse("text encoder", entry.indivisible("num_attention_heads", [self.hidden_size], "hidden_size", heads))
 
     @classmethod
     def from_json(cls, json: Json, *, with_projection: bool | None = None) -> Self:
@@ -91,30 +78,24 @@ class TextEncoderConfig:
             with_projection: overrides the file's `architectures`; required if the file names none.
 
         Raises:
-            DistrijaxError: an attribute or value is not supported; the message lists them all.
+            DistrijaxError: an entry is not supported; the message lists them all.
         """
-        if not isinstance(json, Mapping):
-            raise DistrijaxError(f"text encoder: the configuration must be a JSON object, not {type(json).__name__}")
-        architectures = json.get("architectures")
-        if isinstance(json.get("text_config"), Mapping) and json.get("model_type", "clip") == "clip":
+        entry.check("text encoder", json, {})  # is it a JSON object?
+        classes = json.get("architectures")
+        if isinstance(json.get("text_config"), Mapping):
             json = json["text_config"]
-            architectures = json.get("architectures") or architectures
-        names = {field.name for field in dataclasses.fields(cls)} - {"with_projection"}
-        problems = attribute_problems(json, _FIXED, {*names, *_IGNORED, "architectures"})
+            classes = json.get("architectures") or classes
         if with_projection is None:
-            classes = architectures if isinstance(architectures, list | tuple) else [None]
-            if len(classes) != 1 or classes[0] not in WITH_PROJECTION:
-                allowed = " or ".join(WITH_PROJECTION)
-                problems.append(f"architectures={architectures!r} (supported: {allowed}; the latter has a projection)")
-            else:
-                with_projection = WITH_PROJECTION[classes[0]]
-        values = {name: json[name] for name in names if name in json}
-        if values.get("projection_dim", 0) is None:
-            if with_projection:
-                problems.append("projection_dim=None (a model with a projection has one)")
-            del values["projection_dim"]
-        refuse("text encoder", problems)
-        return cls(**values, with_projection=bool(with_projection))
+            names = classes if isinstance(classes, list | tuple) else [classes]
+            with_projection = WITH_PROJECTION.get(str(names[0])) if len(names) == 1 else None
+            if with_projection is None:
+                allowed = f"{' or '.join(WITH_PROJECTION)}; the latter has a projection"
+                entry.refuse("text encoder", [f"architectures={classes!r} (supported: {allowed})"])
+        projects = {"projection_dim": entry.whole()} if with_projection else {}  # null is for the other class
+        values = entry.read("text encoder", json, ENTRIES | projects)
+        values = {name: value for name, value in values.items() if name != "projection_dim" or value is not None}
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+        return cls(**given, with_projection=bool(with_projection))
 
     def to_json(self) -> dict[str, Any]:
         """Return a `config.json` that transformers loads and `from_json` reads back."""

@@ -3,17 +3,26 @@
 import dataclasses
 from typing import Any, ClassVar, Self
 
-from distrijax.config.checks import Json, attribute_problems, refuse
+from distrijax.config import entry
+from distrijax.config.entry import Json, Rule
 
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-_FIXED: dict[str, tuple] = {
-    "act_fn": ("silu",),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "mid_block_add_attention": (True,),
-    "shift_factor": (None,),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
+
+ENTRIES: dict[str, Rule] = {
+    **entry.only("AutoencoderKL", "_class_name"),
+    **entry.only("silu", "act_fn"),
+    **entry.only(None, "latents_mean latents_std shift_factor"),
+    **entry.only(True, "mid_block_add_attention use_post_quant_conv use_quant_conv"),
+    "block_out_channels": entry.several(entry.whole()),
+    **{name: entry.several(entry.choice(kind)) for name, kind in _BLOCKS.items()},
+    "force_upcast": entry.flag,
+    "in_channels": entry.whole(1, 64),
+    "latent_channels": entry.whole(1, 256),
+    "layers_per_block": entry.whole(1, 32),
+    "norm_num_groups": entry.whole(),
+    "out_channels": entry.whole(1, 64),
+    "sample_size": entry.optional(entry.SIZE),
+    "scaling_factor": entry.number(1e-6, 1e6),
 }
 
 
@@ -29,7 +38,7 @@ class VAEConfig:
     latent_channels: int = 4
     layers_per_block: int = 1
     norm_num_groups: int = 32
-    sample_size: int = 32
+    sample_size: int | tuple[int, int] | None = 32
     scaling_factor: float = 0.18215
     force_upcast: bool = True
 
@@ -43,17 +52,20 @@ class VAEConfig:
         """Build the configuration from the contents of the autoencoder's `config.json`.
 
         Raises:
-            DistrijaxError: an attribute or value is not supported; the message lists them all.
+            DistrijaxError: an entry is not supported; the message lists them all.
         """
-        fields = {f.name for f in dataclasses.fields(cls)}
-        problems = attribute_problems(json, _FIXED, fields | set(_BLOCKS), cls.class_name)
-        channels = tuple(json.get("block_out_channels", (64,)))
-        for name, kind in _BLOCKS.items():
-            if tuple(json.get(name, (kind,) * len(channels))) != (kind,) * len(channels):
-                problems.append(f"{name}={json[name]!r} (supported: {kind!r}, once for each of block_out_channels)")
-        refuse("VAE", problems)
-        values = {name: json[name] for name in fields if name in json}
-        return cls(**values | {"block_out_channels": channels, "force_upcast": bool(json.get("force_upcast", True))})
+        values = entry.read("VAE", json, ENTRIES)
+        config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+        widths = config.block_out_channels
+        problems = [
+            f"{name} has {len(values[name])} entries, block_out_channels has {len(widths)}: they must agree"
+            for name in _BLOCKS
+            if name in values and len(values[name]) != len(widths)
+        ]
+        entry.refuse(
+            "VAE", problems + entry.indivisible("norm_num_groups", widths, "block_out_channels", config.norm_num_groups)
+        )
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """Return a `config.json` that diffusers loads and `from_json` reads back."""

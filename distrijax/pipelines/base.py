@@ -1,7 +1,6 @@
 """The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, Unpack, get_type_hints
 
@@ -11,9 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from distrijax.checkpoint import Parts, load, load_single_file, save_diffusers
-from distrijax.checkpoint.load import DTypes, SourceOptions
-from distrijax.checks import instance_of, true_or_false
+from distrijax.checkpoint import DTypes, Parts, SourceOptions, load, save_diffusers
+from distrijax.checks import instance_of, path_of, true_or_false
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
@@ -123,31 +121,6 @@ class SDXLPipeline:
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
         """
-        return cls._from(load, source, dtype, parallel, progress, options)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        file: str | Path,
-        *,
-        dtype: DTypes | None = None,
-        parallel: Parallel | None = None,
-        progress: bool = True,
-        **options: Unpack[LoadOptions],
-    ) -> Self:
-        """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
-        return cls._from(load_single_file, file, dtype, parallel, progress, options)
-
-    @classmethod
-    def _from(
-        cls,
-        loader: Callable[..., Parts],
-        source: str | Path,
-        dtype: DTypes | None,
-        parallel: Parallel | None,
-        progress: bool,
-        options: LoadOptions,
-    ) -> Self:
         for name in options:
             if name in LOADING_ADVICE:
                 raise DistrijaxError(f"{name}: {LOADING_ADVICE[name]}")
@@ -160,7 +133,7 @@ class SDXLPipeline:
         parallel = Parallel() if parallel is None else parallel
         instance_of("parallel", parallel, Parallel, "a Parallel")
         show = true_or_false("progress", progress) and is_first()
-        parts = loader(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)
+        parts = load(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)  # type: ignore[misc]  # torch_dtype is gone
         pipe = cls(
             unet=parts.unet,
             vae=parts.vae,
@@ -175,6 +148,21 @@ class SDXLPipeline:
         )
         pipe.source = str(source)
         return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | Path,
+        *,
+        dtype: DTypes | None = None,
+        parallel: Parallel | None = None,
+        progress: bool = True,
+        **options: Unpack[LoadOptions],
+    ) -> Self:
+        """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
+        if not path_of("file", file).is_file():
+            raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
+        return cls.from_pretrained(file, dtype=dtype, parallel=parallel, progress=progress, **options)
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:

@@ -98,9 +98,9 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         Raises:
             DistrijaxError: an argument is invalid; raised before anything is compiled.
         """
-        default, multiple = self.unet.config.sample_size * self.vae_scale_factor, self.vae_scale_factor
-        height = _picture_size("height", height, default, multiple)
-        width = _picture_size("width", width, default, multiple)
+        native, multiple = self.unet.config.native_size, self.vae_scale_factor
+        height = _picture_size("height", height, native[0] * multiple, multiple)
+        width = _picture_size("width", width, native[1] * multiple, multiple)
         prompts = PromptInputs(
             prompt,
             prompt_2,

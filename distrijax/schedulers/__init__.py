@@ -52,14 +52,14 @@ def scheduler_from_config(config: Config, name: str | None = None) -> Scheduler:
         DistrijaxError: the class or an option is unknown, or an option's value is not supported.
     """
     instance_of("config", config, Mapping, "a mapping like scheduler.config")
-    if name is None and "_class_name" not in config:
-        raise DistrijaxError("the scheduler config names no class, which is its _class_name; give a name")
-    name = config["_class_name"] if name is None else name
+    kind = config.get("_class_name") if name is None else name
     for short, scheduler in SCHEDULERS.items():
-        if isinstance(name, str) and name in (short, scheduler.class_name):
+        if kind in (short, scheduler.class_name):
             return scheduler.from_config(config)
+    what = "the scheduler config names no class" if kind is None else f"the scheduler {kind!r} is not supported"
     supported = ", ".join(f"{short} ({scheduler.class_name})" for short, scheduler in SCHEDULERS.items())
-    raise DistrijaxError(f"scheduler name {name!r} is not supported; supported: {supported}")
+    cure = "; ask for another one, with scheduler= or --scheduler" if name is None else ""
+    raise DistrijaxError(f"{what}{cure}; supported: {supported}")
 
 
 __all__ = [

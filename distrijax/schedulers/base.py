@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from distrijax.checks import finite_number, whole_number
+from distrijax.config.entry import Rule, log_ignored
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import tables
-from distrijax.schedulers.options import ALL_OPTIONS, SIGMA_OPTIONS, checked_option
+from distrijax.schedulers.options import ALL_OPTIONS, OPTIONS, SIGMA_OPTIONS
 from distrijax.schedulers.predictions import combine
 from distrijax.schedulers.request import Request, custom_sigmas, custom_timesteps
 from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
@@ -33,11 +34,9 @@ class Scheduler:
         origin: the config that it was made from, whose options of other classes `config` passes on.
         class_name: name of diffusers' class, as in a `scheduler_config.json`.
         order: model evaluations per step; the timesteps of a scheduler of order 2 list each step twice.
-        choices: allowed values of string options, where they differ from `CHOICES`.
-        bounds: smallest and largest value of integer options; from 0 if not listed.
+        rules: what options may be, where it differs from `OPTIONS`.
+        off: options of diffusers' class that are supported only where they do nothing.
         aliases: values of other classes' options of the same name that diffusers replaces silently.
-        neutral: options of diffusers' class that are supported only at this value. Thresholding takes a quantile over
-            the whole picture, so it is not elementwise, and diffusers calls it unsuitable for latents.
         custom: which of "timesteps" and "sigmas" the caller of `schedule` may choose.
         whole_timesteps: whether custom timesteps must be whole numbers, because they index the training tables.
         largest_eta: upper bound of `eta`; None if the scheduler ignores it.
@@ -60,10 +59,9 @@ class Scheduler:
 
     class_name: ClassVar[str]
     order: ClassVar[int] = 1
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
-    bounds: ClassVar[dict[str, tuple[int, int | None]]] = {}
+    rules: ClassVar[dict[str, Rule]] = {}
+    off: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[dict[str, dict[str, str]]] = {}
-    neutral: ClassVar[dict[str, bool | None]] = {"thresholding": False}
     custom: ClassVar[tuple[str, ...]] = ()
     whole_timesteps: ClassVar[bool] = True
     largest_eta: ClassVar[float | None] = None
@@ -80,9 +78,7 @@ class Scheduler:
         for option in self._options():
             value = getattr(self, option.name)
             value = self.aliases.get(option.name, {}).get(value, value) if isinstance(value, str) else value
-            bounds = {"num_train_timesteps": (2, None), **self.bounds}
-            value = checked_option(self.class_name, option.name, value, option.default, self.choices, bounds)
-            object.__setattr__(self, option.name, value)
+            object.__setattr__(self, option.name, self._checked(option.name, value))
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise self._error(
                 f"trained_betas has {len(self.trained_betas)} values, num_train_timesteps is {self.num_train_timesteps}"
@@ -96,27 +92,28 @@ class Scheduler:
         """Build this class from a config of any scheduler, as in diffusers.
 
         Args:
-            config: the `config` of a scheduler or the contents of a `scheduler_config.json`. Options that only other
-                classes have are ignored, and so are those that `_use_default_values` lists: each class has its own
-                defaults.
-            overrides: options that replace those of `config`.
+            config: the `config` of a scheduler or the contents of a `scheduler_config.json`. Options that this class
+                does not have are ignored, and logged if no class has them; so are those that `_use_default_values`
+                lists: each class has its own defaults.
+            overrides: options of this class that replace those of `config`.
 
         Raises:
-            DistrijaxError: an option is unknown, or its value is not supported.
+            DistrijaxError: an override is unknown, or an option's value is not supported.
         """
         if not isinstance(config, Mapping):
             raise DistrijaxError(f"{cls.class_name}: from_config takes a mapping like scheduler.config, not {config!r}")
-        skipped = {"_use_default_values", *(config.get("_use_default_values") or ())}
-        merged = {key: value for key, value in config.items() if key not in skipped} | overrides
         names = [option.name for option in cls._options()]
-        unknown = [key for key in merged if key not in {*names, *cls.neutral, *ALL_OPTIONS} and not key.startswith("_")]
-        if unknown:
+        if unknown := sorted(overrides.keys() - {*names, *cls.off}):
             raise DistrijaxError(
-                f"{cls.class_name}: unknown option {', '.join(sorted(unknown))}; supported: {', '.join(sorted(names))}"
+                f"{cls.class_name}: unknown option {', '.join(unknown)}; supported: {', '.join(sorted(names))}"
             )
-        for key, only in cls.neutral.items():
-            if merged.get(key) not in (None, only):
-                raise DistrijaxError(f"{cls.class_name}: {key} {merged[key]!r} is not supported; leave it at {only!r}")
+        defaults = config.get("_use_default_values")
+        skipped = {"_use_default_values", *(defaults if isinstance(defaults, list | tuple) else ())}
+        merged = {key: value for key, value in config.items() if key not in skipped} | overrides
+        others = {key: value for key, value in merged.items() if key not in ALL_OPTIONS and not key.startswith("_")}
+        log_ignored(cls.class_name, others)
+        for name in merged.keys() & set(cls.off):
+            cls._checked(name, merged[name])
         return cls(**{name: merged[name] for name in names if name in merged}, origin=merged)
 
     @property
@@ -138,6 +135,10 @@ class Scheduler:
     def _options(cls) -> list[dataclasses.Field[Any]]:
         """Return the fields that are options of diffusers' class."""
         return [field for field in dataclasses.fields(cls) if field.compare]
+
+    @classmethod
+    def _checked(cls, option: str, value: object) -> object:
+        return (cls.rules.get(option) or OPTIONS[option])(f"{cls.class_name}: {option}", value)
 
     def _error(self, message: str) -> DistrijaxError:
         return DistrijaxError(f"{self.class_name}: {message}")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ class DDIMScheduler(Scheduler):
     set_alpha_to_one: bool = True
 
     class_name = "DDIMScheduler"
+    off: ClassVar = ("thresholding",)
     largest_eta = math.inf
 
     def _build(self, request: Request) -> Schedule:

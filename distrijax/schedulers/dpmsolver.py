@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from distrijax.config import entry
 from distrijax.schedulers import tables
 from distrijax.schedulers.base import Request, Scheduler
 from distrijax.schedulers.predictions import combine, to_clean
@@ -36,18 +37,16 @@ class DPMSolverMultistepScheduler(Scheduler):
     lambda_min_clipped: float = -float("inf")
 
     class_name = "DPMSolverMultistepScheduler"
-    choices: ClassVar = {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_type": ("midpoint", "heun")}
-    bounds: ClassVar = {"solver_order": (1, 3)}
+    rules: ClassVar = {
+        "algorithm_type": entry.choice("dpmsolver++", "sde-dpmsolver++"),
+        "solver_type": entry.choice("midpoint", "heun"),
+        "solver_order": entry.whole(1, 3),
+    }
     aliases: ClassVar = {
         "algorithm_type": {"deis": "dpmsolver++"},
         "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
     }
-    neutral: ClassVar = {
-        "thresholding": False,
-        "use_flow_sigmas": False,
-        "use_dynamic_shifting": False,
-        "variance_type": None,
-    }
+    off: ClassVar = ("thresholding", "use_flow_sigmas", "use_dynamic_shifting", "variance_type")
     custom: ClassVar = ("timesteps",)
 
     def _build(self, request: Request) -> Schedule:

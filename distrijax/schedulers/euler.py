@@ -39,7 +39,6 @@ class EulerDiscreteScheduler(Scheduler):
     final_sigmas_type: str = "zero"
 
     class_name = "EulerDiscreteScheduler"
-    choices: ClassVar = {"interpolation_type": ("linear", "log_linear"), "timestep_type": ("discrete", "continuous")}
     custom: ClassVar = ("timesteps", "sigmas")
     whole_timesteps = False
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from distrijax.config import entry
 from distrijax.schedulers import tables
 from distrijax.schedulers.base import Request, Scheduler
 from distrijax.schedulers.euler import euler_coefficients, init_noise_sigma, input_norm
@@ -16,7 +17,7 @@ class EulerAncestralDiscreteScheduler(Scheduler):
     """Ancestral Euler, step for step as in diffusers; it draws noise at every step, including the last."""
 
     class_name = "EulerAncestralDiscreteScheduler"
-    choices: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
+    rules: ClassVar = {"prediction_type": entry.choice("epsilon", "v_prediction")}
 
     def _build(self, request: Request) -> Schedule:
         train, table = self.num_train_timesteps, self.train_sigmas

@@ -50,6 +50,7 @@ class LCMScheduler(DistilledScheduler):
     timestep_scaling: float = 10.0
 
     class_name = "LCMScheduler"
+    off: ClassVar = ("thresholding",)
 
     def _build(self, request: Request) -> Schedule:
         now = self._distilled_timesteps(request)

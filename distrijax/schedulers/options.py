@@ -1,62 +1,59 @@
 """The options of diffusers' schedulers and their allowed values."""
 
 import math
-from collections.abc import Mapping
 
-from distrijax.checks import array_of, finite_number, numbers, one_of, true_or_false, whole_number
+from distrijax.config import entry
+from distrijax.config.entry import Rule
 from distrijax.schedulers import tables
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "beta_schedule": tables.BETA_SCHEDULES,
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-    "timestep_spacing": ("linspace", "leading", "trailing"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-}
-"""Allowed values of string options."""
 
 SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Options that place the noise levels by a formula instead of at the spaced timesteps."""
 
-_ALL_OPTIONS = """
-    clip_sample clip_sample_range set_alpha_to_one thresholding dynamic_thresholding_ratio sample_max_value
-    original_inference_steps timestep_scaling interpolation_type use_karras_sigmas use_exponential_sigmas
-    use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift use_dynamic_shifting time_shift_type shift_terminal
-    sigma_min sigma_max sigma_data sigma_schedule rho noise_sampler_seed timestep_type final_sigmas_type solver_order
-    algorithm_type solver_type solver_p lower_order_final euler_at_final predict_x0 disable_corrector
-    lambda_min_clipped variance_type skip_prk_steps
+
+def _finite_or_unset(name: str, value: object) -> float:
+    return -math.inf if value == -math.inf else entry.number()(name, value)
+
+
+_BETA, _FLAG, _ABOVE_ZERO = entry.number(1e-8, 0.999), entry.flag, entry.number(1e-8, 1e8)
+
+OPTIONS: dict[str, Rule] = {
+    "beta_end": _BETA,
+    "beta_schedule": entry.choice(*tables.BETA_SCHEDULES),
+    "beta_start": _BETA,
+    "clip_sample": _FLAG,
+    "clip_sample_range": _ABOVE_ZERO,
+    "disable_corrector": entry.several(entry.whole(0, 1_000_000), 0, 1_000_000),
+    "euler_at_final": _FLAG,
+    "final_sigmas_type": entry.choice("zero", "sigma_min"),
+    "interpolation_type": entry.choice("linear", "log_linear"),
+    "lambda_min_clipped": _finite_or_unset,
+    "lower_order_final": _FLAG,
+    "num_train_timesteps": entry.whole(2, 1_000_000),
+    "original_inference_steps": entry.whole(1, 1_000_000),
+    "predict_x0": _FLAG,
+    "prediction_type": entry.choice("epsilon", "v_prediction", "sample"),
+    "rescale_betas_zero_snr": _FLAG,
+    "set_alpha_to_one": _FLAG,
+    "sigma_max": entry.optional(_ABOVE_ZERO),
+    "sigma_min": entry.optional(_ABOVE_ZERO),
+    "solver_order": entry.whole(1, 8),
+    "steps_offset": entry.whole(0, 1_000_000),
+    "timestep_scaling": _ABOVE_ZERO,
+    "timestep_spacing": entry.choice("linspace", "leading", "trailing"),
+    "timestep_type": entry.choice("discrete", "continuous"),
+    "trained_betas": entry.optional(entry.several(entry.number(0, 1), 0, 1_000_000)),
+    **dict.fromkeys(SIGMA_OPTIONS, _FLAG),
+    # Thresholding takes a quantile over the whole picture, so it is not elementwise, and diffusers calls it unsuitable
+    # for latents. The others are for models of flows, or for ones that predict a variance too.
+    **entry.only(False, "thresholding use_flow_sigmas use_dynamic_shifting"),
+    **entry.only(None, "shift_terminal solver_p"),
+    "variance_type": lambda name, value: entry.choice(None)(name, value if "learned" in str(value) else None),
+}
+"""What each option may be, unless a scheduler's own `rules` say otherwise."""
+
+_OF_OTHERS = """
+    dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type sigma_data sigma_schedule rho
+    noise_sampler_seed skip_prk_steps algorithm_type solver_type
 """
-ALL_OPTIONS = frozenset(_ALL_OPTIONS.split())
-"""Options that only some schedulers have. The others ignore them, so that any class can read any config."""
-
-
-def checked_option(
-    class_name: str,
-    option: str,
-    value: object,
-    default: object,
-    choices: Mapping[str, tuple[str, ...]],
-    bounds: Mapping[str, tuple[int, int | None]],
-) -> object:
-    """Return the value of an option, converted to the type of its default.
-
-    Args:
-        default: replaces None where diffusers allows that.
-        choices: allowed values of string options, where they differ from `CHOICES`.
-        bounds: smallest and largest value of integer options, where they do not begin at 0.
-    """
-    name = f"{class_name}: {option}"
-    if option in choices or option in CHOICES:
-        return one_of(name, value, choices.get(option) or CHOICES[option])
-    if value is None and (default is None or isinstance(default, bool | tuple)):
-        return default
-    if isinstance(default, bool):
-        return true_or_false(name, value)
-    if isinstance(default, int):
-        return whole_number(name, value, *bounds.get(option, (0, None)))
-    if isinstance(default, tuple):
-        return tuple(whole_number(name, index) for index in array_of(name, value, "a list of numbers").ravel().tolist())
-    if option == "trained_betas":
-        return tuple(numbers(name, value).tolist())
-    if isinstance(value, float) and value == default == -math.inf:
-        return default
-    return finite_number(name, value)
+ALL_OPTIONS = {*OPTIONS, *_OF_OTHERS.split()}
+"""Options that some scheduler has. The others ignore them without a word, so that any class can read any config."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from distrijax.config import entry
 from distrijax.schedulers import tables
 from distrijax.schedulers.base import Request, Scheduler
 from distrijax.schedulers.predictions import combine, to_clean, to_noise
@@ -37,16 +38,9 @@ class UniPCMultistepScheduler(Scheduler):
     sigma_max: float | None = None
 
     class_name = "UniPCMultistepScheduler"
-    choices: ClassVar = {"solver_type": ("bh1", "bh2")}
-    bounds: ClassVar = {"solver_order": (1, None)}
+    rules: ClassVar = {"solver_type": entry.choice("bh1", "bh2")}
     aliases: ClassVar = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
-    neutral: ClassVar = {
-        "thresholding": False,
-        "use_flow_sigmas": False,
-        "use_dynamic_shifting": False,
-        "shift_terminal": None,
-        "solver_p": None,
-    }
+    off: ClassVar = ("thresholding", "use_flow_sigmas", "use_dynamic_shifting", "shift_terminal", "solver_p")
 
     def _build(self, request: Request) -> Schedule:
         times, levels = self._placed(request.steps)

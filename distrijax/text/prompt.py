@@ -206,7 +206,7 @@ def _token_ids(
         tokenizer(text, max_length=length, warn=text not in texts[:i])
         for i, (tokenizer, text) in enumerate(zip(tokenizers, texts, strict=False))
     )
-    for tokens, encoder in zip(ids, encoders, strict=True):
+    for tokenizer, tokens, encoder in zip(tokenizers, ids, encoders, strict=True):
         limit, known = encoder.config.max_position_embeddings, encoder.config.vocab_size
         if tokens.shape[1] > limit:
             raise DistrijaxError(
@@ -216,6 +216,12 @@ def _token_ids(
             raise DistrijaxError(
                 f"the tokenizer produced the id {tokens.max()}, but its text encoder has {known} tokens; "
                 "the two do not belong together"
+            )
+        end = tokenizer.last if encoder.config.eos_token_id == 2 else encoder.config.eos_token_id  # see the config
+        if encoder.config.with_projection and tokenizer.end != end:
+            raise DistrijaxError(
+                f"the tokenizer ends a prompt with the id {tokenizer.end}, but its text encoder reads the pooled state "
+                f"at {end}; the two do not belong together"
             )
     lengths = [tokens.shape[1] for tokens in ids]
     if len(set(lengths)) > 1:

@@ -12,11 +12,20 @@ import numpy as np
 
 from distrijax.checkpoint.tokenizers import Files, read_tokenizer, tokenizer_folder
 from distrijax.checks import whole_number
+from distrijax.config import entry
+from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
+from distrijax.text.vocabulary import vocabulary_problem
 
 logger = logging.getLogger(__name__)
 
-CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", None)
+# CLIP reads the words from the left: a prompt that is padded or cut there would be another one.
+ENTRIES = {
+    "model_max_length": entry.optional(entry.whole(2, 10**31)),  # 10**30 means unset
+    "padding_side": entry.choice("right", None),
+    "tokenizer_class": entry.choice("CLIPTokenizer", "CLIPTokenizerFast", None),
+    "truncation_side": entry.choice("right", None),
+}
 DEFAULT_LENGTH = 77  # the length of every CLIP text encoder; old files do not state `model_max_length`
 
 
@@ -27,6 +36,8 @@ class Tokenizer:
         files: the tokenizer's files, name to bytes, as in its folder.
         model_max_length: number of ids of every prompt, including the start and end tokens.
         vocab_size: every id is below it.
+        end: the id that ends a prompt.
+        last: the highest id of the vocabulary, without tokens that were added to it.
     """
 
     def __init__(self, source: Files | str | Path, name: str = "tokenizer"):
@@ -43,19 +54,22 @@ class Tokenizer:
             name = str(source)
             source = read_tokenizer(Path(source))
         self.files = dict(source)
-        for file, content in self.files.items():
-            if problem := _problem(file, content):
-                raise DistrijaxError(f"{name}: {file} {problem}")
-        with tokenizer_folder(self.files) as folder:
-            try:
+        values = {file: json.loads(text) for file, text in self.files.items() if file.endswith(".json")}
+        try:
+            entry.check("tokenizer_config.json", values.get("tokenizer_config.json", {}), ENTRIES)
+            self._check_vocabulary(values)
+            with tokenizer_folder(self.files) as folder:
                 self._clip = _clip_tokenizer_class().from_pretrained(str(folder), local_files_only=True)
-            except Exception as error:  # the Rust library behind it raises plain Exceptions
-                raise DistrijaxError(f"{name}: the CLIP tokenizer cannot be read: {error}") from error
-        self._check_special_tokens(name)
+            self._check_special_tokens(values)
+        except DistrijaxError as error:
+            raise DistrijaxError(f"{name}: {error}") from error
+        except Exception as error:  # a value of another type, and plain Exceptions of the Rust library
+            raise DistrijaxError(f"{name}: the CLIP tokenizer cannot be read: {error!r}") from error
         length = self._clip.model_max_length
         self.model_max_length = int(length) if length < 1_000_000 else DEFAULT_LENGTH  # 1e30 means unset
         self.vocab_size = len(self._clip)
-        self._draws = json.loads(self.files.get("tokenizer_config.json", b"{}")).get("draws")
+        self.end, self.last = int(self._clip.eos_token_id), int(self._clip.vocab_size) - 1
+        self._draws = values.get("tokenizer_config.json", {}).get("draws")
 
     def __call__(self, prompts: Sequence[str], *, max_length: int | None = None, warn: bool = True) -> np.ndarray:
         """Return token ids [B, T] int32 of B prompts, with T = `max_length` (by default `model_max_length`).
@@ -89,53 +103,40 @@ class Tokenizer:
                 problem = f"never saw the words: {_shortened(unknown)}"
                 logger.warning("this model %s; it draws %s", problem if unknown else "needs a prompt", self._draws)
 
-    def _check_special_tokens(self, name: str) -> None:
+    def _check_vocabulary(self, values: Json) -> None:
+        for file in ("vocab.json", "tokenizer.json"):
+            if file not in values:
+                continue
+            if file == "vocab.json":
+                vocabulary, lines = values[file], self.files.get("merges.txt", b"").decode().split("\n")
+                merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+            else:
+                model = values[file]["model"]
+                if model.get("type", "BPE") != "BPE":
+                    raise DistrijaxError(f"{file} is not CLIP's: its model must be 'BPE', not {model.get('type')!r}")
+                vocabulary = model["vocab"]
+                merges = [pair.split() if isinstance(pair, str) else pair for pair in model["merges"]]
+            if wrong := next((pair for pair in merges if len(pair) != 2), None):
+                raise DistrijaxError(f"{file} is damaged: the merge {' '.join(wrong)!r} is not a pair of tokens")
+            if not all(type(number) is int for number in vocabulary.values()):
+                raise DistrijaxError(f"{file} is damaged: it must map tokens to whole numbers")
+            if problem := vocabulary_problem(vocabulary, [(first, second) for first, second in merges]):
+                raise DistrijaxError(f"{file} and its merges do not belong together: {problem}")
+
+    def _check_special_tokens(self, values: Json) -> None:
         # A special token that is in none of the files would get the next free id, which no text encoder knows.
-        ids = self._stated_ids()
+        whole, settings = values.get("tokenizer.json"), values.get("tokenizer_config.json", {})
+        ids = dict(whole["model"]["vocab"] if whole else values["vocab.json"]) | values.get("added_tokens.json", {})
+        ids |= {token["content"]: token["id"] for token in (whole or {}).get("added_tokens", [])}
+        ids |= {token["content"]: int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
         for kind in "bos_token", "eos_token", "pad_token":
             token = getattr(self._clip, kind)
             if token is None or ids.get(token) != getattr(self._clip, f"{kind}_id"):
-                raise DistrijaxError(f"{name}: the vocabulary lacks the {kind} {token!r}; files are missing or damaged")
-
-    def _stated_ids(self) -> dict[str, int]:
-        vocab, whole, settings, added = (
-            json.loads(self.files.get(file, b"{}"))
-            for file in ("vocab.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
-        )
-        ids = whole["model"]["vocab"] if whole else vocab
-        ids = ids | added | {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
-        return ids | {token["content"]: int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
+                raise DistrijaxError(f"the vocabulary lacks the {kind} {token!r}; files are missing or damaged")
 
 
 def _shortened(text: str, length: int = 100) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
-
-
-def _problem(file: str, content: bytes) -> str | None:
-    """Return why this file cannot belong to a CLIP tokenizer, or None if it can."""
-    try:
-        text = content.decode("utf-8")
-        values = json.loads(text) if file.endswith(".json") else None
-    except ValueError as error:
-        return f"is damaged ({error}); download or copy it again"
-    if file == "merges.txt":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip() and not line.startswith("#version") and len(line.split()) != 2:
-                return f"is damaged: line {number} is not a pair of tokens"
-        return None
-    if not isinstance(values, dict):
-        return "is damaged: it must hold a JSON object"
-    if file == "vocab.json" and not all(type(index) is int for index in values.values()):
-        return "is damaged: it must map tokens to whole numbers"
-    if file == "tokenizer.json":
-        model = values.get("model")
-        if not isinstance(model, dict) or not isinstance(values.get("added_tokens"), list):
-            return "is damaged: `model` or `added_tokens` is missing"
-        if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
-            return f"is not CLIP's: its model must be 'BPE', not {model.get('type')!r}"
-    if file == "tokenizer_config.json" and values.get("tokenizer_class") not in CLASSES:
-        return f"is not CLIP's: tokenizer_class {values['tokenizer_class']!r} is not supported, CLIPTokenizer is"
-    return None
 
 
 def _clip_tokenizer_class() -> Any:

@@ -122,8 +122,8 @@ def count_traffic(
         raise DistrijaxError("mode is 'tensor', in which the compiler decides what is sent; choose another to count it")
     absent = _AbstractParallel(**{name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")})
     inputs, layout = abstract_inputs(
-        config, parallel=absent, scheduler=scheduler, height=height or config.sample_size,
-        width=width or config.sample_size, dtype=dtype, guided=guided, pictures=pictures,
+        config, parallel=absent, scheduler=scheduler, height=height or config.native_size[0],
+        width=width or config.native_size[1], dtype=dtype, guided=guided, pictures=pictures,
     )  # fmt: skip
     call = loop.LoopCall(inputs, absent, layout, scheduler)
     sizes = {"data": parallel.data, "cfg": parallel.cfg, AXIS: parallel.patch}
