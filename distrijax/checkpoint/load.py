@@ -136,43 +136,62 @@ def load(
         progress: show a progress bar.
         options: see `SourceOptions`.
     """
-    checkpoint = open_source(source, **options)
-    _check_dtypes(dtype, checkpoint)
-    placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
-    modules: dict[str, Any] = {name: component.module for name, component in checkpoint.components.items()}
-    unread = {name: component for name, component in checkpoint.components.items() if component.module is None}
-    _check_sharding(placement, unread)
-    with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
-        for name, component in unread.items():
-            choice = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            target = _safe(component, component.dtype if choice is None else jnp.dtype(choice))
-            arrays: dict[str, Any] = {}
-            for path, array in component.stream(target, placement):
-                arrays[path] = array
-                advance(component.tensors[path].nbytes)
-            modules[name] = component.build(arrays, target)
-    scheduler = options.get("scheduler")
-    return Parts(
-        **{"text_encoder": None, **modules},
-        tokenizer=checkpoint.tokenizers.get("tokenizer"),
-        tokenizer_2=checkpoint.tokenizers["tokenizer_2"],
-        scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(checkpoint.scheduler),
-        index=checkpoint.index,
-    )
+    _, read = opened(source, dtype=dtype, sharding=sharding, **options)
+    return read(progress)
 
 
-def load_single_file(
-    file: str | Path,
+def opened(
+    source: str | Path,
     *,
     dtype: DTypes | None = None,
     sharding: Placement | None = None,
-    progress: bool = True,
     **options: Unpack[SourceOptions],
-) -> Parts:
+) -> tuple[Parts, Callable[[bool], Parts]]:
+    """Open a checkpoint: return its parts with shapes for weights, and a function that reads them; see `load`."""
+    checkpoint = open_source(source, **options)
+    _check_dtypes(dtype, checkpoint)
+    placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
+    given: dict[str, Any] = {name: component.module for name, component in checkpoint.components.items()}
+    unread = {name: component for name, component in checkpoint.components.items() if component.module is None}
+    _check_sharding(placement, unread)
+    choices = {name: dtype.get(name) if isinstance(dtype, Mapping) else dtype for name in unread}
+    dtypes = {n: _safe(c, c.dtype if choices[n] is None else jnp.dtype(choices[n])) for n, c in unread.items()}
+    scheduler = options.get("scheduler")
+
+    def parts(modules: Mapping[str, Any]) -> Parts:
+        return Parts(
+            **{"text_encoder": None, **given, **modules},
+            tokenizer=checkpoint.tokenizers.get("tokenizer"),
+            tokenizer_2=checkpoint.tokenizers["tokenizer_2"],
+            scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(checkpoint.scheduler),
+            index=checkpoint.index,
+        )
+
+    def read(progress: bool) -> Parts:
+        modules = {}
+        with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
+            for name, component in unread.items():
+                arrays: dict[str, Any] = {}
+                for path, array in component.stream(dtypes[name], placement):
+                    arrays[path] = array
+                    advance(component.tensors[path].nbytes)
+                modules[name] = component.build(arrays, dtypes[name])
+        return parts(modules)
+
+    where = placement if isinstance(placement, Sharding) else None
+    return parts({name: component.described(dtypes[name], where) for name, component in unread.items()}), read
+
+
+def load_single_file(file: str | Path, **arguments: Any) -> Parts:
     """Read an original `.safetensors` file into modules; see `load`, which also takes folders and hub ids."""
+    return load(check_single_file(file), **arguments)
+
+
+def check_single_file(file: str | Path) -> str | Path:
+    """Return `file` if it is one."""
     if not Path(file).expanduser().is_file():
         raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
-    return load(file, dtype=dtype, sharding=sharding, progress=progress, **options)
+    return file
 
 
 def convert(

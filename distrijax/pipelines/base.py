@@ -1,7 +1,9 @@
 """The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -9,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from distrijax.checkpoint import Parts, load, load_single_file, save_diffusers
-from distrijax.checkpoint.load import DTypes, SourceOptions
+from distrijax.checkpoint import Parts as Loaded
+from distrijax.checkpoint import save_diffusers
+from distrijax.checkpoint.load import DTypes, SourceOptions, check_single_file, opened
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.conv import order_kernels
+from distrijax.nn.module import Weights
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place_model
@@ -23,9 +27,15 @@ from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
+from distrijax.runtime.compile import Prepared
 from distrijax.runtime.processes import is_first
-from distrijax.schedulers import Scheduler
+from distrijax.schedulers import Scheduler, scheduler_from_config
 from distrijax.text.tokenizer import Tokenizer
+
+Parts = dict[str, Weights]
+"""The weights of the networks by name, for programs."""
+
+_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 class SDXLPipeline:
@@ -33,9 +43,6 @@ class SDXLPipeline:
 
     Most callers want `from_pretrained`. The parts are attributes and may be replaced, as in
     `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
-
-    Attributes:
-        interrupt: a step callback may set it to true to skip the remaining steps.
 
     Args:
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler: the parts. A refiner has neither
@@ -69,7 +76,8 @@ class SDXLPipeline:
         self.parallel = parallel or Parallel()
         for part in (unet, vae):
             order_kernels(part, self.parallel.kernel_order)
-        self.interrupt = False
+        self._ordered = set[tuple[int, str]]()  # structures of models whose kernels have the order of these devices
+        self._interrupt = self.only_compiles = False
         self.set_progress_bar_config()
         self.programs = programs or Programs(self._report)
 
@@ -83,6 +91,7 @@ class SDXLPipeline:
         dtype: DTypes | None = None,
         parallel: Parallel | None = None,
         progress: bool = True,
+        compile: Mapping[str, Any] | None = None,
         **options: Unpack[SourceOptions],
     ) -> Self:
         """Load the pipeline of a checkpoint.
@@ -93,57 +102,52 @@ class SDXLPipeline:
                 has no float16 attention there.
             parallel: the devices and how they share pictures; by default one device.
             progress: show a progress bar.
+            compile: arguments of `compile`, which then runs while the weights are read; `{}` for the defaults.
             options: `variant`, `config` and `tokenizer`; and `unet`, `vae`, `text_encoder`, `text_encoder_2` and
-                `scheduler`, objects or paths that replace the checkpoint's own parts.
+                `scheduler`, objects or paths that replace the checkpoint's own parts. A scheduler may be a short name,
+                such as "euler".
 
         Raises:
             DistrijaxError: the source cannot be found or read, or is not an SDXL checkpoint.
         """
-        return cls._from(load, source, dtype, parallel, progress, options)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        file: str | Path,
-        *,
-        dtype: DTypes | None = None,
-        parallel: Parallel | None = None,
-        progress: bool = True,
-        **options: Unpack[SourceOptions],
-    ) -> Self:
-        """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
-        return cls._from(load_single_file, file, dtype, parallel, progress, options)
-
-    @classmethod
-    def _from(
-        cls,
-        loader: Callable[..., Parts],
-        source: str | Path,
-        dtype: DTypes | None,
-        parallel: Parallel | None,
-        progress: bool,
-        options: SourceOptions,
-    ) -> Self:
         for name in options:
             if name in LOADING_ADVICE:
                 raise DistrijaxError(f"{name}: {LOADING_ADVICE[name]}")
         if jax.default_backend() == "cpu" and dtype is None:
             dtype = jnp.float32
-        parallel = parallel or Parallel()
-        show = progress and is_first()
-        parts = loader(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)
-        return cls(
-            unet=parts.unet,
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            text_encoder_2=parts.text_encoder_2,
-            tokenizer=None if parts.tokenizer is None else Tokenizer(parts.tokenizer, "tokenizer"),
-            tokenizer_2=Tokenizer(parts.tokenizer_2, "tokenizer_2"),
-            scheduler=parts.scheduler,
-            force_zeros_for_empty_prompt=bool(parts.index.get("force_zeros_for_empty_prompt", True)),
-            requires_aesthetics_score=bool(parts.index.get("requires_aesthetics_score", False)),
+        parallel, named, scheduler = parallel or Parallel(), "", options.get("scheduler")
+        if isinstance(scheduler, str) and "/" not in scheduler and not Path(scheduler).exists():
+            options["scheduler"], named = None, scheduler
+        shapes, read = opened(source, dtype=dtype, sharding=parallel.replicated, **options)
+        pipe = cls(
+            **{name: getattr(shapes, name) for name in _NETWORKS},
+            tokenizer=None if shapes.tokenizer is None else Tokenizer(shapes.tokenizer, "tokenizer"),
+            tokenizer_2=Tokenizer(shapes.tokenizer_2, "tokenizer_2"),
+            scheduler=scheduler_from_config(shapes.scheduler.config, named) if named else shapes.scheduler,
+            force_zeros_for_empty_prompt=bool(shapes.index.get("force_zeros_for_empty_prompt", True)),
+            requires_aesthetics_score=bool(shapes.index.get("requires_aesthetics_score", False)),
             parallel=parallel,
         )
+        pipe.set_progress_bar_config(disable=not progress)
+        begin = partial(pipe._begin_compiling, **(compile or {}))
+        several = jax.process_count() > 1  # they compare their arguments, which has to be in the same order in all
+        if compile is not None and several:
+            begin()
+        with ThreadPoolExecutor(1) as thread:
+            begun = thread.submit(begin) if compile is not None and not several else None
+            parts = read(progress and is_first())
+            if begun is not None:
+                begun.result()
+        for name in _NETWORKS:
+            setattr(pipe, name, getattr(parts, name))
+        pipe.place_parts()
+        pipe.set_progress_bar_config()
+        return pipe
+
+    @classmethod
+    def from_single_file(cls, file: str | Path, **arguments: Any) -> Self:
+        """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
+        return cls.from_pretrained(check_single_file(file), **arguments)
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:
@@ -167,7 +171,7 @@ class SDXLPipeline:
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             raise DistrijaxError("this pipeline has no text_encoder_2 or tokenizer_2, which every SDXL checkpoint has")
         flags = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
-        parts = Parts(
+        parts = Loaded(
             unet=self.unet,
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -200,6 +204,32 @@ class SDXLPipeline:
         """Side length of one latent in pixels."""
         return self.vae.config.scale_factor
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether to skip the remaining steps; a step callback may set it, or `_interrupt`, as in diffusers."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile all that a call with these arguments would run, without making a picture, and wait for it.
+
+        Args:
+            arguments, options: of a call. The prompt may be absent, and no values matter but those that say how large a
+                batch is, and of which size, and what its steps need: as any that are compiled, they serve all others.
+        """
+        for program in self._begin_compiling(*arguments, **options):
+            program.wait()
+
+    def _begin_compiling(self, *arguments: Any, **options: Any) -> list[Prepared]:
+        self.only_compiles = True
+        try:
+            return self(*(arguments or ("",)), **options)  # type: ignore[operator]  # of the pipelines
+        finally:
+            self.only_compiles = False
+
     def set_progress_bar_config(self, **config: Any) -> None:
         """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling.
 
@@ -227,8 +257,22 @@ class SDXLPipeline:
         """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""
         return self.parallel.layout(rows, self.unet.config.row_multiple)
 
-    def place_parts(self) -> None:
-        """Move parts that the caller has replaced to the devices of the others."""
-        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else place_model
-            setattr(self, name, place(getattr(self, name), self.parallel))
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """The tokenizers, of which a refiner has one."""
+        return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+
+    def place_parts(self) -> Parts:
+        """Return the weights, after moving those of parts that the caller has replaced to the devices of the others."""
+        parts, order = {}, self.parallel.kernel_order
+        for name in _NETWORKS:
+            if (part := getattr(self, name)) is None:
+                continue
+            weights, spreads = Weights.of(part), name == "unet" and self.parallel.mode == TENSOR
+            ordered = (id(weights.structure), order) in self._ordered  # of which each is kept, so the id is no other's
+            if spreads or not ordered or any(x.sharding != self.parallel.replicated for x in weights.arrays):
+                setattr(self, name, (spread_weights if spreads else place_model)(part, self.parallel))
+                weights = Weights.of(getattr(self, name))
+                self._ordered.add((id(weights.structure), order))
+            parts[name] = weights
+        return parts

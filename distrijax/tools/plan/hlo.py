@@ -58,7 +58,7 @@ class Instruction:
     @property
     def layer(self) -> str:
         """The layer in which it was traced, where XLA still knows it: `down_blocks.1.resnets.0.conv1`."""
-        return self.attribute(r'op_name="[^"]*/closed_call/([\w.]+)/')
+        return self.attribute(r'op_name="[^"]*/(?:body|closed_call)/(\w+\.[\w.]+)/')
 
     @cached_property
     def groups(self) -> list[list[int]]:
