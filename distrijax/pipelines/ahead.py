@@ -10,7 +10,6 @@ from distrijax.parallel.placement import place
 from distrijax.pipelines.stages import Call, condition_on_text, first_inputs
 from distrijax.runtime.compile import Prepared, Program
 from distrijax.sampling.programs import CARRY
-from distrijax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from distrijax.pipelines.base import Parts, SDXLPipeline
@@ -36,7 +35,7 @@ def begin_compiling(
 
     programs, parallel = pipe.programs, pipe.parallel
     rows_only = parallel.without_branches
-    blank = [_Blank(tokenizer) for tokenizer in pipe.tokenizers]
+    blank = [partial(_no_text, tokenizer.model_max_length) for tokenizer in pipe.tokenizers]
     text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, time_ids, blank, encode))
     batch, channels, rows, columns = call.shape
     if encodes:
@@ -64,11 +63,6 @@ def _shape(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-class _Blank:
-    """A tokenizer of no text, which has nothing to warn of."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.length = tokenizer.model_max_length
-
-    def __call__(self, prompts: list[str], max_length: int | None = None) -> np.ndarray:
-        return np.zeros((len(prompts), max_length or self.length), np.int32)
+def _no_text(length: int, prompts: list[str], max_length: int | None = None) -> np.ndarray:
+    """Return token ids of prompts, without warnings about them."""
+    return np.zeros((len(prompts), max_length or length), np.int32)

@@ -2,8 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -44,6 +42,9 @@ class SDXLPipeline:
     Most callers want `from_pretrained`. The parts are attributes and may be replaced, as in
     `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
 
+    Attributes:
+        interrupt: a step callback may set it, or `_interrupt` as in diffusers, to true to skip the remaining steps.
+
     Args:
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler: the parts. A refiner has neither
             `text_encoder` nor `tokenizer`.
@@ -77,7 +78,7 @@ class SDXLPipeline:
         for part in (unet, vae):
             order_kernels(part, self.parallel.kernel_order)
         self._ordered = set[tuple[int, str]]()  # structures of models whose kernels have the order of these devices
-        self._interrupt = self.only_compiles = False
+        self.interrupt = self._interrupt = self.only_compiles = False
         self.set_progress_bar_config()
         self.programs = programs or Programs(self._report)
 
@@ -129,15 +130,9 @@ class SDXLPipeline:
             parallel=parallel,
         )
         pipe.set_progress_bar_config(disable=not progress)
-        begin = partial(pipe._begin_compiling, **(compile or {}))
-        several = jax.process_count() > 1  # they compare their arguments, which has to be in the same order in all
-        if compile is not None and several:
-            begin()
-        with ThreadPoolExecutor(1) as thread:
-            begun = thread.submit(begin) if compile is not None and not several else None
-            parts = read(progress and is_first())
-            if begun is not None:
-                begun.result()
+        if compile is not None:
+            pipe._begin_compiling(**compile)
+        parts = read(progress and is_first())
         for name in _NETWORKS:
             setattr(pipe, name, getattr(parts, name))
         pipe.place_parts()
@@ -203,15 +198,6 @@ class SDXLPipeline:
     def vae_scale_factor(self) -> int:
         """Side length of one latent in pixels."""
         return self.vae.config.scale_factor
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether to skip the remaining steps; a step callback may set it, or `_interrupt`, as in diffusers."""
-        return self._interrupt
-
-    @interrupt.setter
-    def interrupt(self, value: bool) -> None:
-        self._interrupt = value
 
     def compile(self, *arguments: Any, **options: Any) -> None:
         """Compile all that a call with these arguments would run, without making a picture, and wait for it.

@@ -85,7 +85,7 @@ def call_back(
         if array.shape != shape:
             raise DistrijaxError(f"{returned} {name} of shape {array.shape}; it must keep the shape {shape}")
         if not np.isfinite(array).all():
-            check_steps(pipe, finite, step + 1, step + 1, len(schedule))
+            check_steps(finite, step, step + 1, len(schedule), pipe.dtype)
             raise DistrijaxError(f"{returned} {name} with NaN or infinity in it; all its values must be finite")
         return array
 

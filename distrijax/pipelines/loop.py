@@ -44,10 +44,10 @@ def run_loop(
         )
     static = {"parallel": parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
     carry, now, placed, running = inputs.carry, inputs, range(0), deque[tuple[Array, int, int]]()
-    pipe.interrupt = False
+    pipe.interrupt = pipe._interrupt = False
     with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
         ended = time.perf_counter()
-        while start < total and not pipe.interrupt:
+        while start < total and not (pipe.interrupt or pipe._interrupt):
             phase = phases[start]
             stop = min(start + length, start + phases[start:].count(phase))
             if stop > placed.stop:
@@ -63,13 +63,14 @@ def run_loop(
                 carry, text, cond = call_back(pipe, callback, inputs, start, schedule, carry, text, layout, finite)
                 inputs, now = inputs._replace(cond=cond), now._replace(cond=cond)
             start = stop
-            while len(running) > (start < total and not pipe.interrupt):  # one more may run while the host waits
-                finite, first, last = running.popleft()
-                check_steps(pipe, finite, first + 1, last, total)
-                bar.update(last - first)
+            last = start == total or pipe.interrupt or pipe._interrupt
+            while len(running) > (not last):  # one more may run while the host waits
+                finite, first, end = running.popleft()
+                check_steps(finite, first, end, total, pipe.dtype)
+                bar.update(end - first)
                 before, ended = ended, time.perf_counter()
                 if callback is None:
-                    length = min(inputs.rows, dispatch_length(total, (ended - before) / (last - first)))
+                    length = min(inputs.rows, dispatch_length(total, (ended - before) / (end - first)))
     return carry.latents
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from distrijax.models.vae import VAE
 from distrijax.nn.module import Weights
 from distrijax.pipelines.ahead import begin_compiling
-from distrijax.pipelines.finite import check_finite, check_text
+from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
 from distrijax.pipelines.stages import Call, condition_on_text, decode, denoise
 
@@ -36,10 +36,11 @@ def make_pictures(
     if pipe.only_compiles:
         return begun
     latents = start(parts["vae"])
-    check_finite(np.isfinite(latents).all(), "the initial latents are", "look at the latents or the image given")
+    check_finite(np.isfinite(latents).all(), "the initial latents are", "vae", pipe.vae.dtype)
     with pipe.programs.timed("encoding"):
         text = condition_on_text(pipe, call, parts, time_ids, pipe.tokenizers, pipe.programs.encode_prompt)
-        check_text(pipe, text)
+        finite = all(np.isfinite(np.asarray(x)).all() for x in (text.context, text.pooled))
+        check_finite(finite, "the prompt's embeddings are", "text_encoder_2", text.context.dtype)
     for program in begun:  # before the progress bar starts
         program.wait()
     final = denoise(pipe, call, parts, text, latents)

@@ -16,7 +16,7 @@ from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
 from distrijax.pipelines.callback import Callback
-from distrijax.pipelines.finite import check_picture
+from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.loop import run_loop
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed, to_pil
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
@@ -206,7 +206,7 @@ def decode(pipe: "SDXLPipeline", vae: Weights[VAE], latents: Array, height: int,
         pictures = []
         for i in range(len(latents) // pipe.parallel.data):
             picture, finite = pipe.programs.decode(vae, latents, np.int32(i), parallel=parallel, height=height)
-            check_picture(pipe, finite)
+            check_finite(finite, "the latents are finite, but the picture's pixels are", "vae", pipe.vae.dtype)
             pictures.append(np.asarray(picture))
     images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
     images = images.reshape(-1, *images.shape[2:])
