@@ -32,7 +32,13 @@ def make_pictures(
         encodes: whether `start` runs the autoencoder, which is then compiled with the others.
     """
     parts = pipe.place_parts()
-    begun = begin_compiling(pipe, call, parts, time_ids, encodes=encodes)
+    phases, known = len(pipe.parallel.phases(len(call.schedule))), pipe.programs.known
+    kind = call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel
+    begun = []
+    if (
+        kind not in known or pipe.only_compiles
+    ):  # looking for the programs takes 10 ms, and they may also be found later
+        begun = begin_compiling(pipe, call, parts, time_ids, encodes=encodes)
     if pipe.only_compiles:
         return begun
     latents = start(parts["vae"])
@@ -43,6 +49,7 @@ def make_pictures(
         check_finite(finite, "the prompt's embeddings are", "text_encoder_2", text.context.dtype)
     for program in begun:  # before the progress bar starts
         program.wait()
+    known.add(kind)
     final = denoise(pipe, call, parts, text, latents)
     images = decode(pipe, parts["vae"], final, call.shape[2], call.output_type)
     return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)

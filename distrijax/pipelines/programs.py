@@ -1,7 +1,7 @@
 """The compiled programs of a pipeline, which pipelines made from it share."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 from jax import Array
@@ -33,6 +33,7 @@ class Programs:
         }
         self.crop = program("end of denoising", programs.crop, "parallel", "height")
         self.decode = program("decoding", programs.decode, "parallel", "height")
+        self.known = set[Hashable]()  # kinds of calls whose programs are compiled
         self.seconds = dict.fromkeys(("compiling", "encoding", "denoising", "decoding"), 0.0)
 
     @property
