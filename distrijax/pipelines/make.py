@@ -37,7 +37,7 @@ def make_pictures(
     begun = []
     if (
         kind not in known or pipe.only_compiles
-    ):  # looking for the programs takes 10 ms, and they may also be found later
+    ):  # looking for them takes 10 ms; what is missed compiles later
         begun = begin_compiling(pipe, call, parts, time_ids, encodes=encodes)
     if pipe.only_compiles:
         return begun

@@ -106,6 +106,10 @@ class _AbstractParallel(Parallel):
     def mesh(self) -> Any:  # an AbstractMesh, for a Mesh
         return AbstractMesh((self.data, self.cfg, self.patch), AXES, axis_types=(AxisType.Auto,) * 3)
 
+    @property
+    def kernel_order(self) -> str:
+        return "OHWI"
+
 
 def count_traffic(
     config: UNetConfig,
@@ -161,7 +165,7 @@ def _bytes(tree: object) -> int:
 
 
 def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
-    """Add up the collectives over mesh axes of these sizes. The body of a scan counts once: it is one step."""
+    """Add up the collectives over mesh axes of these sizes. The body of a loop counts once: it is one step."""
     volumes = dict.fromkeys(KINDS, Volume())
     for equation in _equations(jaxpr):
         name, named = equation.primitive.name, equation.params.get("axis_name", equation.params.get("axes"))
