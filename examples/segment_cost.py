@@ -2,9 +2,9 @@
 
     python examples/segment_cost.py --steps 32 --repeats 5
 
-The pipeline dispatches its scan in segments, ahead of the device, so that a progress bar can follow it. With a callback
-it dispatches the steps one by one and waits for each. This script times the same steps as one scan, in segments, and
-one by one, and prints the median times and their ratios to one scan.
+The pipeline dispatches several steps at once, ahead of the device, so that a progress bar can follow them. With a
+callback it dispatches the steps one by one. This script times the same steps in three dispatches, in those of the
+pipeline, and one by one, and prints the median times and their ratios to the first.
 """
 
 import argparse
@@ -26,10 +26,10 @@ def main() -> None:
 
     pipe = StableDiffusionXLPipeline.from_pretrained(options.model, progress=False)
     pipe.set_progress_bar_config(disable=True)
-    default = loop.segment_length(options.steps)
+    default = loop.dispatch_length(options.steps, 0.0)
 
     def run(length: int, callback: Callable[..., None] | None = None) -> float:
-        setattr(loop, "segment_length", lambda steps: length)  # noqa: B010  (mypy refuses a plain assignment)
+        setattr(loop, "dispatch_length", lambda total, seconds: length)  # noqa: B010  (mypy refuses a plain assignment)
         start = time.perf_counter()
         output = pipe(
             "a red circle",
@@ -42,8 +42,8 @@ def main() -> None:
         return time.perf_counter() - start
 
     variants = {
-        "one scan": partial(run, options.steps),
-        f"segments of {default}": partial(run, default),
+        "three dispatches": partial(run, options.steps),
+        f"{default} steps a dispatch": partial(run, default),
         "one by one, with a callback": partial(run, 1, lambda *_: None),
     }
     for variant in variants.values():
@@ -52,10 +52,10 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, variant in variants.items():
             times[name].append(variant())
-    baseline = statistics.median(times["one scan"])
+    baseline = statistics.median(times["three dispatches"])
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"{name:30} {median:7.3f} s   {median / baseline:5.3f} of one scan")
+        print(f"{name:30} {median:7.3f} s   {median / baseline:5.3f} of three dispatches")
 
 
 if __name__ == "__main__":

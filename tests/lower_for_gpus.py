@@ -21,7 +21,8 @@ from distrijax import Parallel  # noqa: E402
 from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig  # noqa: E402
 from distrijax.models.text_encoder import TextEncoder  # noqa: E402
 from distrijax.models.vae import VAE  # noqa: E402
-from distrijax.nn.module import abstract  # noqa: E402
+from distrijax.nn.module import Weights, abstract  # noqa: E402
+from distrijax.parallel.options import for_autoencoder  # noqa: E402
 from distrijax.parallel.placement import place  # noqa: E402
 from distrijax.parallel.policies import MODES, TENSOR  # noqa: E402
 from distrijax.sampling import programs  # noqa: E402
@@ -72,12 +73,12 @@ def lower_unet(parallel: Parallel, dtype: str) -> None:
 
 
 def lower_vae(parallel: Parallel, dtype: str) -> None:
-    vae = abstract(VAE, VAEConfig.from_json(VAE_SIZES), jnp.dtype(dtype))
+    vae = Weights.of(abstract(VAE, VAEConfig.from_json(VAE_SIZES), jnp.dtype(dtype)))
     latents, image = (SHAPE(shape, jnp.float32) for shape in ((parallel.data, 6, 4, 4), (1, 48, 32, 3)))
     decode = jax.jit(programs.decode, static_argnames=("parallel", "height"))
-    decode.lower(vae, latents, SHAPE((), jnp.int32), parallel=parallel.without_branches, height=5)
+    decode.lower(vae, latents, SHAPE((), jnp.int32), parallel=for_autoencoder(parallel), height=5)
     encode = jax.jit(programs.encode, static_argnames="parallel")
-    encode.lower(vae, image, parallel=parallel.without_branches.without_batch)
+    encode.lower(vae, image, parallel=for_autoencoder(parallel, encoding=True))
 
 
 def lower_text_encoder(dtype: str) -> None:

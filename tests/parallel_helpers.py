@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from distrijax import Parallel, scheduler_from_config
+from distrijax import Parallel, StableDiffusionXLPipeline, scheduler_from_config
 from distrijax.config import UNetConfig
+from distrijax.demo import MODEL
 from distrijax.models.unet import UNet
 from distrijax.nn.conv import order_kernels
 from distrijax.nn.module import Weights, abstract
@@ -75,6 +76,29 @@ def small_unet() -> UNet:
 
 
 @cache
+def small_pipeline() -> StableDiffusionXLPipeline:
+    """The demo's, with a U-Net of random weights that compiles fast. A row of its middle is two of the latents'."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, progress=False)
+    pipe.set_progress_bar_config(disable=True)
+    demo = pipe.unet.config
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": demo.addition_time_embed_dim,
+        "cross_attention_dim": demo.cross_attention_dim,
+        "projection_class_embeddings_input_dim": demo.projection_class_embeddings_input_dim,
+        "norm_num_groups": 4,
+    }
+    pipe.unet = UNet(UNetConfig.from_json(config), jnp.float32, rngs=nnx.Rngs(0))
+    return pipe
+
+
+@cache
 def smaller_unet() -> UNet:
     return with_random_weights(UNet, UNetConfig.from_json(SMALLER))
 
@@ -128,12 +152,12 @@ def predictions(
     unet: UNet, parallel: Parallel, size: tuple[int, int], *, steps: int = 2, **choices: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every step's prediction [S, 2, B, h, W, 4] by both guidance branches, and the final latents [B, h, W, 4]."""
-    now, static = inputs(unet, parallel, size, steps=steps, **choices)
-    seen, start, all_steps = [], 0, now.steps
+    first, static = inputs(unet, parallel, size, steps=steps, **choices)
+    now, seen, start = first.with_steps(0, steps, parallel), np.float32(0), 0
     for count, phase in parallel.phases(steps):
-        now = now._replace(steps=all_steps[start : start + count])
+        now = now.with_turns(start, start + count, parallel)
         carry, _, predicted = _denoise(*now, **static, phase=phase, record=True)
-        seen.append(np.asarray(predicted))
+        seen = seen + np.asarray(predicted)[:steps]  # zeros where it took no step
         now, start = now._replace(carry=carry), start + count
     height = size[0]
-    return np.concatenate(seen)[:, :, :, :height], np.asarray(now.carry.latents)[:, :height]
+    return seen[:, :, :, :height], np.asarray(now.carry.latents)[:, :height]

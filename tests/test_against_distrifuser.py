@@ -92,9 +92,9 @@ def replay(config: dict[str, Any], data: Any) -> tuple[np.ndarray, np.ndarray]:
     predictions, start = [], 0
     for count, phase in parallel.phases(config["steps"]):
         choices = {"parallel": parallel, "layout": layout, "scheduler": scheduler, "phase": phase, "record": True}
-        now = inputs.with_steps(slice(start, start + count), parallel)
+        now = inputs.with_steps(start, start + count, parallel)
         carry, _, seen = jax.jit(partial(programs.denoise, **choices))(*now)
-        predictions.append(np.asarray(seen)[:, :, 0, : config["h"]].transpose(0, 1, 4, 2, 3))  # [S, 2, C, h, w]
+        predictions.append(np.asarray(seen)[:count, :, 0, : config["h"]].transpose(0, 1, 4, 2, 3))  # [S, 2, C, h, w]
         inputs, start = inputs._replace(carry=carry), start + count
     final = np.asarray(inputs.carry.latents)[:, : config["h"]].transpose(0, 3, 1, 2)
     return np.concatenate(predictions), final

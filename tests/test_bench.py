@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from distrijax.nn.norm import GroupNorm
 from distrijax.nn.transformer import SelfAttention
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.phases import SYNCHRONOUS
+from distrijax.runtime.compile import Program
 from distrijax.tools import loop
 from distrijax.tools.bench import measure, steps, weights
 from distrijax.tools.bench.steps import CopiedInPlace, share_call, share_layout
@@ -225,3 +227,16 @@ def test_whole_pictures_of_random_weights() -> None:
     assert 0 < sum(part.median for part in parts) <= whole.median
     facts = [value for name, value in report.facts.items() if not name.endswith("whole")]
     assert sum(facts) <= report.facts["to the first picture, whole"]
+
+
+def test_what_the_host_does_is_timed_for_every_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without weights, and without compiling any of them."""
+    monkeypatch.setattr(weights, "arrays", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr(Program, "_compile", lambda *_: pytest.fail("a program is compiled"))
+    assert main(f"bench {SMALL} --only host --patch 2 --emulate --runs 2".split()) == 0
+    printed = capsys.readouterr().out
+    steps = "denoising, synchronous steps", "denoising, displaced steps"
+    for name in ("text encoding", "conditioning", *steps, "decoding", "weights, once a picture"):
+        assert len(re.findall(rf"^  {name} +\d+\.\d+ ms ", printed, re.M)) == 1

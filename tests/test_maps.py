@@ -44,7 +44,7 @@ def run(parallel: Parallel, extra: np.ndarray = EXTRA, mask: np.ndarray = MASK) 
     )  # fmt: skip
     static: dict[str, Any] = {"parallel": parallel.program_key, "layout": layout, "scheduler": DPM}
     ((_, phase),) = parallel.phases(STEPS)
-    carry, _, _ = _denoise(*inputs.with_steps(slice(None), parallel), **static, phase=phase, after_step=blend)
+    carry, _, _ = _denoise(*inputs.with_steps(0, STEPS, parallel), **static, phase=phase, after_step=blend)
     return np.asarray(carry.latents)[:, :HEIGHT]
 
 

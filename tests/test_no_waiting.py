@@ -1,6 +1,6 @@
 """In a displaced step nothing waits for the network: seen in the traced program, whatever a compiler makes of it.
 
-The body of the denoising scan is walked, layer by layer, with the one question what each collective depends on. What
+The body of the denoising loop is walked, layer by layer, with the one question what each collective depends on. What
 depends on no convolution and no matrix product of the same step can be sent before the first of them.
 """
 
@@ -98,14 +98,14 @@ def walk(jaxpr: Any, waiting: list[bool], found: list[Collective]) -> list[bool]
     return [waits(x) for x in jaxpr.outvars]
 
 
-def scans(jaxpr: Any) -> Iterator[Any]:
-    """The outermost scans of a program."""
+def loops(jaxpr: Any) -> Iterator[Any]:
+    """The outermost loops of a program."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "scan":
+        if eqn.primitive.name == "while":
             yield eqn
         else:
             for inner in parts(eqn):
-                yield from scans(inner)
+                yield from loops(inner)
 
 
 @cache
@@ -114,6 +114,7 @@ def traced(mode: str, displaced: bool, rescaled: bool = False) -> tuple[list[Col
     parallel = Parallel(cfg=2, patch=PATCHES, mode=mode, warmup_steps=0)
     unet, guidance = small_unet(), RESCALED if rescaled else GUIDANCE
     now, choices = inputs(unet, parallel, (HEIGHT, WIDTH), steps=3, guidance=guidance)
+    now = now.with_steps(0, 3, parallel)
     (_, warm_up), *rest = parallel.phases(3)
     phase = rest[0][1] if displaced else warm_up
     if displaced:
@@ -121,8 +122,8 @@ def traced(mode: str, displaced: bool, rescaled: bool = False) -> tuple[list[Col
         now = now._replace(carry=carry)
     program = jax.make_jaxpr(partial(programs.denoise, **choices, phase=phase), return_shape=True)
     jaxpr, (after, _, _) = program(*now)
-    (scan,) = scans(jaxpr.jaxpr)
-    body, found = scan.params["jaxpr"].jaxpr, list[Collective]()
+    (loop,) = loops(jaxpr.jaxpr)
+    body, found = loop.params["body_jaxpr"].jaxpr, list[Collective]()
     walk(body, [False] * len(body.invars), found)
     return found, after.pieces
 

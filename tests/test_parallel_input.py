@@ -1,20 +1,16 @@
 """What cannot be spread is refused before anything is loaded or compiled, with the value, the rule and a way out."""
 
 import dataclasses
-import functools
 import re
 import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from parallel_helpers import small_pipeline
 
-from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline, UNetConfig
-from distrijax.demo import MODEL
-from distrijax.models.unet import UNet
+from distrijax import DistrijaxError, Parallel
 
 PROMPT = "a red circle"
 WHOLE = "it must be a whole number"
@@ -71,31 +67,8 @@ def test_automatic_choice() -> None:
         refused(lambda p=pictures: Parallel.auto(pictures=p), f"pictures is {pictures!r}", f"{WHOLE}, 1 or more")
 
 
-@functools.cache
-def pipeline() -> StableDiffusionXLPipeline:
-    """The demo's, with a U-Net of random weights that compiles fast. A row of its middle is two of the latents'."""
-    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, progress=False)
-    pipe.set_progress_bar_config(disable=True)
-    demo = pipe.unet.config
-    config = {
-        "sample_size": 8,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "attention_head_dim": 2,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": demo.addition_time_embed_dim,
-        "cross_attention_dim": demo.cross_attention_dim,
-        "projection_class_embeddings_input_dim": demo.projection_class_embeddings_input_dim,
-        "norm_num_groups": 4,
-    }
-    pipe.unet = UNet(UNetConfig.from_json(config), jnp.float32, rngs=nnx.Rngs(0))
-    return pipe
-
-
 def make(parallel: Parallel, **call: Any) -> np.ndarray:
-    pipe = pipeline()
+    pipe = small_pipeline()
     pipe.parallel = parallel
     options = {"prompt": PROMPT, "num_inference_steps": 2, "seed": 1, "height": 64, "width": 64}
     return np.asarray(pipe(**(options | {"output_type": "latent"} | call)).images)
@@ -114,9 +87,9 @@ def make(parallel: Parallel, **call: Any) -> np.ndarray:
     ],
 )  # fmt: skip
 def test_calls(choices: dict[str, Any], call: dict[str, Any], parts: list[str]) -> None:
-    compiled = pipeline().programs.seconds["compiling"]
+    compiled = small_pipeline().programs.seconds["compiling"]
     refused(lambda: make(Parallel(**choices, emulate=True), **call), *parts)
-    assert pipeline().programs.seconds["compiling"] == compiled
+    assert small_pipeline().programs.seconds["compiling"] == compiled
 
 
 @pytest.mark.parametrize("value", ["2", None, 1.5, True, 0, -2])
@@ -128,7 +101,7 @@ def test_number_of_pictures(value: Any) -> None:
 
 def test_distilled_models_have_one_branch() -> None:
     """Of an LCM, guidance is an input: at any scale there is no second branch for other devices."""
-    unet = pipeline().unet
+    unet = small_pipeline().unet
     before, unet.config = unet.config, dataclasses.replace(unet.config, time_cond_proj_dim=8)
     try:
         refused(

@@ -15,7 +15,7 @@ from distrijax import Parallel
 from distrijax.config import VAEConfig
 from distrijax.models.vae import VAE
 from distrijax.nn import attention
-from distrijax.nn.module import abstract
+from distrijax.nn.module import Weights, abstract
 from distrijax.parallel.options import for_autoencoder
 from distrijax.sampling import programs
 
@@ -26,8 +26,8 @@ UNOPTIMISED = {"xla_backend_optimization_level": 0}  # machine code alone: half 
 
 
 @cache
-def vae() -> VAE:
-    return with_random_weights(VAE, VAEConfig.from_json(SMALL))
+def vae() -> Weights[VAE]:
+    return Weights.of(with_random_weights(VAE, VAEConfig.from_json(SMALL)))
 
 
 @cache
@@ -38,7 +38,7 @@ def decoded(parallel: Parallel, height: int, width: int, padding: int) -> np.nda
     latents = np.pad(latents, ((0, 0), (0, padding), (0, 0), (0, 0)), constant_values=np.nan)
     choices: Any = {"parallel": parallel, "height": height}
     program = jax.jit(partial(programs.decode, **choices), compiler_options=UNOPTIMISED)
-    return np.concatenate([program(vae(), latents, np.int32(i)) for i in range(2)])
+    return np.concatenate([program(vae(), latents, np.int32(i))[0] for i in range(2)])
 
 
 @cache
@@ -81,7 +81,7 @@ def test_the_devices_of_both_guidance_branches_decode() -> None:
     rng = np.random.RandomState(0)
     latents = 0.3 * rng.randn(2, 9, 5, 4).astype(np.float32)
     program = jax.jit(partial(programs.decode, parallel=parallel, height=9), compiler_options=UNOPTIMISED)
-    assert relative(program(vae(), latents, np.int32(0)), decoded(Parallel(), 9, 5, 0)) < NEAR
+    assert relative(program(vae(), latents, np.int32(0))[0], decoded(Parallel(), 9, 5, 0)) < NEAR
 
 
 def test_attention_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,8 @@ def temporaries(patch: int, pixels: int) -> int:
     index = jax.ShapeDtypeStruct((), jnp.int32)
     parallel = Parallel(patch=patch, mode="full_sync")
     program = jax.jit(partial(programs.decode, parallel=parallel, height=side), compiler_options=UNOPTIMISED)
-    compiled = program.lower(abstract(VAE, VAEConfig.from_json(config), jnp.float32), latents, index).compile()
+    shapes = Weights.of(abstract(VAE, VAEConfig.from_json(config), jnp.float32))
+    compiled = program.lower(shapes, latents, index).compile()
     size = compiled.memory_analysis().temp_size_in_bytes
     print(f"{pixels}x{pixels} on {patch}: {size / 1e6:,.0f} MB")
     return size

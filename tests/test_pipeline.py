@@ -14,7 +14,7 @@ from reference import random_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from distrijax.errors import DistrijaxError
-from distrijax.pipelines.loop import segment_length
+from distrijax.pipelines.loop import dispatch_length
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.schedulers import scheduler_from_config
 
@@ -288,11 +288,8 @@ def test_bad_arguments(pipelines: Any, call: dict[str, Any], message: str) -> No
         ours(**({"prompt": PROMPT, "num_inference_steps": 4} | call))
 
 
-def test_segments_divide_the_steps() -> None:
-    for steps in range(1, 200):
-        length = segment_length(steps)
-        assert steps % length == 0
-        assert steps // length >= min(8, steps)
+def test_slow_steps_are_dispatched_one_by_one() -> None:
+    assert [dispatch_length(50, seconds) for seconds in (0.0, 0.01, 0.3, 0.6, 5.0)] == [10, 10, 3, 1, 1]
 
 
 def test_half_precision(folder: Any, pipelines: Any) -> None:

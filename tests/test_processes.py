@@ -127,8 +127,8 @@ def test_only_the_first_process_speaks(topology: str, request: pytest.FixtureReq
     launch: Launch = request.getfixturevalue(topology)
     for i in launch.codes:
         before = launch.said(i).partition("all was well so far")[0]
-        words = [word for word in ("loading", "compiling", "denoising") if word in before]
-        assert words == ([] if i else ["loading", "compiling", "denoising"]), before
+        words = [word for word in ("loading", "preparing", "denoising:") if word in before]
+        assert words == ([] if i else ["loading", "preparing", "denoising:"]), before
 
 
 @pytest.mark.processes

@@ -156,6 +156,7 @@ def test_verbose_prints_it_before_the_first_picture(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", stop)
+    monkeypatch.setattr(StableDiffusionXLPipeline, "_begin_compiling", lambda *_, **__: [])
     sizes = "--height 64 --width 96 --num-images 2 --cfg 2 --patch 2 --emulate"
     assert cli.main(["generate", "a red circle", "--verbose", *sizes.split()]) == 130
     parallel, model = Parallel(cfg=2, patch=2, emulate=True), find("demo")

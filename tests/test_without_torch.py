@@ -20,4 +20,4 @@ def test_the_demo_runs_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "picture.png\n"
     assert (tmp_path / "picture.png").stat().st_size > 1000
-    assert "compiling denoising" in done.stderr + done.stdout
+    assert "preparing denoising" in done.stderr + done.stdout

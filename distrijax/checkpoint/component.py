@@ -127,6 +127,11 @@ class Component:
         leaves = [(path, variable.replace(arrays[_dotted(path)])) for path, variable in variables]
         return nnx.merge(graph, nnx.from_flat_state(leaves))
 
+    def described(self, dtype: DTypeLike, sharding: Sharding | None) -> Module:
+        """Return the module that `build` will return, with shapes for weights."""
+        shapes: Any = {p: jax.ShapeDtypeStruct(s, dtype, sharding=sharding) for p, s in self.shapes.items()}
+        return self.build(shapes, dtype)
+
     def stream(self, dtype: DTypeLike | None = None, placement: Placement | None = None) -> Stream:
         """Yield (path, array) of every parameter in turn: cast if there is a dtype, and in NumPy unless placed."""
         if self.reader is not None:

@@ -45,30 +45,52 @@ def load(
         progress: show a progress bar.
         options: see `SourceOptions`.
     """
+    _, read = opened(source, dtype=dtype, sharding=sharding, **options)
+    return read(progress)
+
+
+def opened(
+    source: str | Path,
+    *,
+    dtype: DTypes | None = None,
+    sharding: Placement | None = None,
+    **options: Unpack[SourceOptions],
+) -> tuple[Parts, Callable[[bool], Parts]]:
+    """Open a checkpoint: return its parts with shapes for weights, and a function that reads them; see `load`."""
     checkpoint = open_source(source, **options)
     _check_dtypes(dtype, checkpoint)
     placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
-    given = options.get("scheduler")
-    scheduler = given if isinstance(given, Scheduler) else scheduler_from_config(checkpoint.scheduler)
-    modules: dict[str, Any] = {name: component.module for name, component in checkpoint.components.items()}
+    given: dict[str, Any] = {name: component.module for name, component in checkpoint.components.items()}
     unread = {name: component for name, component in checkpoint.components.items() if component.module is None}
     _check_sharding(placement, unread)
-    with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
-        for name, component in unread.items():
-            choice = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-            target = _safe(component, component.dtype if choice is None else known_dtype("dtype", choice))
-            arrays: dict[str, Any] = {}
-            for path, array in component.stream(target, placement):
-                arrays[path] = array
-                advance(component.tensors[path].nbytes)
-            modules[name] = component.build(arrays, target)
-    return Parts(
-        **{"text_encoder": None, **modules},
-        tokenizer=checkpoint.tokenizers.get("tokenizer"),
-        tokenizer_2=checkpoint.tokenizers["tokenizer_2"],
-        scheduler=scheduler,
-        index=checkpoint.index,
-    )
+    choices = {name: dtype.get(name) if isinstance(dtype, Mapping) else dtype for name in unread}
+    dtypes = {
+        n: _safe(c, c.dtype if choices[n] is None else known_dtype("dtype", choices[n])) for n, c in unread.items()
+    }
+    scheduler = options.get("scheduler")
+
+    def parts(modules: Mapping[str, Any]) -> Parts:
+        return Parts(
+            **{"text_encoder": None, **given, **modules},
+            tokenizer=checkpoint.tokenizers.get("tokenizer"),
+            tokenizer_2=checkpoint.tokenizers["tokenizer_2"],
+            scheduler=scheduler if isinstance(scheduler, Scheduler) else scheduler_from_config(checkpoint.scheduler),
+            index=checkpoint.index,
+        )
+
+    def read(progress: bool) -> Parts:
+        modules = {}
+        with _bar("loading", sum(component.nbytes for component in unread.values()), progress) as advance:
+            for name, component in unread.items():
+                arrays: dict[str, Any] = {}
+                for path, array in component.stream(dtypes[name], placement):
+                    arrays[path] = array
+                    advance(component.tensors[path].nbytes)
+                modules[name] = component.build(arrays, dtypes[name])
+        return parts(modules)
+
+    where = placement if isinstance(placement, Sharding) else None
+    return parts({name: component.described(dtypes[name], where) for name, component in unread.items()}), read
 
 
 def convert(

@@ -40,7 +40,8 @@ def add(commands: Commands) -> None:
     devices.add_argument("--emulate", action="store_true", help="virtual devices on one real one")
 
     what = command.add_argument_group("what", "By default a step, then a picture.").add_mutually_exclusive_group()
-    what.add_argument("--only", choices=("step", "picture"), help="one of the two")
+    only = "one of the two, or what the host does to dispatch each program, which needs no weights"
+    what.add_argument("--only", choices=("step", "picture", "host"), help=only)
     share = "the part of a step that one of N devices computes, with local copies as transfers"
     what.add_argument("--share", metavar="N,...", help=share)
 
@@ -80,6 +81,9 @@ def _reports(options: argparse.Namespace, sizes: Axes, shares: list[int], case: 
         yield measure.measure_shares(case, shares, settings, cfg=sizes.get("cfg", 1), mode=options.mode)
         return
     parallel = Parallel(**sizes, mode=options.mode, emulate=options.emulate)
+    if options.only == "host":
+        yield measure.measure_host(case, parallel, settings)
+        return
     if options.only != "picture":
         yield measure.measure_steps(case, parallel, settings)
     if options.only != "step":

@@ -5,6 +5,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +131,7 @@ def _generate(options: argparse.Namespace) -> None:
     targets = choose_targets(getattr(options, "output", None), prompts, count, overwrite=options.overwrite)
 
     start = time.perf_counter()
-    pipe = _load(options, settings, parallel, image_to_image=image is not None)
+    pipe = _load(options, settings, parallel, _arguments(settings, count, image))
     seconds = {"loading": time.perf_counter() - start}
     if options.auto and pipe.unet.config.time_cond_proj_dim is not None:  # guidance is an input: there is one branch
         pipe.parallel = choose_devices(options, dataclasses.replace(settings, guidance_scale=1.0), count)
@@ -144,7 +145,7 @@ def _generate(options: argparse.Namespace) -> None:
         print(_traffic(pipe, settings, count, image), file=sys.stderr)
     for prompt in prompts:
         seeds = [seed + i for i in range(count)]
-        pictures = _draw(pipe, settings, prompt, seeds, image)
+        pictures = pipe(prompt, seed=seeds, **_arguments(settings, count, image)).images
         if processes.is_first():
             _save(pictures, prompt, seeds, targets, settings)
     if verbose:
@@ -204,9 +205,12 @@ def _start(options: argparse.Namespace, settings: Settings) -> tuple[Settings, I
     return dataclasses.replace(settings, image_sha256=digest, strength=strength), image
 
 
-def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *, image_to_image: bool) -> Pipeline:
-    """Load the pipeline, with the scheduler of the settings."""
-    kind = StableDiffusionXLImg2ImgPipeline if image_to_image else StableDiffusionXLPipeline
+def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, arguments: dict[str, Any]) -> Pipeline:
+    """Load the pipeline, while what a call with these arguments needs is compiled."""
+    names = {"karras_sigmas": "use_karras_sigmas"} | {name: name for name in ("timestep_spacing", "prediction_type")}
+    changes = {option: getattr(settings, name) for name, option in names.items()}
+    changes = {option: value for option, value in changes.items() if value is not None}
+    kind = StableDiffusionXLImg2ImgPipeline if "image" in arguments else StableDiffusionXLPipeline
     pipe: Pipeline = kind.from_pretrained(
         settings.model,
         dtype=jnp.dtype(settings.dtype or default_dtype()),
@@ -218,26 +222,20 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, *
         vae=settings.vae,
         tokenizer=settings.tokenizer,
         scheduler=settings.scheduler,
+        compile=None if options.auto or changes else arguments,  # with --auto, the model decides about the branches
     )
     pipe.set_progress_bar_config(disable=options.quiet)
-    names = {"karras_sigmas": "use_karras_sigmas"} | {name: name for name in ("timestep_spacing", "prediction_type")}
-    changes = {option: getattr(settings, name) for name, option in names.items()}
-    changes = {option: value for option, value in changes.items() if value is not None}
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
     return pipe
 
 
-def _draw(
-    pipe: Pipeline, settings: Settings, prompt: str, seeds: list[int], image: Image.Image | None
-) -> list[Image.Image]:
-    """Make a picture of the prompt for each seed."""
+def _arguments(settings: Settings, count: int, image: Image.Image | None) -> dict[str, Any]:
+    """Return the arguments of a call for `count` pictures, but for the prompt and the seeds."""
     names = ["prompt_2", "negative_prompt", "negative_prompt_2", "guidance_scale", "guidance_rescale", "eta"]
     names += ["clip_skip", *(("height", "width") if image is None else ("strength",))]
     arguments = {name: getattr(settings, name) for name in names} | ({} if image is None else {"image": image})
-    return pipe(
-        prompt, num_inference_steps=settings.steps, num_images_per_prompt=len(seeds), seed=seeds, **arguments
-    ).images
+    return arguments | {"num_inference_steps": settings.steps, "num_images_per_prompt": count}
 
 
 def _traffic(pipe: Pipeline, settings: Settings, pictures: int, image: Image.Image | None) -> Traffic:

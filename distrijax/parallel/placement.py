@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from distrijax.nn.conv import order_kernels
 from distrijax.parallel.options import Parallel, manual_axes
@@ -42,4 +42,11 @@ def place_model(model: M, parallel: Parallel) -> M:
     The kernels of convolutions get the order of axes that is fast on these devices, in `model` too.
     """
     order_kernels(model, parallel.kernel_order)
-    return jax.device_put(model, parallel.replicated)
+    return put(model, parallel.replicated)
+
+
+def put(tree: T, sharding: Sharding) -> T:
+    """Return arrays, or their shapes, with this sharding."""
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return jax.device_put(tree, sharding)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from distrijax.models.unet import UNet
 from distrijax.nn.conv import order_kernels
 from distrijax.parallel.options import Parallel
+from distrijax.parallel.placement import put
 from distrijax.parallel.transport import AXIS
 
 # The axis along which weights are partitioned, input or output channels, by name.
@@ -32,7 +33,6 @@ _CUTS = {
 
 def spread_weights(unet: UNet, parallel: Parallel) -> UNet:
     """Put the U-Net's weights on the devices, sharded where `patch` divides the size, otherwise replicated."""
-
     axes = {1: "O", 2: "IO", 4: parallel.kernel_order}
 
     def place(path: tuple[jax.tree_util.KeyEntry, ...], weight: jax.Array) -> jax.Array:
@@ -42,7 +42,7 @@ def spread_weights(unet: UNet, parallel: Parallel) -> UNet:
             letter == cut and size % parallel.patch == 0
             for letter, size in zip(axes[weight.ndim], weight.shape, strict=True)
         )
-        return jax.device_put(weight, NamedSharding(parallel.mesh, P(*(AXIS if found else None for found in sharded))))
+        return put(weight, NamedSharding(parallel.mesh, P(*(AXIS if found else None for found in sharded))))
 
     order_kernels(unet, parallel.kernel_order)
     graph, weights = nnx.split(unet)

@@ -1,6 +1,7 @@
 """The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack, get_type_hints
 
@@ -10,13 +11,16 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from distrijax.checkpoint import DTypes, Parts, SourceOptions, load, save_diffusers
+from distrijax.checkpoint import DTypes, SourceOptions, save_diffusers
+from distrijax.checkpoint import Parts as Loaded
+from distrijax.checkpoint.load import opened
 from distrijax.checks import instance_of, path_of, true_or_false
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.conv import order_kernels
+from distrijax.nn.module import Weights
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place_model
@@ -25,11 +29,16 @@ from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
+from distrijax.runtime.compile import Prepared
 from distrijax.runtime.processes import is_first
 from distrijax.schedulers import Scheduler
 from distrijax.text.prompt import Prompt, PromptInputs
 from distrijax.text.tokenizer import Tokenizer
 
+Parts = dict[str, Weights]
+"""The weights of the networks by name, for programs."""
+
+_NETWORKS = "unet", "vae", "text_encoder", "text_encoder_2"
 _FLAGS = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
 
 
@@ -44,7 +53,7 @@ class SDXLPipeline:
     `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
 
     Attributes:
-        interrupt: a step callback may set it to true to skip the remaining steps.
+        interrupt: a step callback may set it, or `_interrupt` as in diffusers, to true to skip the remaining steps.
 
     Args:
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler: the parts. A refiner has neither
@@ -79,7 +88,8 @@ class SDXLPipeline:
         self.parallel = Parallel() if parallel is None else parallel
         for part in (unet, vae):
             order_kernels(part, self.parallel.kernel_order)
-        self.interrupt = False
+        self._ordered = set[tuple[int, str]]()  # structures of models whose kernels have the order of these devices
+        self.interrupt = self._interrupt = self.only_compiles = False
         self.set_progress_bar_config()
         self.programs = programs or Programs(self._report)
 
@@ -104,6 +114,7 @@ class SDXLPipeline:
         dtype: DTypes | None = None,
         parallel: Parallel | None = None,
         progress: bool = True,
+        compile: Mapping[str, Any] | None = None,
         **options: Unpack[LoadOptions],
     ) -> Self:
         """Load the pipeline of a checkpoint.
@@ -115,6 +126,7 @@ class SDXLPipeline:
                 has no float16 attention there.
             parallel: the devices and how they share pictures; by default one device.
             progress: show a progress bar while loading; False silences it.
+            compile: arguments of `compile`, which then runs while the weights are read; `{}` for the defaults.
             options: `torch_dtype`, the same as `dtype`; `variant`, `config` and `tokenizer`; and `unet`, `vae`,
                 `text_encoder`, `text_encoder_2` and `scheduler`, objects or paths that replace the checkpoint's own.
 
@@ -132,37 +144,34 @@ class SDXLPipeline:
             dtype = jnp.float32
         parallel = Parallel() if parallel is None else parallel
         instance_of("parallel", parallel, Parallel, "a Parallel")
-        show = true_or_false("progress", progress) and is_first()
-        parts = load(source, dtype=dtype, sharding=parallel.replicated, progress=show, **options)  # type: ignore[misc]  # torch_dtype is gone
+        show = true_or_false("progress", progress)
+        shapes, read = opened(source, dtype=dtype, sharding=parallel.replicated, **options)  # type: ignore[misc]
         pipe = cls(
-            unet=parts.unet,
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            text_encoder_2=parts.text_encoder_2,
-            tokenizer=None if parts.tokenizer is None else Tokenizer(parts.tokenizer, "tokenizer"),
-            tokenizer_2=Tokenizer(parts.tokenizer_2, "tokenizer_2"),
-            scheduler=parts.scheduler,
-            force_zeros_for_empty_prompt=bool(parts.index.get("force_zeros_for_empty_prompt", True)),
-            requires_aesthetics_score=bool(parts.index.get("requires_aesthetics_score", False)),
+            **{name: getattr(shapes, name) for name in _NETWORKS},
+            tokenizer=None if shapes.tokenizer is None else Tokenizer(shapes.tokenizer, "tokenizer"),
+            tokenizer_2=Tokenizer(shapes.tokenizer_2, "tokenizer_2"),
+            scheduler=shapes.scheduler,
+            force_zeros_for_empty_prompt=bool(shapes.index.get("force_zeros_for_empty_prompt", True)),
+            requires_aesthetics_score=bool(shapes.index.get("requires_aesthetics_score", False)),
             parallel=parallel,
         )
         pipe.source = str(source)
+        pipe.set_progress_bar_config(disable=not show)
+        if compile is not None:
+            pipe._begin_compiling(**compile)
+        parts = read(show and is_first())
+        for name in _NETWORKS:
+            setattr(pipe, name, getattr(parts, name))
+        pipe.place_parts()
+        pipe.set_progress_bar_config()
         return pipe
 
     @classmethod
-    def from_single_file(
-        cls,
-        file: str | Path,
-        *,
-        dtype: DTypes | None = None,
-        parallel: Parallel | None = None,
-        progress: bool = True,
-        **options: Unpack[LoadOptions],
-    ) -> Self:
+    def from_single_file(cls, file: str | Path, **arguments: Any) -> Self:
         """Load the pipeline of an original `.safetensors` file; arguments as in `from_pretrained`."""
         if not path_of("file", file).is_file():
             raise DistrijaxError(f"{file}: is not a file; folders and hub ids are for from_pretrained")
-        return cls.from_pretrained(file, dtype=dtype, parallel=parallel, progress=progress, **options)
+        return cls.from_pretrained(file, **arguments)
 
     @classmethod
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:
@@ -183,7 +192,7 @@ class SDXLPipeline:
         """
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             raise DistrijaxError("this pipeline has no text_encoder_2 or tokenizer_2, which every SDXL checkpoint has")
-        parts = Parts(
+        parts = Loaded(
             unet=self.unet,
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -215,6 +224,23 @@ class SDXLPipeline:
     def vae_scale_factor(self) -> int:
         """Side length of one latent in pixels."""
         return self.vae.config.scale_factor
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile all that a call with these arguments would run, without making a picture, and wait for it.
+
+        Args:
+            arguments, options: of a call. The prompt may be absent, and no values matter but those that say how large a
+                batch is, and of which size, and what its steps need: as any that are compiled, they serve all others.
+        """
+        for program in self._begin_compiling(*arguments, **options):
+            program.wait()
+
+    def _begin_compiling(self, *arguments: Any, **options: Any) -> list[Prepared]:
+        self.only_compiles = True
+        try:
+            return self(*(arguments or ("",)), **options)  # type: ignore[operator]  # of the pipelines
+        finally:
+            self.only_compiles = False
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling."""
@@ -263,8 +289,9 @@ class SDXLPipeline:
         texts = prompt, prompt_2, negative_prompt, negative_prompt_2, num_images_per_prompt, clip_skip
         embeds = prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
         prompts = PromptInputs(*texts, *embeds)
-        self.place_parts()
-        context, pooled = encode_texts(self, prompts, guided=guided)
+        with self.programs.timed("encoding"):
+            encode = self.programs.encode_prompt
+            context, pooled = encode_texts(self, prompts, self.place_parts(), self.tokenizers, encode, guided=guided)
         return context[-1], context[0] if guided else None, pooled[-1], pooled[0] if guided else None
 
     @property
@@ -276,11 +303,25 @@ class SDXLPipeline:
         """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""
         return self.parallel.layout(rows, self.unet.config.row_multiple)
 
-    def place_parts(self) -> None:
-        """Move parts that the caller has replaced to the devices of the others."""
-        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            place = spread_weights if name == "unet" and self.parallel.mode == TENSOR else place_model
-            setattr(self, name, place(getattr(self, name), self.parallel))
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """The tokenizers, of which a refiner has one."""
+        return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+
+    def place_parts(self) -> Parts:
+        """Return the weights, after moving those of parts that the caller has replaced to the devices of the others."""
+        parts, order = {}, self.parallel.kernel_order
+        for name in _NETWORKS:
+            if (part := getattr(self, name)) is None:
+                continue
+            weights, spreads = Weights.of(part), name == "unet" and self.parallel.mode == TENSOR
+            ordered = (id(weights.structure), order) in self._ordered  # of which each is kept, so the id is no other's
+            if spreads or not ordered or any(x.sharding != self.parallel.replicated for x in weights.arrays):
+                setattr(self, name, (spread_weights if spreads else place_model)(part, self.parallel))
+                weights = Weights.of(getattr(self, name))
+                self._ordered.add((id(weights.structure), order))
+            parts[name] = weights
+        return parts
 
 
 _KINDS = get_type_hints(SDXLPipeline.__init__)

@@ -8,13 +8,16 @@ from jax.typing import ArrayLike
 
 from distrijax.checks import array_of
 from distrijax.errors import DistrijaxError
+from distrijax.models.vae import VAE
+from distrijax.nn.module import Weights
 from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.callback import Callback, StepFunction
 from distrijax.pipelines.images import ImageInput, preprocess_images
+from distrijax.pipelines.make import make_pictures
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import Generators, checked_latents
-from distrijax.pipelines.stages import check_call, make_pictures
+from distrijax.pipelines.stages import check_call
 from distrijax.pipelines.steps import call_schedule
 from distrijax.sampling.noise import randn
 from distrijax.schedulers import Schedule
@@ -147,17 +150,18 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             negative_aesthetic_score=negative_aesthetic_score,
             requires_aesthetics_score=self.requires_aesthetics_score,
         )
-        self.place_parts()
-        if latents is not None:
-            start = checked_latents(latents, call.shape).transpose(0, 2, 3, 1)
-        else:
-            start = pictures if is_latent else self._encode_images(pictures, call.generators, prompts.batch)
-            start = np.concatenate([start] * (prompts.batch // len(start)))
-            if denoising_start is None:
-                start = _with_noise(start, call.generators, schedule)
-        return make_pictures(self, call, ids, start)
+        given = None if latents is None else checked_latents(latents, call.shape).transpose(0, 2, 3, 1)
 
-    def _encode_images(self, pictures: np.ndarray, generators: Generators, batch: int) -> np.ndarray:
+        def start(vae: Weights[VAE]) -> np.ndarray:
+            if given is not None:
+                return given
+            clean = pictures if is_latent else self._encode_images(vae, pictures, call.generators, prompts.batch)
+            clean = np.concatenate([clean] * (prompts.batch // len(clean)))
+            return _with_noise(clean, call.generators, schedule) if denoising_start is None else clean
+
+        return make_pictures(self, call, ids, start, encodes=not is_latent)
+
+    def _encode_images(self, vae: Weights[VAE], pictures: np.ndarray, generators: Generators, batch: int) -> np.ndarray:
         """Return latents [N, h, w, C] in the U-Net's scale, drawn from the VAE's distribution of pictures [N, H, W, 3].
 
         With one generator per picture of the batch, each draws its own noise, so pictures are repeated first.
@@ -165,7 +169,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         with self.programs.timed("encoding"):
             parallel = for_autoencoder(self.parallel, encoding=True)
             moments = [
-                [np.asarray(x) for x in self.programs.encode_image(self.vae, picture[None], parallel=parallel)]
+                [np.asarray(x) for x in self.programs.encode_image(vae, picture[None], parallel=parallel)]
                 for picture in pictures
             ]
         mean, logvar = (np.concatenate(parts).astype(np.float32) for parts in zip(*moments, strict=True))

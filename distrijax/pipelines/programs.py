@@ -1,9 +1,13 @@
 """The compiled programs of a pipeline, which pipelines made from it share."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
+from jax import Array
+
+from distrijax.models.text_encoder import TextEncoder
+from distrijax.nn.module import Weights
 from distrijax.runtime.cache import repair_cache
 from distrijax.runtime.compile import Program, Report, keep_compiled_programs
 from distrijax.sampling import programs
@@ -14,20 +18,24 @@ class Programs:
     """One `Program` per stage, and the time that they took.
 
     Attributes:
-        seconds: seconds of all calls so far, by stage; compilation is counted separately.
+        seconds: seconds of all calls so far, by stage; tracing and waiting for the compiler are counted separately.
     """
 
     def __init__(self, report: Report):
+        def program(name: str, function: Callable, *static: str) -> Program:
+            return Program(name, function, static=static, report=report)
+
         keep_compiled_programs()
         repair_cache()
-        self.encode_prompt = Program("text encoding", encode_ids, static=["clip_skip"], report=report)
-        self.encode_image = Program("image encoding", programs.encode, static=["parallel"], report=report)
-        self.condition = Program("conditioning", programs.condition, static=["parallel"], report=report)
+        self.encode_prompt = program("text encoding", _encode_ids, "clip_skip")
+        self.encode_image = program("image encoding", programs.encode, "parallel")
+        self.condition = program("conditioning", programs.condition, "parallel")
         self.denoise = {
             name: programs.denoising(f"denoising, {name} steps", report) for name in ("synchronous", "displaced")
         }
-        self.crop = Program("end of denoising", programs.crop, static=["parallel", "height"], report=report)
-        self.decode = Program("decoding", programs.decode, static=["parallel", "height"], report=report)
+        self.crop = program("end of denoising", programs.crop, "parallel", "height")
+        self.decode = program("decoding", programs.decode, "parallel", "height")
+        self.known = set[Hashable]()  # kinds of calls whose programs are compiled
         self.seconds = dict.fromkeys(("compiling", "encoding", "denoising", "decoding"), 0.0)
 
     @property
@@ -39,7 +47,13 @@ class Programs:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the time of the block to that of `stage`, except for compilation, which adds to "compiling"."""
-        start, compiled = time.perf_counter(), sum(program.compile_seconds for program in self.all)
+        start, waited = time.perf_counter(), sum(program.waited for program in self.all)
         yield
-        self.seconds["compiling"] = sum(program.compile_seconds for program in self.all)
-        self.seconds[stage] += time.perf_counter() - start - (self.seconds["compiling"] - compiled)
+        self.seconds["compiling"] = sum(program.waited for program in self.all)
+        self.seconds[stage] += time.perf_counter() - start - (self.seconds["compiling"] - waited)
+
+
+def _encode_ids(
+    encoders: Sequence[Weights[TextEncoder]], ids: tuple[Array, ...], *, clip_skip: int
+) -> tuple[Array, Array]:
+    return encode_ids(tuple(encoder.module() for encoder in encoders), ids, clip_skip)

@@ -1,7 +1,7 @@
 """The stages of a call: check the arguments, condition on the text, denoise, decode."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,22 +11,25 @@ from jax import Array
 
 from distrijax.checks import finite_number, one_of, true_or_false
 from distrijax.errors import DistrijaxError
+from distrijax.models.unet import Conditioning
+from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
 from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.callback import Callback
+from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.loop import run_loop
-from distrijax.pipelines.output import OUTPUT_TYPES, Seed, StableDiffusionXLPipelineOutput, to_pil
+from distrijax.pipelines.output import OUTPUT_TYPES, Seed, to_pil
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
 from distrijax.runtime.processes import check_same_everywhere
 from distrijax.sampling.guidance import Guidance
-from distrijax.sampling.inputs import TextInputs, loop_inputs
+from distrijax.sampling.inputs import Host, LoopInputs, TextInputs, loop_inputs
 from distrijax.schedulers import Schedule
 from distrijax.text.prompt import PromptEmbeds, PromptInputs, encode_prompt
 from distrijax.text.time_ids import check_time_ids
 
 if TYPE_CHECKING:
-    from distrijax.pipelines.base import SDXLPipeline
+    from distrijax.pipelines.base import Parts, SDXLPipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,35 +121,38 @@ def check_call(
     )
 
 
-def make_pictures(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray, latents: np.ndarray) -> Any:
-    """Make pictures from initial latents [B, h, w, C] and return them as the caller requested.
-
-    Args:
-        time_ids: time ids of both guidance branches, [2, B, 6] or [2, B, 5].
-    """
-    text = condition_on_text(pipe, call, time_ids)
-    final = denoise(pipe, call, text, latents)
-    images = decode(pipe, final, call.shape[2], call.output_type)
-    return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
-
-
-def encode_texts(pipe: "SDXLPipeline", prompts: PromptInputs, *, guided: bool) -> PromptEmbeds:
-    """Return the embeddings of the prompts, with the negative branch if there is guidance."""
-    with pipe.programs.timed("encoding"):
-        return encode_prompt(
-            prompts,
-            [tokenizer for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if tokenizer is not None],
-            [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None],
-            guided=guided,
-            force_zeros_for_empty_prompt=pipe.force_zeros_for_empty_prompt,
-            encode=pipe.programs.encode_prompt,
-        )
+def encode_texts(
+    pipe: "SDXLPipeline",
+    prompts: PromptInputs,
+    parts: "Parts",
+    tokenizers: Sequence[Any],
+    encode: Callable[..., Any],
+    *,
+    guided: bool,
+) -> PromptEmbeds:
+    """Return the prompts, encoded by the program `encode`, with the negative branch if there is guidance."""
+    encoders = tuple(parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts)
+    return encode_prompt(
+        prompts,
+        tokenizers,
+        [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None],
+        guided=guided,
+        force_zeros_for_empty_prompt=pipe.force_zeros_for_empty_prompt,
+        encode=lambda _, ids, clip_skip: encode(encoders, ids, clip_skip=clip_skip),
+    )
 
 
-def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) -> TextInputs:
+def condition_on_text(
+    pipe: "SDXLPipeline",
+    call: Call,
+    parts: "Parts",
+    time_ids: np.ndarray,
+    tokenizers: Sequence[Any],
+    encode: Callable[..., Any],
+) -> TextInputs:
     """Return the encoded prompts and the U-Net's other conditioning."""
     config = pipe.unet.config
-    text = encode_texts(pipe, call.prompts, guided=call.guided)
+    text = encode_texts(pipe, call.prompts, parts, tokenizers, encode, guided=call.guided)
     if text.context.shape[-1] != config.cross_attention_dim:
         raise DistrijaxError(
             f"prompt_embeds are {text.context.shape[-1]} wide; this U-Net takes {config.cross_attention_dim}, as "
@@ -166,26 +172,39 @@ def condition_on_text(pipe: "SDXLPipeline", call: Call, time_ids: np.ndarray) ->
     return TextInputs(text.context, text.pooled, time_ids[-len(text.context) :], embedding)
 
 
-def denoise(pipe: "SDXLPipeline", call: Call, text: TextInputs, latents: np.ndarray) -> Array:
+def first_inputs(
+    pipe: "SDXLPipeline",
+    call: Call,
+    parts: "Parts",
+    text: TextInputs,
+    latents: Host,
+    noise: Host | None,
+    condition: Callable[..., Conditioning],
+) -> LoopInputs:
+    """Return `loop_inputs` of a call, from arrays or shapes."""
+    return loop_inputs(
+        parts["unet"],
+        text,
+        latents,
+        noise,
+        Guidance.of(call.guidance_scale if call.guided else None, call.guidance_rescale),
+        call.schedule,
+        scheduler=pipe.scheduler,
+        parallel=pipe.parallel,
+        layout=pipe.layout(latents.shape[1]),
+        condition=condition,
+    )
+
+
+def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, latents: np.ndarray) -> Array:
     """Take all steps from `latents` [B, h, W, C]; return [B, >= h, W, C], whose rows past the picture's are padding."""
-    layout = pipe.layout(latents.shape[1])
     with pipe.programs.timed("denoising"):
-        inputs = loop_inputs(
-            Weights.of(pipe.unet),
-            text,
-            latents,
-            step_noise(call.generators, call.shape, call.schedule),
-            Guidance.of(call.guidance_scale if call.guided else None, call.guidance_rescale),
-            call.schedule,
-            scheduler=pipe.scheduler,
-            parallel=pipe.parallel,
-            layout=layout,
-            condition=pipe.programs.condition,
-        )
-        return run_loop(pipe, inputs, text, call.schedule, layout, call.callback)
+        noise = step_noise(call.generators, call.shape, call.schedule)
+        inputs = first_inputs(pipe, call, parts, text, latents, noise, pipe.programs.condition)
+        return run_loop(pipe, inputs, text, call.schedule, pipe.layout(latents.shape[1]), call.callback)
 
 
-def decode(pipe: "SDXLPipeline", latents: Array, height: int, output_type: str) -> Any:
+def decode(pipe: "SDXLPipeline", vae: Weights[VAE], latents: Array, height: int, output_type: str) -> Any:
     """Return latents, an array of pictures or PIL images, as `output_type` says.
 
     Args:
@@ -195,10 +214,11 @@ def decode(pipe: "SDXLPipeline", latents: Array, height: int, output_type: str) 
         return pipe.programs.crop(latents, parallel=pipe.parallel.program_key, height=height).transpose(0, 3, 1, 2)
     with pipe.programs.timed("decoding"):
         parallel = for_autoencoder(pipe.parallel)
-        pictures = [
-            np.asarray(pipe.programs.decode(pipe.vae, latents, jnp.int32(i), parallel=parallel, height=height))
-            for i in range(len(latents) // pipe.parallel.data)
-        ]
+        pictures = []
+        for i in range(len(latents) // pipe.parallel.data):
+            picture, finite = pipe.programs.decode(vae, latents, np.int32(i), parallel=parallel, height=height)
+            check_finite(finite, "the latents are finite, but the picture's pixels are", "vae", pipe.vae.dtype)
+            pictures.append(np.asarray(picture))
     images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
     images = images.reshape(-1, *images.shape[2:])
     return images if output_type == "np" else to_pil(images)

@@ -9,9 +9,10 @@ from distrijax.checks import whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.callback import Callback, StepFunction
+from distrijax.pipelines.make import make_pictures
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import initial_latents
-from distrijax.pipelines.stages import check_call, make_pictures
+from distrijax.pipelines.stages import check_call
 from distrijax.pipelines.steps import call_schedule
 from distrijax.text.prompt import PromptInputs
 from distrijax.text.time_ids import time_ids
@@ -142,8 +143,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             requires_aesthetics_score=self.requires_aesthetics_score,
         )
         start = initial_latents(call.generators, call.shape, call.schedule, latents)
-        self.place_parts()
-        return make_pictures(self, call, ids, start)
+        return make_pictures(self, call, ids, lambda _: start)
 
 
 def _picture_size(name: str, value: int | None, default: int, multiple: int) -> int:

@@ -1,5 +1,6 @@
 """Programs that are compiled ahead of time, once per set of shapes, with messages, timings and a cache on disk."""
 
+import dataclasses
 import os
 import re
 import sys
@@ -7,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
@@ -45,14 +46,12 @@ def _user_cache() -> Path:
 
 
 class Program(Generic[Arguments, Result]):
-    """A function that is compiled ahead of time, once for each set of shapes and choices.
-
-    Programs may be prepared from several threads at once; each is compiled by one of them, and the others wait for it.
+    """A function that is compiled ahead of time, once for each set of shapes and choices, in a thread of its own.
 
     Attributes:
         name: name in messages, such as "denoising".
         options: returns the compiler options for the arguments of a call.
-        compile_seconds: seconds spent compiling so far.
+        waited: seconds that calls have spent on tracing, and on waiting for the compiler.
 
     Args:
         function: a pure function of pytrees of arrays. Weights are arguments, never constants. Pass them as a flat
@@ -73,63 +72,95 @@ class Program(Generic[Arguments, Result]):
         options: Callable[..., Options] = lambda *args, **static: {},
         report: Report = lambda message: None,
     ):
-        self.name, self.options, self.compile_seconds = name, options, 0.0
+        self.name, self.options, self.waited = name, options, 0.0
         self._report = report
         self._jit = jax.jit(function, static_argnames=tuple(static), donate_argnames=tuple(donated))
         self._lock = threading.Lock()
-        self._compiled: dict[Hashable, Future[jax.stages.Compiled]] = {}
+        self._prepared: dict[Hashable, Prepared[Result]] = {}
         self._called: dict[Hashable, jax.stages.Compiled] = {}
 
-    def lower(self, *args: object, **static: Hashable) -> jax.stages.Lowered:
+    def trace(self, *args: object, **static: Hashable) -> jax.stages.Traced:
         """Trace the program for these shapes, without compiling it."""
-        return self._jit.lower(*args, **static)
+        return self._jit.trace(*args, **static)
 
-    def prepare(self, *args: object, **static: Hashable) -> jax.stages.Compiled:
-        """Compile the program for these shapes, unless it is compiled already.
+    def prepare(self, *args: object, **static: Hashable) -> "Prepared[Result]":
+        """Trace the program for these shapes and begin to compile it, unless that was done before.
 
         Args:
             args: arrays, or `jax.ShapeDtypeStruct`s with the shardings that the arrays will have.
         """
-        return self._compile_once(_key(args, static), args, static)
+        return self._prepare(key_of(args, static), args, static)
 
     def __call__(self, *args: Arguments.args, **static: Arguments.kwargs) -> Result:
         # Runs before every dispatch: with 1,680 arrays, 0.2 ms to find the program and 0.35 ms for JAX to call it.
-        key = _key(args, static)
+        key = key_of(args, static)
         program = self._called.get(key)
         if program is None:
-            program = self._compile_once(key, args, static)
+            program = self._prepare(key, args, static).wait()
             if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(args)):
                 wait_for_all(f"compiled {self.name}")
             self._called[key] = program
         result: Result = program(*args)
         return result
 
-    def _compile_once(
-        self, key: Hashable, args: Sequence[object], static: Mapping[str, Hashable]
-    ) -> jax.stages.Compiled:
-        with self._lock:
-            first = key not in self._compiled
-            future = self._compiled.setdefault(key, Future())
-        if first:
-            try:
-                future.set_result(self._compile(args, static))
-            except BaseException as error:  # threads that wait for it must get it too, Ctrl-C included
-                del self._compiled[key]
-                future.set_exception(error)
-        return future.result()
+    def _prepare(self, key: Hashable, args: Sequence[object], static: Mapping[str, Hashable]) -> "Prepared[Result]":
+        with self._lock:  # while it is traced, other threads wait for the same program
+            known = self._prepared.get(key)
+            if known is None or (known.compiled.done() and known.compiled.exception()):
+                start = time.perf_counter()
+                traced = self._jit.trace(*args, **static)
+                options = self.options(*args, **static)
+                self.waited += time.perf_counter() - start
+                known = Prepared(self, traced.out_info, _COMPILERS.submit(self._compile, traced, options))
+                self._prepared[key] = known
+            return known
 
-    def _compile(self, args: Sequence[object], static: Mapping[str, Hashable]) -> jax.stages.Compiled:
-        self._report(f"compiling {self.name} ...")
+    def _compile(self, traced: jax.stages.Traced, options: Options) -> jax.stages.Compiled:
+        self._report(f"preparing {self.name} ...")
         start = time.perf_counter()
-        compiled = compile_with(self.lower(*args, **static), self.options(*args, **static))
-        seconds = time.perf_counter() - start
-        with self._lock:
-            self.compile_seconds += seconds
-        self._report(f"compiled {self.name} in {seconds:.1f} s")
+        _cache.hit = False
+        compiled = compile_with(traced.lower(), options)
+        verb = "loaded" if _cache.hit else "compiled"
+        self._report(f"{verb} {self.name} in {time.perf_counter() - start:.1f} s")
         return compiled
 
 
-def _key(args: Sequence[object], static: Mapping[str, Hashable]) -> Hashable:
+@dataclasses.dataclass(frozen=True)
+class Prepared(Generic[Result]):
+    """A program for one set of shapes.
+
+    Attributes:
+        results: shapes of its results.
+        compiled: the program itself, which another thread is compiling.
+    """
+
+    program: Program[..., Result]
+    results: Result
+    compiled: Future[jax.stages.Compiled]
+
+    def wait(self) -> jax.stages.Compiled:
+        """Return the compiled program, or raise the compiler's error."""
+        if not self.compiled.done():
+            start = time.perf_counter()
+            wait([self.compiled])
+            self.program.waited += time.perf_counter() - start
+        return self.compiled.result()
+
+
+# All programs of a pipeline at once: processes that share devices may wait for each other's compilers.
+_COMPILERS = ThreadPoolExecutor(16, thread_name_prefix="compiler")
+_cache = threading.local()  # whether JAX found this thread's program in its cache
+
+
+def _notice(event: str, **_: object) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _cache.hit = True
+
+
+jax.monitoring.register_event_listener(_notice)
+
+
+def key_of(args: Sequence[object], static: Mapping[str, Hashable]) -> Hashable:
     """Return the key of a compiled program: the structure, shapes and dtypes of the arguments, and the choices.
 
     Shardings are left out, since the choices (`parallel`) decide them and reading 1,680 of them would double the time.

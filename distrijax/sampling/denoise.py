@@ -40,7 +40,7 @@ class Carry:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The inputs that differ from step to step; every array has the steps as its first axis.
+    """The inputs that differ from step to step: tables with the steps as their first axis.
 
     Attributes:
         coefficients: the scheduler's, by name, fp32 [S] each.
@@ -52,8 +52,11 @@ class Steps:
     timesteps: Array
     noise: Array | None
 
-    def __getitem__(self, part: slice | int) -> "Steps":
-        return jax.tree.map(lambda x: x[part], self)
+    def at(self, step: Array | int) -> "Steps":
+        """Return the inputs of one step."""
+        return jax.tree.map(
+            lambda x: lax.dynamic_index_in_dim(x, step, keepdims=False, allow_negative_indices=False), self
+        )
 
 
 Maps = Mapping[str, Array]
@@ -75,6 +78,7 @@ def denoise(
     unet: UNet,
     carry: Carry,
     steps: Steps,
+    turns: Array,
     cond: Conditioning,
     guidance: Guidance,
     maps: Maps,
@@ -86,7 +90,11 @@ def denoise(
 ) -> tuple[Carry, Array | None]:
     """Take denoising steps with this device's rows, guidance branches and pictures.
 
+    The number of steps is an argument, so one program serves any number, and pictures do not depend on how their steps
+    are divided among calls. On a GPU, the host reads the loop's condition in every step.
+
     Args:
+        turns: first step to take in the tables, and the one after the last, int32 [2].
         cond: conditioning of `branches * B` pictures, all of the first branch first.
         maps: what every step sees beside the latents.
         exchange: makes each step's exchange object from what the previous step kept.
@@ -94,10 +102,11 @@ def denoise(
         record: whether to return every step's predictions.
 
     Returns:
-        The carry after the last step, and the predictions [S, branches, B, h, W, C] before guidance, if recorded.
+        The carry after the last step, and the predictions [S, branches, B, h, W, C] before guidance, if recorded: zeros
+        for steps that are not taken.
     """
 
-    def step(carry: Carry, now: Steps) -> tuple[Carry, Array | None]:
+    def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
         answers = exchange(carry.pieces)
         branches = jnp.ones_like(guidance.weights)[:, None, None, None, None]  # those of this device
         x = branches * scheduler.scale_model_input(now.coefficients, carry.latents)[None]  # [branches, B, h, W, C]
@@ -109,12 +118,21 @@ def denoise(
         guided = guide(prediction, guidance, answers)
         latents, state = scheduler.step(now.coefficients, carry.state, guided, carry.latents, now.noise)
         latents = after_step(jnp.asarray(latents), now, maps)
-        return Carry(latents, state, answers.carry()), prediction if record else None
+        return Carry(latents, state, answers.carry()), prediction
 
-    if carry.pieces is None:  # the first step reads none, but the scan needs their shapes
-        after, _ = jax.eval_shape(step, carry, steps[0])
-        # Any value that varies over every mesh axis: zeros_like of it has the device-varying type that the scan needs.
-        varying = carry.latents[0, 0, 0, 0] * guidance.weights[0]
-        blank = jax.tree.map(lambda x: jnp.zeros_like(varying, shape=x.shape, dtype=x.dtype), after.pieces)
-        carry = dataclasses.replace(carry, pieces=blank)
-    return lax.scan(step, carry, steps)
+    def turn(i: Array, state: tuple[Carry, Array | None]) -> tuple[Carry, Array | None]:
+        carry, seen = state
+        carry, prediction = step(carry, steps.at(i))
+        return carry, None if seen is None else seen.at[i].set(prediction)
+
+    # Any value that varies over every mesh axis: zeros_like of it has the device-varying type that the loop needs.
+    varying = carry.latents[0, 0, 0, 0] * guidance.weights[0]
+    seen = None
+    if carry.pieces is None or record:  # the first step reads neither, but the loop needs their shapes
+        after, prediction = jax.eval_shape(step, carry, steps.at(0))
+        if carry.pieces is None:
+            blank = jax.tree.map(lambda x: jnp.zeros_like(varying, shape=x.shape, dtype=x.dtype), after.pieces)
+            carry = dataclasses.replace(carry, pieces=blank)
+        if record:
+            seen = jnp.zeros_like(varying, shape=(len(steps.timesteps), *prediction.shape))
+    return lax.fori_loop(turns[0], turns[1], turn, (carry, seen))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -28,6 +29,10 @@ H = TypeVar("H", np.ndarray, jax.ShapeDtypeStruct, Host)
 
 TOKENS = 77  # per prompt
 
+ROWS, NOISY_ROWS = 128, 16
+"""Steps of a placed table, whatever the number of steps, so that it compiles nothing; fewer where each step has noise,
+which takes as much memory as the latents."""
+
 
 class TextInputs(NamedTuple):
     """The U-Net's conditioning for all branches and pictures, in fp32 or the encoders' dtype.
@@ -48,19 +53,43 @@ class TextInputs(NamedTuple):
 class LoopInputs(NamedTuple):
     """The arguments of `programs.denoise`, placed on the devices.
 
-    Steps stay on the host until they are dispatched: the noise of all steps takes S times the memory of the latents.
+    Attributes:
+        steps: of the whole picture, on the host until `with_steps` places some.
+        turns: first step to take in the placed tables, and the one after the last, int32 [2].
     """
 
     unet: Weights[UNet]
     carry: Carry
     steps: Steps
+    turns: Array
     cond: Conditioning
     guidance: Guidance
     maps: Maps
 
-    def with_steps(self, part: slice, parallel: Parallel) -> Self:
-        """Return the inputs for a dispatch of this part of the steps."""
-        return self._replace(steps=place(self.steps[part], programs.STEPS, parallel))
+    @property
+    def rows(self) -> int:
+        """The largest number of steps that can be placed at once."""
+        return ROWS if self.steps.noise is None else NOISY_ROWS
+
+    def with_steps(self, start: int, stop: int, parallel: Parallel) -> Self:
+        """Return the inputs for a dispatch of these steps, with a table of them and of those that follow."""
+        assert stop - start <= self.rows, (start, stop)
+
+        def table(x: H) -> H:
+            if isinstance(x, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct((self.rows, *x.shape[1:]), x.dtype)
+            missing = max(0, start + self.rows - len(x))
+            return np.pad(x[start : start + self.rows], [(0, missing), *[(0, 0)] * (x.ndim - 1)])
+
+        placed = place(jax.tree.map(table, self.steps), programs.STEPS, parallel)
+        return self._replace(steps=placed).with_turns(0, stop - start, parallel)
+
+    def with_turns(self, start: int, stop: int, parallel: Parallel) -> Self:
+        """Return the inputs for a dispatch of these steps of the placed table."""
+        turns: Any = np.array([start, stop], np.int32)
+        if isinstance(self.steps.timesteps, jax.ShapeDtypeStruct):
+            turns = _shape(turns)
+        return self._replace(turns=place(turns, P(), parallel))
 
 
 def loop_inputs(
@@ -93,13 +122,16 @@ def loop_inputs(
     padded_noise = None if noise is None else pad_rows(noise, layout, axis=2)
     padded_maps: Any = {name: pad_rows(x, layout, axis=1) for name, x in (maps or {}).items()}
     steps = Steps(schedule.coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # still on the host
+    cond = condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key)
     if isinstance(latents, jax.ShapeDtypeStruct):
         state, steps, guidance = jax.tree.map(_shape, (state, steps, guidance))
+        cond = place(cond, programs.BRANCH, parallel)
     return LoopInputs(
         unet,
         place(Carry(latents, state), programs.CARRY, parallel),  # type: ignore[arg-type]
         steps,
-        condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key),
+        np.zeros(2, np.int32),  # type: ignore[arg-type]  # until `with_steps`
+        cond,
         place(guidance, programs.GUIDANCE, parallel),
         place(padded_maps, programs.LATENTS, parallel),
     )
@@ -116,7 +148,6 @@ def abstract_inputs(
     dtype: DTypeLike = jnp.bfloat16,
     guided: bool = True,
     pictures: int = 1,
-    steps: int = 5,
     tokens: int = TOKENS,
     time_ids: int = 6,
 ) -> tuple[LoopInputs, SlabLayout]:
@@ -128,7 +159,6 @@ def abstract_inputs(
         channels: of latents.
         guided: whether there are two guidance branches.
         pictures: pictures of a batch, on all devices together.
-        steps: number of steps per call of the program.
         time_ids: sizes that the U-Net is conditioned on: 6, or 5 for a refiner.
 
     Raises:
@@ -142,8 +172,8 @@ def abstract_inputs(
         config, guided=guided, pictures=pictures, height=height, width=width, channels=channels, tokens=tokens,
         time_ids=time_ids,
     )  # fmt: skip
-    schedule = scheduler.schedule(steps)
-    noise = jax.ShapeDtypeStruct((steps, *latents.shape), np.float32) if schedule.draws.any() else None
+    schedule = scheduler.schedule(5)  # any number compiles the same
+    noise = jax.ShapeDtypeStruct((len(schedule), *latents.shape), np.float32) if schedule.draws.any() else None
     inputs = loop_inputs(
         place(Weights.of(unet), P(), parallel),
         text,
@@ -156,7 +186,7 @@ def abstract_inputs(
         layout=layout,
         condition=lambda *args, parallel: jax.eval_shape(partial(programs.condition, parallel=parallel), *args),
     )
-    return inputs._replace(steps=place(inputs.steps, programs.STEPS, parallel)), layout
+    return inputs.with_steps(0, 1, parallel), layout
 
 
 def input_shapes(

@@ -58,6 +58,7 @@ def denoise(
     unet: Weights[UNet],
     carry: Carry,
     steps: Steps,
+    turns: Array,
     cond: Conditioning,
     guidance: Guidance,
     maps: Maps,
@@ -73,17 +74,24 @@ def denoise(
     """Take some steps of one phase, without pieces of a previous step if `carry.pieces` is None.
 
     Returns:
-        The carry; the last timestep, a cheap handle for `block_until_ready()`; and every step's predictions
-        [S, branches, B, h, W, C] before guidance, if `record` is true.
+        The carry; whether its latents are finite, which also tells that the steps have ended; and every step's
+        predictions [S, branches, B, h, W, C] before guidance, if `record` is true.
     """
 
     def local(
-        unet: Weights[UNet], carry: Carry, steps: Steps, cond: Conditioning, guidance: Guidance, maps: Maps
-    ) -> tuple[Carry, Array, Array | None]:
+        unet: Weights[UNet],
+        carry: Carry,
+        steps: Steps,
+        turns: Array,
+        cond: Conditioning,
+        guidance: Guidance,
+        maps: Maps,
+    ) -> tuple[Carry, Array | None]:
         carry, predictions = denoise_locally(
             unet.module(),
             Carry(carry.latents, carry.state, _drop_device_axis(carry.pieces)),
             steps,
+            turns,
             _drop_device_axis(cond),
             guidance,
             maps,
@@ -92,12 +100,15 @@ def denoise(
             after_step=after_step,
             record=record,
         )
-        carry = Carry(carry.latents, carry.state, _add_device_axis(carry.pieces))
-        return carry, jnp.asarray(steps.timesteps)[-1], predictions
+        return Carry(carry.latents, carry.state, _add_device_axis(carry.pieces)), predictions
 
-    in_specs = [P(), CARRY, STEPS, BRANCH, GUIDANCE, LATENTS]
-    out_specs = CARRY, P(), P(None, "cfg", "data", "patch")
-    return spread(local, parallel, in_specs, out_specs)(unet, carry, steps, cond, guidance, maps)
+    in_specs = [P(), CARRY, STEPS, P(), BRANCH, GUIDANCE, LATENTS]
+    out_specs = CARRY, P(None, "cfg", "data", "patch")
+    every = spread(local, parallel, in_specs, out_specs)
+    carry, predictions = every(unet, carry, steps, turns, cond, guidance, maps)
+    padding = jnp.arange(carry.latents.shape[1])[None, :, None, None] >= layout.height
+    finite = jnp.isfinite(carry.latents) | padding
+    return carry, lax.with_sharding_constraint(finite.all(), parallel.replicated), predictions
 
 
 def denoising(name: str, report: Report) -> Program:
@@ -130,7 +141,7 @@ def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
     return lax.with_sharding_constraint(latents[:, :height], parallel.replicated)
 
 
-def decode(vae: VAE, latents: Array, index: Array, *, parallel: Parallel, height: int) -> Array:
+def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Parallel, height: int) -> tuple[Array, Array]:
     """Decode one picture of each data group.
 
     More at a time would take memory in proportion: decoding needs far more of it than denoising.
@@ -140,28 +151,30 @@ def decode(vae: VAE, latents: Array, index: Array, *, parallel: Parallel, height
         index: index of the picture in each group.
 
     Returns:
-        Pictures [data, H, W, 3], fp32 in [0, 1].
+        Pictures [data, H, W, 3], fp32 in [0, 1], and whether they were finite before they were clipped.
     """
     layout = SlabLayout(height, parallel.patch)
     exchange = SYNCHRONOUS.exchange(layout)(None)
 
-    def local(vae: VAE, latents: Array, index: Array) -> Array:
+    def local(weights: Weights[VAE], latents: Array, index: Array) -> Array:
+        vae = weights.module()
         one = lax.dynamic_slice_in_dim(latents, index, 1)
-        image = vae.decode(one / vae.config.scaling_factor, exchange).astype(jnp.float32)
-        return jnp.clip(image / 2 + 0.5, 0, 1)
+        return vae.decode(one / vae.config.scaling_factor, exchange).astype(jnp.float32)
 
     image = spread(local, parallel, [P(), LATENTS, P()], LATENTS)(vae, layout.pad(latents[:, :height], 1), index)
-    return lax.with_sharding_constraint(image[:, : height * vae.config.scale_factor], parallel.replicated)
+    image = image[:, : height * vae.module().config.scale_factor]
+    results = jnp.clip(image / 2 + 0.5, 0, 1), jnp.isfinite(image).all()
+    return lax.with_sharding_constraint(results, parallel.replicated)
 
 
-def encode(vae: VAE, image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
+def encode(vae: Weights[VAE], image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
     """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]; see `VAE.encode`."""
-    height, scale_factor = image.shape[1], vae.config.scale_factor
+    height, scale_factor = image.shape[1], vae.module().config.scale_factor
     layout = SlabLayout(height, parallel.patch, scale_factor)
     exchange = SYNCHRONOUS.exchange(layout)(None)
 
-    def local(vae: VAE, image: Array) -> tuple[Array, Array]:
-        return vae.encode(image, exchange)
+    def local(vae: Weights[VAE], image: Array) -> tuple[Array, Array]:
+        return vae.module().encode(image, exchange)
 
     moments = spread(local, parallel, [P(), LATENTS], LATENTS)(vae, layout.pad(image, 1))
     rows = height // scale_factor

@@ -78,9 +78,9 @@ def compile_phase(call: LoopCall, phase: Phase, options: Options | None = None) 
         options: XLA's compiler options besides ours.
     """
     start = time.perf_counter()
-    lowered = programs.denoising("denoising", lambda message: None).lower(*call.inputs, **call.static, phase=phase)
+    traced = programs.denoising("denoising", lambda message: None).trace(*call.inputs, **call.static, phase=phase)
     ours = programs.denoising_options(*call.inputs, **call.static, phase=phase)
-    executable = compile_with(lowered, {**ours, **(options or {})})
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info[0])
+    executable = compile_with(traced.lower(), {**ours, **(options or {})})
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced.out_info[0])
     after = call.with_carry(place(shapes, programs.CARRY, call.parallel))
     return PhaseProgram(executable, after, time.perf_counter() - start)

@@ -143,7 +143,7 @@ def _bytes(tree: object) -> int:
 
 
 def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
-    """Add up the collectives over mesh axes of these sizes. The body of a scan counts once: it is one step."""
+    """Add up the collectives over mesh axes of these sizes. The body of a loop counts once: it is one step."""
     volumes = dict.fromkeys(KINDS, Volume())
     for equation in _equations(jaxpr):
         name, named = equation.primitive.name, equation.params.get("axis_name", equation.params.get("axes"))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from distrijax.parallel.options import Parallel
-from distrijax.tools.bench import steps, weights
+from distrijax.tools.bench import host, steps, weights
 from distrijax.tools.bench.timing import BenchReport, Measurement, RunSettings, take_turns
 from distrijax.tools.workload import Workload
 
@@ -41,6 +41,13 @@ def measure_shares(
         if alone
     }
     return BenchReport(f"one device's share of a step, {workload}, cfg={cfg}, {mode}", lines, facts)
+
+
+def measure_host(workload: Workload, parallel: Parallel, settings: RunSettings) -> BenchReport:
+    """Time what the host does to dispatch every program of a picture, without running it."""
+    workload.layout(parallel)
+    lines = take_turns(host.dispatches(workload, parallel), settings)
+    return BenchReport(f"host time of a dispatch, {workload}, {_layout(parallel)}", lines)
 
 
 def measure_pictures(workload: Workload, parallel: Parallel, settings: RunSettings, *, count: int) -> BenchReport:

@@ -90,7 +90,7 @@ def random_call(workload: Workload, unet: UNet, parallel: Parallel) -> loop.Loop
         layout=layout,
         condition=jax.jit(programs.condition, static_argnames="parallel"),
     )
-    return loop.LoopCall(inputs.with_steps(slice(None), parallel), parallel, layout, scheduler)
+    return loop.LoopCall(inputs.with_steps(0, workload.steps, parallel), parallel, layout, scheduler)
 
 
 def random_inputs(workload: Workload) -> tuple[TextInputs, np.ndarray]:

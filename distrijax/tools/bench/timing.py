@@ -62,7 +62,9 @@ class Measurement:
     def __str__(self) -> str:
         devices = "" if self.devices is None else f"{self.devices:>4}  "
         compiled = "" if self.compile_seconds is None else f"   compiled in {self.compile_seconds:.1f} s"
-        times = f"{self.median:9.4f} s   ({min(self.seconds):.4f} to {max(self.seconds):.4f})"
+        unit, factor = ("ms", 1e3) if self.median < 0.1 else ("s", 1.0)
+        low, middle, high = (f"{factor * x:.4f}" for x in (min(self.seconds), self.median, max(self.seconds)))
+        times = f"{middle:>9} {unit}   ({low} to {high})"
         return f"  {devices}{self.name:<26}{times}{compiled}"
 
 

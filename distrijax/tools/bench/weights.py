@@ -38,12 +38,15 @@ def unet(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> UNet:
     return place_model(built, parallel)
 
 
-def pipeline(model: Checkpoint, dtype: DTypeLike, parallel: Parallel) -> StableDiffusionXLPipeline:
-    """Return the whole model on its devices. Random models use the demo's tokenizers."""
+def pipeline(
+    model: Checkpoint, dtype: DTypeLike, parallel: Parallel, *, read: bool = True
+) -> StableDiffusionXLPipeline:
+    """Return the whole model on its devices, or with shapes for weights. Random models use the demo's tokenizers."""
     parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer"))
     for name, component in model.components.items():
-        parts[name] = component.build(arrays(model, name, dtype, parallel.replicated), dtype)
-    jax.block_until_ready(parts)
+        parts[name] = component.described(dtype, parallel.replicated)
+        if read:
+            parts[name] = jax.block_until_ready(component.build(arrays(model, name, dtype, parallel.replicated), dtype))
     files = model.tokenizers or open_source(DEMO).tokenizers
     for name in ("tokenizer", "tokenizer_2")[parts["text_encoder"] is None :]:
         parts[name] = Tokenizer(files[name], name)

@@ -1,0 +1,78 @@
+"""Compiling the programs of a call before it needs them, all at once, from the shapes of its arrays."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from distrijax.parallel.options import for_autoencoder
+from distrijax.parallel.placement import place
+from distrijax.pipelines.stages import Call, condition_on_text, first_inputs
+from distrijax.runtime.compile import Prepared, Program
+from distrijax.sampling.programs import CARRY
+from distrijax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from distrijax.pipelines.base import Parts, SDXLPipeline
+
+
+def begin_compiling(
+    pipe: "SDXLPipeline", call: Call, parts: "Parts", time_ids: np.ndarray, *, encodes: bool
+) -> list[Prepared]:
+    """Trace the programs of a call, and begin to compile each as soon as it is traced.
+
+    Args:
+        parts: the weights, or their shapes.
+        time_ids, encodes: see `make_pictures`.
+    """
+    begun: list[Prepared] = []
+
+    def begin(program: Program, *args: object, **static: Any) -> Any:
+        begun.append(program.prepare(*args, **static))
+        return begun[-1].results
+
+    def encode(*args: object, **static: Any) -> Any:
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), begin(programs.encode_prompt, *args, **static))
+
+    programs, parallel = pipe.programs, pipe.parallel
+    rows_only = for_autoencoder(parallel)
+    blank = [_Blank(tokenizer) for tokenizer in pipe.tokenizers]
+    text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, time_ids, blank, encode))
+    batch, channels, rows, columns = call.shape
+    if encodes:
+        picture = (1, rows * pipe.vae_scale_factor, columns * pipe.vae_scale_factor, 3)
+        image = jax.ShapeDtypeStruct(picture, np.float32)
+        begin(programs.encode_image, parts["vae"], image, parallel=for_autoencoder(parallel, encoding=True))
+    latents, noise = jax.ShapeDtypeStruct((batch, rows, columns, channels), np.float32), None
+    if call.schedule.draws.any():
+        noise = jax.ShapeDtypeStruct((len(call.schedule), *latents.shape), np.float32)
+    inputs = first_inputs(pipe, call, parts, text, latents, noise, partial(begin, programs.condition))
+    inputs = inputs.with_steps(0, 1, parallel)
+    static = {"parallel": parallel.program_key, "layout": pipe.layout(rows), "scheduler": pipe.scheduler}
+    for _, phase in parallel.phases(len(call.schedule)):
+        carry, *_ = begin(programs.denoise[phase.name], *inputs, **static, phase=phase)
+        inputs = inputs._replace(carry=place(jax.tree.map(_shape, carry), CARRY, parallel))
+    final, latent = inputs.carry.latents, call.output_type == "latent"
+    if latent or (call.callback is not None and "latents" in call.callback.inputs):
+        begin(programs.crop, final, parallel=parallel.program_key, height=rows)
+    if not latent:
+        begin(programs.decode, parts["vae"], final, np.int32(0), parallel=rows_only, height=rows)
+    return begun
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+class _Blank:
+    """A tokenizer that reads nothing and so warns of nothing."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.end, self.last, self._length = tokenizer.end, tokenizer.last, tokenizer.model_max_length
+
+    def __call__(self, prompts: list[str], *, max_length: int | None = None, warn: bool = True) -> np.ndarray:
+        return np.zeros((len(prompts), max_length or self._length), np.int32)
+
+    def advise(self, prompts: object) -> None:
+        """Say nothing of what is in the prompts."""

@@ -1,0 +1,53 @@
+"""A call from its checked arguments to the pictures: compile, then run one stage after the other."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distrijax.models.vae import VAE
+from distrijax.nn.module import Weights
+from distrijax.pipelines.ahead import begin_compiling
+from distrijax.pipelines.finite import check_finite
+from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
+from distrijax.pipelines.stages import Call, condition_on_text, decode, denoise
+
+if TYPE_CHECKING:
+    from distrijax.pipelines.base import SDXLPipeline
+
+
+def make_pictures(
+    pipe: "SDXLPipeline",
+    call: Call,
+    time_ids: np.ndarray,
+    start: Callable[[Weights[VAE]], np.ndarray],
+    *,
+    encodes: bool = False,
+) -> Any:
+    """Make pictures and return them as the caller requested.
+
+    Args:
+        time_ids: time ids of both guidance branches, [2, B, 6] or [2, B, 5].
+        start: returns the initial latents [B, h, w, C], given the autoencoder's weights.
+        encodes: whether `start` runs the autoencoder, which is then compiled with the others.
+    """
+    parts = pipe.place_parts()
+    phases, known = len(pipe.parallel.phases(len(call.schedule))), pipe.programs.known
+    kind = call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel
+    begun = []
+    if kind not in known or pipe.only_compiles:  # looking for them takes 10 ms; what is missed compiles later
+        begun = begin_compiling(pipe, call, parts, time_ids, encodes=encodes)
+    if pipe.only_compiles:
+        return begun
+    latents = start(parts["vae"])
+    check_finite(np.isfinite(latents).all(), "the initial latents are", "vae", pipe.vae.dtype)
+    with pipe.programs.timed("encoding"):
+        text = condition_on_text(pipe, call, parts, time_ids, pipe.tokenizers, pipe.programs.encode_prompt)
+        finite = all(np.isfinite(np.asarray(x)).all() for x in (text.context, text.pooled))
+        check_finite(finite, "the prompt's embeddings are", "text_encoder_2", text.context.dtype)
+    for program in begun:  # before the progress bar starts
+        program.wait()
+    known.add(kind)
+    final = denoise(pipe, call, parts, text, latents)
+    images = decode(pipe, parts["vae"], final, call.shape[2], call.output_type)
+    return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
