@@ -110,7 +110,7 @@ def known_dtype(name: str, value: Any) -> np.dtype:
             return dtype
     except TypeError:
         pass
-    raise DistrijaxError(f"{name}: {value!r} is not supported; choose {', '.join(DTYPES)}")
+    raise DistrijaxError(f"{name}: {value!r} is not supported; choose float32, bfloat16 or float16")
 
 
 def _scalar(value: object) -> object:
