@@ -17,7 +17,7 @@ from test_pipeline import write_pipeline
 
 import distrijax
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-from distrijax.checkpoint import convert, export
+from distrijax.checkpoint import convert
 from distrijax.checks import array_of
 from distrijax.pipelines import image_to_image, text_to_image
 
@@ -180,11 +180,9 @@ def test_parts(pipe: StableDiffusionXLPipeline, tmp_path: Path) -> None:
 
 
 def test_converting(folder: Path, tmp_path: Path) -> None:
-    for function in (convert, export):
-        fixed = {"source": folder, "target": tmp_path / function.__name__, "progress": False}
-        kinds = CONVERT | ({"target_variant": "word"} if function is export else {})
-        assert set(kinds) == parameters(function)
-        refused(function, kinds, **fixed)
+    kinds = CONVERT | {"to": "name", "target_variant": "word"}
+    assert set(kinds) == parameters(convert)
+    refused(convert, kinds, source=folder, target=tmp_path / "converted", progress=False)
 
 
 def test_parallel() -> None:

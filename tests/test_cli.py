@@ -544,9 +544,9 @@ def test_a_disk_that_is_too_small_for_a_checkpoint(
     ("options", "message"),
     [
         (["--scheduler", "ddim", "--karras-sigmas"], "DDIMScheduler: unknown option use_karras_sigmas"),
-        (["--timestep-spacing", "log"], "timestep_spacing is 'log'"),
-        (["--prediction-type", "flow"], "prediction_type is 'flow'"),
-        (["--scheduler", "plms"], "the scheduler 'plms' is not supported; supported: ddim"),
+        (["--timestep-spacing", "log"], "--timestep-spacing is 'log'"),
+        (["--prediction-type", "flow"], "--prediction-type is 'flow'"),
+        (["--scheduler", "plms"], "--scheduler name 'plms' is not supported; supported: ddim"),
         (["--unet", "nowhere"], "nowhere: there is no such file or folder"),
     ],
 )

@@ -18,7 +18,7 @@ from distrijax.checkpoint.export import write_folder
 from distrijax.checkpoint.files import MANIFEST, appearing
 from distrijax.checkpoint.hub import local_path, locate
 from distrijax.checkpoint.source import SourceOptions, open_source
-from distrijax.checks import known_dtype, path_of, true_or_false, variant_of
+from distrijax.checks import known_dtype, one_of, path_of, true_or_false, variant_of
 from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import Scheduler, scheduler_from_config
@@ -118,6 +118,7 @@ def convert(
     """
     dtype = None if dtype is None else known_dtype("dtype", dtype)
     variant_of("target_variant", target_variant)
+    one_of("to", to, ("distrijax", "diffusers"))
     target = path_of("target", target).absolute()
     with appearing(target, overwrite=overwrite) as partial:
         checkpoint = open_source(source, **options)

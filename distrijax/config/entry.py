@@ -43,7 +43,8 @@ def choice(*values: object) -> Rule:
     """One of some values; the only ones that are supported, or the only ones that there are."""
 
     def rule(name: str, value: object) -> object:
-        if value not in values:
+        plain = value is None or isinstance(value, str | int | float | list | tuple | dict)  # not an array
+        if not plain or value not in values:
             raise DistrijaxError(
                 f"{name} is {value!r}, which is not supported; it must be {' or '.join(map(repr, values))}"
             )
@@ -113,7 +114,9 @@ def check(model: str, json: object, rules: Mapping[str, Rule], required: Iterabl
 def log_ignored(what: str, entries: Json) -> None:
     """Name the entries that are ignored: aloud if they are set to something, quietly if they are null or false."""
     for level, loud in ((logging.WARNING, True), (logging.INFO, False)):
-        names = [f"{name}={value!r}" for name, value in entries.items() if loud == (value not in (None, False))]
+        names = [
+            f"{name}={value!r}" for name, value in entries.items() if loud == (value is not None and value is not False)
+        ]
         if names:
             logger.log(level, "%s: ignored %s, which it does not have", what, ", ".join(names))
 

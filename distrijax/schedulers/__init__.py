@@ -54,9 +54,10 @@ def scheduler_from_config(config: Config, name: str | None = None) -> Scheduler:
     instance_of("config", config, Mapping, "a mapping like scheduler.config")
     kind = config.get("_class_name") if name is None else name
     for short, scheduler in SCHEDULERS.items():
-        if kind in (short, scheduler.class_name):
+        if isinstance(kind, str) and kind in (short, scheduler.class_name):
             return scheduler.from_config(config)
-    what = "the scheduler config names no class" if kind is None else f"the scheduler {kind!r} is not supported"
+    what = f"the scheduler {kind!r} is not supported" if name is None else f"scheduler name {kind!r} is not supported"
+    what = "the scheduler config names no class" if kind is None else what
     supported = ", ".join(f"{short} ({scheduler.class_name})" for short, scheduler in SCHEDULERS.items())
     cure = "; ask for another one, with scheduler= or --scheduler" if name is None else ""
     raise DistrijaxError(f"{what}{cure}; supported: {supported}")

@@ -11,7 +11,7 @@ SIGMA_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas
 
 
 def _finite_or_unset(name: str, value: object) -> float:
-    return -math.inf if value == -math.inf else entry.number()(name, value)
+    return -math.inf if isinstance(value, float) and value == -math.inf else entry.number()(name, value)
 
 
 _BETA, _FLAG, _ABOVE_ZERO = entry.number(1e-8, 0.999), entry.flag, entry.number(1e-8, 1e8)
