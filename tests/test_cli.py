@@ -546,7 +546,7 @@ def test_a_disk_that_is_too_small_for_a_checkpoint(
         (["--scheduler", "ddim", "--karras-sigmas"], "DDIMScheduler: unknown option use_karras_sigmas"),
         (["--timestep-spacing", "log"], "--timestep-spacing is 'log'"),
         (["--prediction-type", "flow"], "--prediction-type is 'flow'"),
-        (["--scheduler", "plms"], "--scheduler name 'plms' is not supported; supported: ddim"),
+        (["--scheduler", "plms"], "scheduler name 'plms' is not supported; supported: ddim"),
         (["--unet", "nowhere"], "nowhere: there is no such file or folder"),
     ],
 )
