@@ -162,7 +162,6 @@ def test_interrupt(attribute: str) -> None:
 
     pipe(**CALL, num_inference_steps=4, callback_on_step_end=stop)
     assert seen == [0, 1]
-    assert pipe.interrupt
 
 
 def broken(module: Any) -> Any:
