@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 from transformers import CLIPTokenizer
 
-from distrijax import StableDiffusionXLPipeline
 from distrijax.checkpoint.load import load
 from distrijax.demo import MODEL
 from distrijax.models.unet import UNet
@@ -28,7 +27,7 @@ from demo_world.scenes import sample
 @pytest.fixture(scope="module")
 def shipped() -> VAE:
     """The autoencoder."""
-    return StableDiffusionXLPipeline.from_pretrained(MODEL, dtype=jnp.float32).vae
+    return load(MODEL, dtype=jnp.float32, progress=False).vae
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])

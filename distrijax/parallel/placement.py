@@ -42,7 +42,8 @@ def place_model(model: M, parallel: Parallel) -> M:
     The kernels of convolutions get the order of axes that is fast on these devices, in `model` too.
     """
     order_kernels(model, parallel.kernel_order)
-    return put(model, parallel.replicated)
+    placed = all(x.sharding == parallel.replicated for x in jax.tree.leaves(model))
+    return model if placed else put(model, parallel.replicated)
 
 
 def put(tree: T, sharding: Sharding) -> T:

@@ -40,7 +40,7 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
         specs = jax.tree.map(lambda spec: keep_axes(spec, virtual), every, is_leaf=is_spec)
         mapped = function
         for axis in single:
-            mapped = jax.vmap(mapped, in_axes=None, out_axes=None, axis_name=axis, axis_size=1)
+            mapped = _named(mapped, axis)
         for axis in reversed(virtual):
             mapped = jax.vmap(
                 mapped,
@@ -56,6 +56,12 @@ def spread(function: Function, parallel: Parallel, in_specs: Sequence[Any], out_
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, parallel.replicated), whole)
 
     return emulated
+
+
+def _named(function: Function, axis: str) -> Function:
+    """Return `function` inside an axis of one device, along which its arguments are not mapped."""
+    mapped = jax.vmap(function, in_axes=None, axis_name=axis, axis_size=1)
+    return lambda *args: jax.tree.map(lambda x: x[0], mapped(*args))
 
 
 def _names(spec: P) -> list[str]:
