@@ -64,7 +64,7 @@ def lower_unet(parallel: Parallel, dtype: str) -> None:
     condition.lower(inputs.unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key)
     for _, phase in parallel.phases(parallel.warmup_steps + 2):
         choices: dict[str, Any] = {"parallel": parallel.program_key, "layout": layout, "scheduler": DPM, "phase": phase}
-        lowered = programs.denoising("denoising", lambda message: None).lower(*inputs, **choices)
+        lowered = programs.denoising("denoising", lambda message: None).trace(*inputs, **choices).lower()
         # In mode `tensor`, cuDNN's attention gets its name only when GSPMD partitions it.
         fused = any(name in lowered.as_text() for name in ("fmha", "CustomSPMDPartitioning"))
         assert fused == (dtype != "float32"), "cuDNN's attention is for half precision"
