@@ -5,7 +5,8 @@
     python examples/demo_samples.py --out samples.png                          # the picture of the README
     python examples/demo_samples.py --prompts 48 --seed 11 --scheduler euler_ancestral --steps 40
 
-Prints the captions of wrong pictures and what is wrong; sixteen take half a minute on two cores. Equal arguments give equal pictures.
+Prints the captions of wrong pictures and what is wrong. Sixteen take half a minute on two cores. Equal arguments give
+equal pictures.
 """
 
 import argparse
