@@ -207,8 +207,7 @@ class SDXLPipeline:
     @property
     def components(self) -> dict[str, Any]:
         """The parts by name: `Other(**pipe.components)` makes a pipeline that shares them."""
-        names = "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*_NETWORKS, "tokenizer", "tokenizer_2", "scheduler")}
 
     @property
     def dtype(self) -> jnp.dtype:
