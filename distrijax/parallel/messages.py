@@ -48,7 +48,7 @@ class Moments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carried:
-    """The state that the denoising scan carries between the exchanges of two steps, as far as a policy needs it.
+    """The state that the denoising loop carries between the exchanges of two steps, as far as a policy needs it.
 
     Attributes:
         halos: halos of most layers, by name.
