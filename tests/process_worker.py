@@ -17,7 +17,7 @@ import numpy as np
 
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLPipeline
 from distrijax.demo import MODEL
-from distrijax.runtime import processes
+from distrijax.runtime import agreement, processes, watch
 
 # At 128 pixels, half of the size that the demo model knows, some of its pictures are flat and would show no difference.
 SIZE: dict[str, Any] = {"height": 192, "width": 192, "output_type": "np"}
@@ -40,13 +40,35 @@ def main(address: str, count: int, index: int, devices: int, folder: Path, store
             raise RuntimeError("a fault of this process alone")
 
     if "agreement" in cases:
-        first = [processes.same_everywhere(2**64 - 1 - index), processes.same_everywhere(index == 0)]
+        first = [
+            agreement.same_everywhere(2**64 - 1 - index, "counting"),
+            agreement.same_everywhere(index == 0, "asking"),
+        ]
         same = {"prompt": ["a red circle", None], "steps": 3, "image": np.arange(6).reshape(2, 3)}
-        processes.check_same_everywhere(same)
+        agreement.check_same_everywhere(same)
+        errors = []
+        for different in (
+            {"seed": [1, index], **same, "latents": np.full(2000, index)},
+            same if index else same | {"x": 1},
+        ):
+            try:
+                agreement.check_same_everywhere(different)
+            except DistrijaxError as error:
+                errors.append(str(error))
         try:
-            processes.check_same_everywhere({"seed": [1, index], **same, "latents": np.full(2000, index)})
+            agreement.wait_for_all("loading" if index else "compiling")
         except DistrijaxError as error:
-            (folder / f"agreement-{index}.json").write_text(json.dumps([first, str(error)]))
+            errors.append(str(error))
+        (folder / f"agreement-{index}.json").write_text(json.dumps([first, errors]))
+    if "alone" in cases:  # nothing of JAX's is running when the last process ends
+        watch.SILENCE = 5
+        agreement.wait_for_all("joining")
+        if index == count - 1:
+            if "killed" in cases:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("a fault of this process alone")
+        agreement.wait_for_all("waiting")
+        return
     if "displaced" in cases:
         pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, parallel=Parallel(cfg=2, patch=2, warmup_steps=0))
         keep("displaced", pipe("a red circle", num_inference_steps=3, seed=1, **SIZE).images)

@@ -21,11 +21,12 @@ import pytest
 from distrijax.checkpoint import convert
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
-from distrijax.runtime import processes
+from distrijax.runtime import agreement, processes
+from distrijax.runtime.watch import SILENCE
 
 WORKER = Path(__file__).parent / "process_worker.py"
 HARD_LIMIT = 500  # seconds for a launch, on a machine that has much else to do
-NOTICED = 20 + 15  # seconds: the worker's timeout, and some for a busy machine
+NOTICED = SILENCE + 15  # seconds, some of them for a busy machine
 
 # Measured: equal to the bit, as the programs and the order of every sum are those of one process. A grey level is 4e-3,
 # what a device has wrongly from another one changes the picture by 1e-2 and more.
@@ -132,17 +133,30 @@ def test_only_the_first_process_speaks(topology: str, request: pytest.FixtureReq
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("topology", "last"), [("two", -signal.SIGKILL), ("four", None)])
-def test_a_death_is_noticed(topology: str, last: int | None, request: pytest.FixtureRequest) -> None:
-    """Killed in one case, which only its silence tells; failed in the other, and gone at its own leisure."""
+@pytest.mark.parametrize(("topology", "last"), [("two", -signal.SIGKILL), ("four", 1)])
+def test_an_end_is_noticed_and_named(topology: str, last: int, request: pytest.FixtureRequest) -> None:
+    """One process is killed, which only its silence tells; one fails, and says why."""
     launch: Launch = request.getfixturevalue(topology)
-    dead = max(launch.codes)
     assert all("all was well so far" in launch.said(i) for i in launch.codes)
-    assert last is None or launch.codes[dead] == last
+    check_that_the_end_was_noticed(launch, last)
+
+
+@pytest.mark.parametrize(("case", "last"), [("killed", -signal.SIGKILL), ("failed", 1)])
+def test_an_end_is_noticed_where_nothing_runs(case: str, last: int, tmp_path: Path) -> None:
+    check_that_the_end_was_noticed(Launch(tmp_path, 1, [0, 1, 2], 3, "-", "alone", case), last)
+
+
+def check_that_the_end_was_noticed(launch: Launch, last: int) -> None:
+    dead = max(launch.codes)
+    assert launch.codes[dead] == last, launch.said(dead)
+    why = (
+        r"has given no sign of life for \d+ seconds" if last < 0 else "has ended: RuntimeError: a fault of this process"
+    )
     for i in set(launch.codes) - {dead}:
-        assert launch.codes[i] != 0
-        assert re.search("JaxRuntimeError|Terminating process", launch.said(i)), launch.said(i)
-        assert launch.ended[i] - launch.ended[dead] < NOTICED
+        assert launch.codes[i] == 1, launch.said(i)
+        assert re.search(f"error: process {dead} of {dead + 1} {why}", launch.said(i)), launch.said(i)
+        assert "Check failure stack trace" not in launch.said(i)
+        assert launch.ended[i] - launch.ended[dead] < (NOTICED if last < 0 else 15)
 
 
 @pytest.mark.parametrize(("present", "count"), [([0, 2], 3), ([1], 2)])
@@ -161,9 +175,15 @@ def test_processes_agree_on_values_and_notice_where_they_differ(tmp_path: Path) 
     launch = Launch(tmp_path, 2, [0, 1], 2, "-", "agreement")
     for i in (0, 1):
         assert launch.codes[i] == 0, launch.said(i)
-        first, error = json.loads((tmp_path / f"agreement-{i}.json").read_text())
+        first, errors = json.loads((tmp_path / f"agreement-{i}.json").read_text())
         assert first == [2**64 - 1, 1]
-        assert error.startswith("seed, latents: not the same in all 2 processes")
+        assert len(errors) == 3
+        assert errors[0].startswith(
+            "the 2 processes differ: seed is [1, 0] in process 0, [1, 1] in process 1; latents is something with"
+        )
+        assert errors[1].startswith("the 2 processes differ: x is 1 in process 0, absent in process 1. Start every")
+        mine, other = ("loading", "compiling") if i else ("compiling", "loading")
+        assert errors[2].startswith(f"process {1 - i} of 2 is {other} while process {i} is {mine}; every process must")
 
 
 @pytest.mark.parametrize(
@@ -194,5 +214,5 @@ def test_arguments_that_cannot_be_used(arguments: dict[str, Any], message: str) 
 
 def test_alone_everything_is_the_first_process() -> None:
     assert processes.is_first()
-    assert processes.same_everywhere(2**64 - 1) == 2**64 - 1
-    processes.check_same_everywhere({"seed": 3})
+    assert agreement.same_everywhere(2**64 - 1, "counting") == 2**64 - 1
+    agreement.check_same_everywhere({"seed": 3})

@@ -13,6 +13,7 @@ from distrijax import __version__
 from distrijax.cli import bench, convert, generate, plan
 from distrijax.cli.language import in_options
 from distrijax.errors import DistrijaxError
+from distrijax.runtime.watch import leave
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,11 +43,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 "warning" if category is UserWarning else category.__name__, str(message)
             )
             options.run(options)
-    except DistrijaxError as error:
-        say("error", str(error))
-        return 2
-    except OSError as error:  # a full disk, or a folder that may not be written
-        say("error", ": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except (DistrijaxError, OSError) as error:
+        parts = [str(error)]
+        if isinstance(error, OSError):  # a full disk, or a folder that may not be written
+            parts = [str(part) for part in (error.filename, error.strerror or error) if part]
+        say("error", ": ".join(parts))
+        leave(": ".join(parts), 2)
         return 2
     finally:
         logging.getLogger("distrijax").removeHandler(handler)

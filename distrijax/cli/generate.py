@@ -23,6 +23,7 @@ from distrijax.parallel.policies import MODES, TENSOR
 from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
+from distrijax.runtime.agreement import check_same_everywhere, same_everywhere
 from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 from distrijax.tools.traffic import Traffic, count_traffic
 
@@ -127,6 +128,7 @@ def _generate(options: argparse.Namespace) -> None:
     count = whole_number("--num-images", getattr(options, "num_images", 1), 1)
     _check(settings)
     join_processes(options)
+    check_same_everywhere(vars(settings) | {"prompt": prompts, "num_images": count})
     parallel = choose_devices(options, settings, count)
     targets = choose_targets(getattr(options, "output", None), prompts, count, overwrite=options.overwrite)
 
@@ -137,7 +139,7 @@ def _generate(options: argparse.Namespace) -> None:
         pipe.parallel = choose_devices(options, dataclasses.replace(settings, guidance_scale=1.0), count)
     seed = settings.seed
     if seed is None:
-        seed = processes.same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]))
+        seed = same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]), "drawing a seed")
     settings = dataclasses.replace(settings, dtype=np.dtype(pipe.dtype).name)
     settings = settings.updated({axis: getattr(pipe.parallel, axis) for axis in ("data", "cfg", "patch", "emulate")})
     verbose = options.verbose and processes.is_first()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distrijax.errors import DistrijaxError
 from distrijax.runtime import processes
+from distrijax.runtime.agreement import same_everywhere
 
 LONGEST_NAME = 120
 """Bytes of a name that is made from a prompt. File systems allow 255, and a number or two are added."""
@@ -75,7 +76,7 @@ def choose_targets(output: Path | None, prompts: list[str], images: int, *, over
             targets = _targets(output, prompts, images, overwrite)
         except DistrijaxError as error:
             problem = error
-    if not processes.same_everywhere(problem is None):
+    if not same_everywhere(problem is None, "looking for a place to write to"):
         raise problem or DistrijaxError("the first process cannot write its pictures; its own message says why")
     return targets
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, Unpack, get_type_hints
 
@@ -29,6 +30,7 @@ from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
+from distrijax.runtime.agreement import check_same_everywhere
 from distrijax.runtime.compile import Prepared
 from distrijax.runtime.processes import is_first
 from distrijax.schedulers import Scheduler
@@ -145,6 +147,8 @@ class SDXLPipeline:
         parallel = Parallel() if parallel is None else parallel
         instance_of("parallel", parallel, Parallel, "a Parallel")
         show = true_or_false("progress", progress)
+        versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
+        check_same_everywhere({"parallel": repr(parallel), "dtype": str(dtype), "versions": versions})
         shapes, read = opened(source, dtype=dtype, sharding=parallel.replicated, **options)  # type: ignore[misc]
         pipe = cls(
             **{name: getattr(shapes, name) for name in _NETWORKS},

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from distrijax.checks import array_of, one_of, whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.pipelines.output import Seed
-from distrijax.runtime.processes import same_everywhere
+from distrijax.runtime.agreement import same_everywhere
 from distrijax.sampling.noise import GENERATORS, KeyGenerator, TorchGenerator, randn
 from distrijax.schedulers import Schedule
 
@@ -38,7 +38,7 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
     name = "seed" if generator is None else "generator"
     given: Any = seed if generator is None else generator
     if given is None:
-        given = same_everywhere(secrets.randbits(32))
+        given = same_everywhere(secrets.randbits(32), "drawing a seed, having been given none")
     is_list = np.ndim(given) > 0 if isinstance(given, np.ndarray | Array) else isinstance(given, list | tuple)
     seeds = [_seed(name, each) for each in (given if is_list else [given])]
     _check_count("seeds", len(seeds), batch, is_list=is_list)

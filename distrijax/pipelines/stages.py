@@ -21,7 +21,7 @@ from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.loop import run_loop
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed, to_pil
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
-from distrijax.runtime.processes import check_same_everywhere
+from distrijax.runtime.agreement import check_same_everywhere
 from distrijax.sampling.guidance import Guidance
 from distrijax.sampling.inputs import Host, LoopInputs, TextInputs, loop_inputs
 from distrijax.schedulers import Schedule

@@ -14,7 +14,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 import jax
 
-from distrijax.runtime.processes import wait_for_all
+from distrijax.runtime.agreement import wait_for_all
 from distrijax.runtime.xla_options import Options
 
 Report = Callable[[str], None]
@@ -98,7 +98,7 @@ class Program(Generic[Arguments, Result]):
         if program is None:
             program = self._prepare(key, args, static).wait()
             if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(args)):
-                wait_for_all(f"compiled {self.name}")
+                wait_for_all(f"compiling {self.name}")
             self._called[key] = program
         result: Result = program(*args)
         return result

@@ -1,27 +1,16 @@
-"""Several processes, each with some of the devices: how they join, and what they must agree on.
+"""Several processes, each with some of the devices: how they join.
 
 Every process runs the same program with the same arguments; the mesh spans the devices of all of them.
 """
 
-import hashlib
-import itertools
 import math
 import re
-from collections.abc import Mapping
 
 import jax
-import numpy as np
 
 from distrijax.checks import finite_number, whole_number
 from distrijax.errors import DistrijaxError
-
-HEARTBEAT = 100
-"""Seconds without a sign of life after which a process counts as dead; JAX's default."""
-
-LONGEST_COMPILATION = 3600
-"""Seconds that one process may compile while the others wait. Its heartbeat shows sooner whether it is alive."""
-
-_BARRIERS = itertools.count()  # the name of a barrier can be used only once
+from distrijax.runtime.watch import start_watching
 
 
 def initialize(
@@ -43,9 +32,9 @@ def initialize(
     process is missing. A wrong address, a port that another program uses, two processes with the same id and different
     values of `num_processes` have the same effect.
 
-    If a process dies later, the others find out in one of two ways. If a transfer fails, as gloo's on CPUs do at once,
-    the running call raises `jax.errors.JaxRuntimeError`. If a transfer merely never ends (NCCL, or while a
-    process is still compiling), JAX ends the process as above, `min(timeout, 100)` seconds after the last sign of life.
+    If a process ends later, by an error or without a word, the others end too, with exit code 1 and a line on stderr
+    that names it: at once if it could still say why, otherwise after 25 seconds. Only if process 0 is killed
+    from outside does JAX end the others, as above.
 
     Args:
         coordinator_address: host and port of process 0, which listens there: any free port that the others can reach.
@@ -75,13 +64,13 @@ def initialize(
             num_processes,
             process_id,
             initialization_timeout=seconds,
-            heartbeat_timeout_seconds=min(seconds, HEARTBEAT),
-            shutdown_timeout_seconds=min(seconds, HEARTBEAT),
+            shutdown_timeout_seconds=100,
             # Otherwise JAX would detect Slurm in spite of the arguments, and leave the process only one GPU.
             cluster_detection_method=None if missing else "deactivate",
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise DistrijaxError(_explain(str(error))) from error
+    start_watching()
 
 
 def _check_address(address: object) -> None:
@@ -105,70 +94,3 @@ def _explain(message: str) -> str:
 def is_first() -> bool:
     """Return whether this is the process that writes files and shows progress: the first, or the only one."""
     return jax.process_index() == 0
-
-
-def wait_for_all(what: str) -> None:
-    """Return when every process has called this. All processes must call it, in the same order.
-
-    It is needed before the first transfer of a program: gloo times out after 30 seconds, while one process may find on
-    disk a program that another compiles for a minute. On CPUs that is usual: JAX (0.10.2) caches the compiled programs
-    of the first process only.
-
-    Args:
-        what: what this process has finished; JAX's message shows it if another process dies meanwhile.
-    """
-    if jax.process_count() == 1:
-        return
-    from orbax.checkpoint.multihost import get_barrier_sync_fn  # takes a second to import
-
-    barrier = get_barrier_sync_fn(processes=set(range(jax.process_count())))
-    assert barrier is not None
-    barrier(key=f"distrijax {next(_BARRIERS)}: {what}", timeout_ms=LONGEST_COMPILATION * 1000)
-
-
-def same_everywhere(value: int) -> int:
-    """Return the first process's `value`, from 0 to 2**64 - 1. All processes must call this."""
-    return int(_gather(np.asarray([value], np.uint64))[0, 0])
-
-
-def check_same_everywhere(values: Mapping[str, object]) -> None:
-    """Check that every process has the same values. All processes must call this, with the same names.
-
-    With different seeds or prompts, the processes would mix parts of different pictures; with different numbers of
-    steps or sizes, they would wait for each other forever.
-
-    Args:
-        values: by name, what must agree: anything that its `repr` identifies, and arrays, alone or in containers.
-
-    Raises:
-        DistrijaxError: a value differs; all processes raise it.
-    """
-    if jax.process_count() == 1:
-        return
-    digests = _gather(np.asarray([_digest(value) for value in values.values()], np.uint64))
-    different = [name for name, column in zip(values, digests.T, strict=True) if len(set(column.tolist())) > 1]
-    if different:
-        raise DistrijaxError(
-            f"{', '.join(different)}: not the same in all {len(digests)} processes; start every process with the same "
-            "arguments"
-        )
-
-
-def _digest(value: object) -> int:
-    leaves, structure = jax.tree.flatten(value)
-    digest = hashlib.sha256(str(structure).encode())
-    for leaf in leaves:
-        array = np.asarray(leaf) if isinstance(leaf, np.ndarray | jax.Array) else None
-        digest.update(repr(leaf if array is None else (array.shape, array.dtype.name, array.tobytes())).encode())
-    return int.from_bytes(digest.digest()[:8])
-
-
-def _gather(values: np.ndarray) -> np.ndarray:
-    """Return the `values` (uint64 [N]) of every process, in the order of the processes: uint64 [processes, N]."""
-    if jax.process_count() == 1:
-        return values[None]
-    from jax.experimental import multihost_utils
-
-    wait_for_all("a value for all")
-    words = values.view(np.uint32)  # JAX has no 64-bit integers unless jax_enable_x64 is set
-    return np.ascontiguousarray(multihost_utils.process_allgather(words)).view(np.uint64)
