@@ -94,7 +94,7 @@ def pipe(folder: Path) -> StableDiffusionXLPipeline:
 def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call ends where the work would begin, and returns its checked arguments."""
     for module in (text_to_image, image_to_image):
-        monkeypatch.setattr(module, "make_pictures", lambda pipe, call, *arrays: call)
+        monkeypatch.setattr(module, "make_pictures", lambda pipe, call, *start, **options: call)
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:

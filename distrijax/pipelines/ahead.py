@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from distrijax.pipelines.base import Parts, SDXLPipeline
 
 
-def begin_compiling(
-    pipe: "SDXLPipeline", call: Call, parts: "Parts", time_ids: np.ndarray, *, encodes: bool
-) -> list[Prepared]:
+def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes: bool) -> list[Prepared]:
     """Trace the programs of a call, and begin to compile each as soon as it is traced.
 
     Args:
         parts: the weights, or their shapes.
-        time_ids, encodes: see `make_pictures`.
+        encodes: see `make_pictures`.
     """
     begun: list[Prepared] = []
 
@@ -38,7 +36,7 @@ def begin_compiling(
     programs, parallel = pipe.programs, pipe.parallel
     rows_only = for_autoencoder(parallel)
     blank = [_Blank(tokenizer) for tokenizer in pipe.tokenizers]
-    text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, time_ids, blank, encode))
+    text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, blank, encode))
     batch, channels, rows, columns = call.shape
     if encodes:
         picture = (1, rows * pipe.vae_scale_factor, columns * pipe.vae_scale_factor, 3)

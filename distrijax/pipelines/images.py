@@ -1,13 +1,16 @@
 """Conversion of PIL images, arrays or tensors, alone or in a list, to arrays in [-1, 1]."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from distrijax.checks import array_of
+from distrijax.checks import array_of, whole_number
 from distrijax.errors import DistrijaxError
+
+if TYPE_CHECKING:
+    from distrijax.pipelines.base import SDXLPipeline
 
 ImageInput = Image.Image | np.ndarray | Any
 """A PIL image; a NumPy array [H, W, C] or [B, H, W, C] in [0, 1]; a torch tensor or JAX array [C, H, W] or
@@ -16,14 +19,23 @@ ImageInput = Image.Image | np.ndarray | Any
 _CHANNELS_LAST = (1, 3, 4)
 
 
-def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -> tuple[np.ndarray, bool]:
+class Pictures(NamedTuple):
+    """Pictures [N, H, W, 3] in [-1, 1], or their latents [N, h, w, C] in the U-Net's scale."""
+
+    values: np.ndarray
+    is_latent: bool
+
+    def latent_size(self, scale_factor: int) -> tuple[int, int]:
+        """Return rows and columns of their latents."""
+        height, width = self.values.shape[1:3]
+        return (height, width) if self.is_latent else (height // scale_factor, width // scale_factor)
+
+
+def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -> Pictures:
     """Return pictures as diffusers' `VaeImageProcessor` reads them, converted to RGB.
 
     Sizes are rounded down to a multiple, by Lanczos for PIL images and by nearest neighbour for arrays. diffusers does
     not convert to RGB: it takes RGBA images for latents and fails on greyscale ones.
-
-    Returns:
-        Pictures [N, H, W, 3] in [-1, 1] and False, or latents [N, h, w, C] and True.
 
     Raises:
         DistrijaxError: the images are not pictures, or have different sizes.
@@ -33,7 +45,7 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
         raise DistrijaxError("image is an empty list; give one picture or more")
     pil = [image for image in several if isinstance(image, Image.Image)]
     if len(pil) == len(several):
-        return _from_pil(pil, multiple), False
+        return Pictures(_from_pil(pil, multiple), is_latent=False)
     if pil:
         raise DistrijaxError("image mixes PIL images with arrays; give pictures of one kind")
     arrays, first = [_on_host(image) for image in several], several[0]
@@ -46,12 +58,12 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
     batch = np.concatenate(arrays)
     is_numpy = isinstance(first, np.ndarray)
     if batch.shape[1] == latent_channels and not (is_numpy and batch.shape[-1] in _CHANNELS_LAST):
-        return batch.transpose(0, 2, 3, 1), True
+        return Pictures(batch.transpose(0, 2, 3, 1), is_latent=True)
     batch = _rgb(batch if is_numpy else batch.transpose(0, 2, 3, 1))
     size = tuple(length - length % multiple for length in batch.shape[1:3])
     _check_size(size, batch.shape[1:3], multiple)
     batch = _nearest(_nearest(batch, size[0], axis=1), size[1], axis=2)
-    return (batch if batch.min() < 0 else 2 * batch - 1), False  # below zero: in [-1, 1] already
+    return Pictures(batch if batch.min() < 0 else 2 * batch - 1, is_latent=False)  # below zero: in [-1, 1] already
 
 
 def _from_pil(images: Sequence[Image.Image], multiple: int) -> np.ndarray:
@@ -83,3 +95,22 @@ def _nearest(images: np.ndarray, length: int, axis: int) -> np.ndarray:
     scale = np.float32(images.shape[axis] / length)
     index = np.minimum(np.floor(np.arange(length, dtype=np.float32) * scale), images.shape[axis] - 1)
     return np.take(images, index.astype(np.int64), axis)
+
+
+def picture_size(pipe: "SDXLPipeline", height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the size of a call's pictures in pixels, by default the one that the U-Net was trained on."""
+    multiple = pipe.vae_scale_factor
+    native = [side * multiple for side in pipe.unet.config.native_size]
+    return _side("height", height, native[0], multiple), _side("width", width, native[1], multiple)
+
+
+def _side(name: str, value: int | None, default: int, multiple: int) -> int:
+    if value is None:
+        return default
+    size = whole_number(name, value)
+    if size < multiple or size % multiple:
+        below = max(multiple, size // multiple * multiple)
+        raise DistrijaxError(
+            f"{name} is {value}; it must be a multiple of {multiple} pixels, such as {below} or {below + multiple}"
+        )
+    return size

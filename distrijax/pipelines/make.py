@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 def make_pictures(
     pipe: "SDXLPipeline",
     call: Call,
-    time_ids: np.ndarray,
     start: Callable[[Weights[VAE]], np.ndarray],
     *,
     encodes: bool = False,
@@ -27,7 +26,6 @@ def make_pictures(
     """Make pictures and return them as the caller requested.
 
     Args:
-        time_ids: time ids of both guidance branches, [2, B, 6] or [2, B, 5].
         start: returns the initial latents [B, h, w, C], given the autoencoder's weights.
         encodes: whether `start` runs the autoencoder, which is then compiled with the others.
     """
@@ -36,13 +34,13 @@ def make_pictures(
     kind = call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel
     begun = []
     if kind not in known or pipe.only_compiles:  # looking for them takes 10 ms; what is missed compiles later
-        begun = begin_compiling(pipe, call, parts, time_ids, encodes=encodes)
+        begun = begin_compiling(pipe, call, parts, encodes=encodes)
     if pipe.only_compiles:
         return begun
     latents = start(parts["vae"])
     check_finite(np.isfinite(latents).all(), "the initial latents are", "vae", pipe.vae.dtype)
     with pipe.programs.timed("encoding"):
-        text = condition_on_text(pipe, call, parts, time_ids, pipe.tokenizers, pipe.programs.encode_prompt)
+        text = condition_on_text(pipe, call, parts, pipe.tokenizers, pipe.programs.encode_prompt)
         finite = all(np.isfinite(np.asarray(x)).all() for x in (text.context, text.pooled))
         check_finite(finite, "the prompt's embeddings are", "text_encoder_2", text.context.dtype)
     for program in begun:  # before the progress bar starts

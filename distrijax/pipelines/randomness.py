@@ -73,6 +73,12 @@ def _check_count(what: str, count: int, batch: int, *, is_list: bool) -> None:
         raise DistrijaxError(f"{count} {what} for {batch} pictures; give one number, or a list of one for each")
 
 
+def normal(generators: Generators, shape: tuple[int, ...]) -> np.ndarray:
+    """Return noise [B, h, w, C] of this shape, drawn in diffusers' order of axes."""
+    b, h, w, c = shape
+    return randn(generators, (b, c, h, w)).transpose(0, 2, 3, 1)
+
+
 def initial_latents(
     generators: Generators, shape: tuple[int, ...], schedule: Schedule, latents: ArrayLike | None
 ) -> np.ndarray:

@@ -16,17 +16,19 @@ from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
 from distrijax.parallel.options import for_autoencoder
+from distrijax.pipelines.arguments import call_with
 from distrijax.pipelines.callback import Callback
 from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.loop import run_loop
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed, to_pil
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
+from distrijax.pipelines.steps import call_schedule
 from distrijax.runtime.agreement import check_same_everywhere
 from distrijax.sampling.guidance import Guidance
 from distrijax.sampling.inputs import Host, LoopInputs, TextInputs, loop_inputs
 from distrijax.schedulers import Schedule
 from distrijax.text.prompt import PromptEmbeds, PromptInputs, encode_prompt
-from distrijax.text.time_ids import check_time_ids
+from distrijax.text.time_ids import check_time_ids, time_ids
 
 if TYPE_CHECKING:
     from distrijax.pipelines.base import Parts, SDXLPipeline
@@ -38,6 +40,7 @@ class Call:
 
     Attributes:
         shape: shape of the latents in diffusers' order, (B, C, h, w).
+        time_ids: time ids of both guidance branches, [2, B, 6] or [2, B, 5].
         guided: whether there are two guidance branches.
         generators: one for the batch, or one for each picture.
         seed: the seed that recreates the generators.
@@ -46,6 +49,7 @@ class Call:
     prompts: PromptInputs
     schedule: Schedule
     shape: tuple[int, int, int, int]
+    time_ids: np.ndarray
     guided: bool
     guidance_scale: float
     guidance_rescale: float
@@ -57,22 +61,61 @@ class Call:
 
 
 def check_call(
-    pipe: "SDXLPipeline",
-    prompts: PromptInputs,
-    schedule: Schedule,
-    size: tuple[int, int],
-    callback: Callback | None,
-    *,
-    guidance_scale: float,
-    guidance_rescale: float,
-    generator: Any,
-    seed: Seed,
-    noise: str,
-    output_type: str,
-    return_dict: bool,
-    cross_attention_kwargs: Mapping[str, object] | None,
+    pipe: "SDXLPipeline", given: Mapping[str, Any], rows: int, columns: int, *, image_to_image: bool = False
 ) -> Call:
-    """Return the arguments that every call takes, checked; `size` is rows and columns of the latents."""
+    """Return the arguments that every call takes, checked.
+
+    Args:
+        given: the arguments of a call by name; see `call_with`.
+        rows, columns: of the latents.
+        image_to_image: whether the time ids follow the rules of image-to-image.
+    """
+    prompts = call_with(PromptInputs, given)
+    schedule = call_with(call_schedule, given, scheduler=pipe.scheduler)
+    _check_choices(**{name: given[name] for name in ("output_type", "return_dict", "cross_attention_kwargs")})
+    if pipe.dtype == jnp.float16 and jax.default_backend() == "cpu":
+        raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
+    guidance_scale = finite_number("guidance_scale", given["guidance_scale"])
+    guidance_rescale = finite_number("guidance_rescale", given["guidance_rescale"], 0, 1)
+    channels, latent_channels = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if channels != latent_channels:
+        raise DistrijaxError(
+            f"this U-Net takes {channels} channels where latents have {latent_channels}; models for inpainting or "
+            "editing are not supported by this pipeline"
+        )
+    guided = guidance_scale > 1 and not pipe.distilled
+    because = "this model takes it as an input" if pipe.distilled else f"guidance_scale is {guidance_scale}"
+    pipe.parallel.check(pictures=prompts.batch, guided=guided, because=because)
+    pipe.layout(rows)
+    ids = call_with(
+        time_ids,
+        given,
+        batch=prompts.batch,
+        size=(rows * pipe.vae_scale_factor, columns * pipe.vae_scale_factor),
+        requires_aesthetics_score=pipe.requires_aesthetics_score,
+        image_to_image=image_to_image,
+    )
+    generators, seed = call_with(make_generators, given, batch=prompts.batch)
+    texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
+    numbers = {"size": (rows, columns), "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
+    check_same_everywhere({"prompts": texts} | numbers)
+    return Call(
+        prompts=prompts,
+        schedule=schedule,
+        shape=(prompts.batch, latent_channels, rows, columns),
+        time_ids=ids,
+        guided=guided,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        generators=generators,
+        seed=seed,
+        callback=Callback.of(given["callback_on_step_end"], given["callback_on_step_end_tensor_inputs"]),
+        output_type=given["output_type"],
+        return_dict=given["return_dict"],
+    )
+
+
+def _check_choices(output_type: object, return_dict: object, cross_attention_kwargs: object) -> None:
     if isinstance(output_type, str) and output_type == "pt":
         raise DistrijaxError(
             "output_type is 'pt', but torch is not used here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
@@ -86,39 +129,6 @@ def check_call(
             f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be loaded "
             "yet: leave it out"
         )
-    if pipe.dtype == jnp.float16 and jax.default_backend() == "cpu":
-        raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
-    guidance_scale = finite_number("guidance_scale", guidance_scale)
-    guidance_rescale = finite_number("guidance_rescale", guidance_rescale, 0, 1)
-    channels, latent_channels = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
-    if channels != latent_channels:
-        raise DistrijaxError(
-            f"this U-Net takes {channels} channels where latents have {latent_channels}; models for inpainting or "
-            "editing are not supported by this pipeline"
-        )
-    guided = guidance_scale > 1 and not pipe.distilled
-    because = "this model takes it as an input" if pipe.distilled else f"guidance_scale is {guidance_scale}"
-    pipe.parallel.check(pictures=prompts.batch, guided=guided, because=because)
-    rows, columns = size
-    pipe.layout(rows)
-    generators, seed = make_generators(generator, seed, noise, prompts.batch)
-    texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
-    check_same_everywhere(
-        {"prompts": texts, "size": size, "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
-    )
-    return Call(
-        prompts=prompts,
-        schedule=schedule,
-        shape=(prompts.batch, latent_channels, rows, columns),
-        guided=guided,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        generators=generators,
-        seed=seed,
-        callback=callback,
-        output_type=output_type,
-        return_dict=return_dict,
-    )
 
 
 def encode_texts(
@@ -146,7 +156,6 @@ def condition_on_text(
     pipe: "SDXLPipeline",
     call: Call,
     parts: "Parts",
-    time_ids: np.ndarray,
     tokenizers: Sequence[Any],
     encode: Callable[..., Any],
 ) -> TextInputs:
@@ -159,7 +168,7 @@ def condition_on_text(
             "its own text encoders make them"
         )
     check_time_ids(
-        time_ids.shape[-1],
+        call.time_ids.shape[-1],
         text.pooled.shape[-1],
         config.addition_time_embed_dim,
         config.projection_class_embeddings_input_dim,
@@ -169,7 +178,7 @@ def condition_on_text(
     if config.time_cond_proj_dim is not None:
         scale = jnp.full(call.prompts.batch, call.guidance_scale, jnp.float32)
         embedding = np.asarray(guidance_embedding(scale, config.time_cond_proj_dim))[None]  # [1, B, E]
-    return TextInputs(text.context, text.pooled, time_ids[-len(text.context) :], embedding)
+    return TextInputs(text.context, text.pooled, call.time_ids[-len(text.context) :], embedding)
 
 
 def first_inputs(

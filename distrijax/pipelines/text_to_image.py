@@ -5,17 +5,13 @@ from typing import Any
 
 from jax.typing import ArrayLike
 
-from distrijax.checks import whole_number
-from distrijax.errors import DistrijaxError
 from distrijax.pipelines.base import SDXLPipeline
-from distrijax.pipelines.callback import Callback, StepFunction
+from distrijax.pipelines.callback import StepFunction
+from distrijax.pipelines.images import picture_size
 from distrijax.pipelines.make import make_pictures
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import initial_latents
 from distrijax.pipelines.stages import check_call
-from distrijax.pipelines.steps import call_schedule
-from distrijax.text.prompt import PromptInputs
-from distrijax.text.time_ids import time_ids
 
 
 class StableDiffusionXLPipeline(SDXLPipeline):
@@ -99,61 +95,8 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         Raises:
             DistrijaxError: an argument is invalid; raised before anything is compiled.
         """
-        native, multiple = self.unet.config.native_size, self.vae_scale_factor
-        height = _picture_size("height", height, native[0] * multiple, multiple)
-        width = _picture_size("width", width, native[1] * multiple, multiple)
-        prompts = PromptInputs(
-            prompt,
-            prompt_2,
-            negative_prompt,
-            negative_prompt_2,
-            num_images_per_prompt,
-            clip_skip,
-            prompt_embeds,
-            negative_prompt_embeds,
-            pooled_prompt_embeds,
-            negative_pooled_prompt_embeds,
-        )
-        call = check_call(
-            self,
-            prompts,
-            call_schedule(self.scheduler, num_inference_steps, timesteps, sigmas, eta, denoising_end=denoising_end),
-            (height // multiple, width // multiple),
-            Callback.of(callback_on_step_end, callback_on_step_end_tensor_inputs),
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            generator=generator,
-            seed=seed,
-            noise=noise,
-            output_type=output_type,
-            return_dict=return_dict,
-            cross_attention_kwargs=cross_attention_kwargs,
-        )
-        ids = time_ids(
-            batch=prompts.batch,
-            size=(height, width),
-            original_size=original_size,
-            target_size=target_size,
-            crops_coords_top_left=crops_coords_top_left,
-            negative_original_size=negative_original_size,
-            negative_crops_coords_top_left=negative_crops_coords_top_left,
-            negative_target_size=negative_target_size,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-            requires_aesthetics_score=self.requires_aesthetics_score,
-        )
+        given = locals()
+        height, width = picture_size(self, height, width)
+        call = check_call(self, given, height // self.vae_scale_factor, width // self.vae_scale_factor)
         start = initial_latents(call.generators, call.shape, call.schedule, latents)
-        return make_pictures(self, call, ids, lambda _: start)
-
-
-def _picture_size(name: str, value: int | None, default: int, multiple: int) -> int:
-    """Return a side of the picture in pixels, checked to be a multiple of the VAE's scale factor."""
-    if value is None:
-        return default
-    size = whole_number(name, value)
-    if size < multiple or size % multiple:
-        below = max(multiple, size // multiple * multiple)
-        raise DistrijaxError(
-            f"{name} is {value}; it must be a multiple of {multiple} pixels, such as {below} or {below + multiple}"
-        )
-    return size
+        return make_pictures(self, call, lambda _: start)
