@@ -44,9 +44,12 @@ class Axes(TypedDict, total=False):
 
 
 def add_options(group: AnyGroup, *rows: Row) -> AnyGroup:
-    """Add options that take a value, from rows of flag, type, metavar and help; return the group."""
+    """Add options from rows of flag, type, metavar and help; return the group. One of type bool has a --no- form."""
     for flag, kind, metavar, meaning in rows:
-        group.add_argument(flag, type=kind, metavar=metavar, help=meaning)
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meaning)
+        else:
+            group.add_argument(flag, type=kind, metavar=metavar, help=meaning)
     return group
 
 

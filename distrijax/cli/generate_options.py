@@ -1,0 +1,89 @@
+"""The options of `distrijax generate`, group by group."""
+
+import argparse
+from pathlib import Path
+
+from distrijax.checks import DTYPES
+from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, add_options
+from distrijax.cli.start import STRENGTH
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.policies import MODES, TENSOR
+from distrijax.schedulers import SCHEDULERS
+
+
+def add_generate_options(command: argparse.ArgumentParser) -> None:
+    """Add the prompts and all options. Those that make a picture what it is have no default here: see `Settings`."""
+    command.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", default=[], help="what to draw; each prompt makes a picture of its own"
+    )
+    command.add_argument("--like", metavar="PNG", type=Path, help="use the settings of a picture made earlier")
+
+    add_options(
+        command.add_argument_group("model"),
+        ("--model", str, "SOURCE", f"{SOURCES} (default: demo)"),
+        *PARTS,
+    ).add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU, float32 on a CPU)")
+    add_options(
+        command.add_argument_group("picture"),
+        ("--prompt-2", str, "TEXT", "a prompt for the second text encoder (default: the same)"),
+        ("--negative-prompt", str, "TEXT", "what to avoid"),
+        ("--negative-prompt-2", str, "TEXT", "the same for the second text encoder"),
+        ("--height", int, "PIXELS", "a multiple of 8 (default: the model's own)"),
+        ("--width", int, "PIXELS", "a multiple of 8 (default: the model's own)"),
+        ("--seed", int, "N", "seed of the first picture of a prompt; the next has N + 1 (default: a new one)"),
+        ("--num-images", int, "N", "number of pictures of each prompt (default: 1)"),
+    )
+    how = "Start from a picture instead of noise. The result has its size, rounded down."
+    part = f"part of the steps to take, 0 to 1: the more, the less is left of the picture (default: {STRENGTH})"
+    add_options(
+        command.add_argument_group("image to image", how),
+        ("--image", str, "FILE", "the picture to start from, such as photo.png"),
+        ("--strength", float, "X", part),
+    )
+    add_options(
+        command.add_argument_group("sampling"),
+        ("--steps", int, "N", "denoising steps (default: 30)"),
+        ("--guidance-scale", float, "X", "how closely to follow the prompt; none at 1 or less (default: 5)"),
+        ("--guidance-rescale", float, "X", "against over-exposure by strong guidance, 0 to 1 (default: 0)"),
+        ("--scheduler", str, "NAME", f"{', '.join(SCHEDULERS)} (default: the checkpoint's)"),
+        ("--timestep-spacing", str, "NAME", "linspace, leading or trailing (default: the scheduler's)"),
+        ("--prediction-type", str, "NAME", "what the U-Net predicts: epsilon, v_prediction or sample"),
+        ("--eta", float, "X", "noise that ddim and tcd add in each step, 0 to 1 (default: 0)"),
+        ("--clip-skip", int, "N", "number of text encoder layers to skip below the penultimate one"),
+        ("--karras-sigmas", bool, "", "space the noise levels by the formula of Karras"),
+    )
+    devices = command.add_argument_group(
+        "devices",
+        "A picture can be spread over data x cfg x patch devices. --like uses the same ones again: with --emulate, a "
+        "picture that eight GPUs made can be made again on one.",
+    )
+    devices.add_argument("--auto", action="store_true", default=False, help="use all devices that are present")
+    exchanged = f"what devices exchange after the warm-up: {', '.join((*MODES, TENSOR))} (default: {Parallel.mode})"
+    add_options(
+        devices,
+        *AXIS_SIZES,
+        ("--mode", str, "NAME", exchanged),
+        ("--warmup-steps", int, "N", "synchronous steps after the first (default: 4)"),
+        ("--emulate", bool, "", "run virtual devices on a real one: slower, but the same picture"),
+    )
+
+    together = command.add_argument_group(
+        "processes",
+        "Several processes, on one machine or more, can make a picture together. Start each with the same options; "
+        "the first one writes the files.",
+    )
+    find = "find the other processes by Slurm, Open MPI or Kubernetes"
+    together.add_argument("--distributed", action="store_true", default=False, help=find)
+    add_options(
+        together,
+        ("--coordinator", str, "HOST:PORT", "where process 0 can be reached"),
+        ("--num-processes", int, "N", "number of processes"),
+        ("--process-id", int, "N", "number of this process, from 0"),
+    )
+    where = "where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)"
+    output = add_options(command.add_argument_group("output"), ("--output", Path, "PNG", where))
+    output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")
+    amount = output.add_mutually_exclusive_group()
+    amount.add_argument("--quiet", action="store_true", default=False, help="print only the pictures' paths")
+    verbose = "also print what each device sends, receives and holds, and the seconds of each stage"
+    amount.add_argument("--verbose", action="store_true", default=False, help=verbose)
