@@ -20,6 +20,8 @@ from distrijax import (
     StableDiffusionXLPipeline,
     scheduler_from_config,
 )
+from distrijax.pipelines import make, stages
+from distrijax.sampling.noise import TorchGenerator
 
 Pair = tuple[StableDiffusionXLImg2ImgPipeline, Any]
 
@@ -229,3 +231,46 @@ def test_bad_arguments(pair: Pair, call: dict[str, Any], message: str) -> None:
     ours, _ = pair
     with pytest.raises(DistrijaxError, match=message):
         ours(**({"prompt": PROMPT, "image": photo(), "num_inference_steps": 4} | call))
+
+
+@pytest.mark.parametrize("scheduler", ["euler ancestral", "dpm++ sde"])
+def test_draws_in_half_precision(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    """torch draws other numbers in bfloat16 if their count is no multiple of 16: here 9 x 11 x 4, 12 more than one."""
+    folder = tmp_path_factory.mktemp("half") / "base"
+    write_pipeline(folder, **CHECKPOINTS["base"])
+    ours = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=jnp.bfloat16, progress=False)
+    theirs = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(
+        folder, add_watermarker=False, torch_dtype=torch.bfloat16
+    )
+    drawn: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
+    draw, their_draw = TorchGenerator.randn, torch.randn
+
+    def randn(self: TorchGenerator, *args: Any) -> np.ndarray:
+        drawn["ours"].append(draw(self, *args))
+        return drawn["ours"][-1]
+
+    def their_randn(*args: Any, **options: Any) -> torch.Tensor:
+        noise = their_draw(*args, **options)
+        drawn["theirs"].append(noise.float().numpy())
+        return noise
+
+    def enough(*args: Any) -> None:
+        raise InterruptedError  # after everything is drawn, and before the loop is compiled
+
+    monkeypatch.setattr(make, "begin_compiling", lambda *args, **options: [])
+    monkeypatch.setattr(stages, "first_inputs", enough)
+    monkeypatch.setattr(TorchGenerator, "randn", randn)
+    monkeypatch.setattr(torch, "randn", their_randn)
+    config = BETAS | SCHEDULERS[scheduler]
+    ours.scheduler = scheduler_from_config(config)
+    theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    call = {"prompt": PROMPT, "image": photo(22, 18), "num_inference_steps": 4, "output_type": "latent"}
+    with pytest.raises(InterruptedError):
+        ours(seed=7, **call, strength=0.5)
+    theirs(generator=torch.Generator().manual_seed(7), **call, strength=0.5)
+    assert len(drawn["ours"]) == len(drawn["theirs"]) == 4  # the picture's latents, their noise, and two steps
+    for mine, other in zip(drawn["ours"], drawn["theirs"], strict=True):
+        assert mine.shape == other.shape == (1, 4, 9, 11)
+        assert np.abs(mine.astype(np.float32) - other).max() <= 2**-7  # a unit in the last place of numbers around 2

@@ -36,7 +36,8 @@ def as_latents(
     mean, logvar = (
         np.concatenate(parts * copies).astype(np.float32) for parts in map(list, zip(*moments, strict=True))
     )
-    noise = normal(generators[: len(mean)], mean.shape)
+    dtype = np.float32 if pipe.vae.config.force_upcast else pipe.vae.dtype  # which diffusers encodes in
+    noise = normal(generators[: len(mean)], mean.shape, dtype)
     return (mean + np.exp(0.5 * logvar) * noise) * np.float32(pipe.vae.config.scaling_factor)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from distrijax.checks import array_of, one_of, whole_number
 from distrijax.errors import DistrijaxError
@@ -19,10 +19,11 @@ from distrijax.schedulers import Schedule
 Generators = list[TorchGenerator | KeyGenerator]
 
 
-def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple[Generators, Seed]:
+def make_generators(generator: Any, seed: Seed, noise: str, batch: int, dtype: DTypeLike) -> tuple[Generators, Seed]:
     """Return one generator for the whole batch or one for each picture, and the seed that recreates them.
 
     The arguments are those of a call, and the number of its pictures; without generator and seed, the seed is new.
+    Numbers are drawn in the `dtype` of the U-Net, as in diffusers: torch draws others in half precision.
     """
     one_of("noise", noise, tuple(GENERATORS))
     if generator is not None and seed is not None:
@@ -34,7 +35,7 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
         keys = generator if typed else jax.random.wrap_key_data(generator)
         several = list(keys) if keys.ndim else [keys]
         _check_count("generators", len(several), batch, is_list=bool(keys.ndim))
-        return [KeyGenerator.from_key(key) for key in several], None
+        return [KeyGenerator.from_key(key, dtype) for key in several], None
     name = "seed" if generator is None else "generator"
     given: Any = seed if generator is None else generator
     if given is None:
@@ -42,7 +43,7 @@ def make_generators(generator: Any, seed: Seed, noise: str, batch: int) -> tuple
     is_list = np.ndim(given) > 0 if isinstance(given, np.ndarray | Array) else isinstance(given, list | tuple)
     seeds = [_seed(name, each) for each in (given if is_list else [given])]
     _check_count("seeds", len(seeds), batch, is_list=is_list)
-    return [GENERATORS[noise](each) for each in seeds], seeds if is_list else seeds[0]
+    return [GENERATORS[noise](each, dtype) for each in seeds], seeds if is_list else seeds[0]
 
 
 def _is_key(generator: Any) -> bool:
@@ -73,10 +74,10 @@ def _check_count(what: str, count: int, batch: int, *, is_list: bool) -> None:
         raise DistrijaxError(f"{count} {what} for {batch} pictures; give one number, or a list of one for each")
 
 
-def normal(generators: Generators, shape: tuple[int, ...]) -> np.ndarray:
-    """Return noise [B, h, w, C] of this shape, drawn in diffusers' order of axes."""
+def normal(generators: Generators, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray:
+    """Return noise [B, h, w, C] of this shape, drawn in diffusers' order of axes, and in `dtype` if there is one."""
     b, h, w, c = shape
-    return randn(generators, (b, c, h, w)).transpose(0, 2, 3, 1)
+    return randn(generators, (b, c, h, w), dtype).transpose(0, 2, 3, 1)
 
 
 def initial_latents(
@@ -90,12 +91,14 @@ def initial_latents(
     return start.transpose(0, 2, 3, 1) * np.float32(schedule.init_noise_sigma)
 
 
-def step_noise(generators: Generators, shape: tuple[int, ...], schedule: Schedule) -> np.ndarray | None:
+def step_noise(
+    generators: Generators, shape: tuple[int, ...], schedule: Schedule, dtype: DTypeLike | None
+) -> np.ndarray | None:
     """Return the noise of every step, [S, B, h, w, C], zero where a step draws none; None if no step draws any."""
     if not schedule.draws.any():
         return None
     nothing = np.zeros(shape, np.float32)
-    noise = np.stack([randn(generators, shape) if draws else nothing for draws in schedule.draws])
+    noise = np.stack([randn(generators, shape, dtype) if draws else nothing for draws in schedule.draws])
     return noise.transpose(0, 1, 3, 4, 2)
 
 

@@ -95,7 +95,7 @@ def check_call(
         requires_aesthetics_score=pipe.requires_aesthetics_score,
         image_to_image=image_to_image,
     )
-    generators, seed = call_with(make_generators, given, batch=prompts.batch)
+    generators, seed = call_with(make_generators, given, batch=prompts.batch, dtype=pipe.dtype)
     texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
     numbers = {"size": (rows, columns), "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
     check_same_everywhere({"prompts": texts} | numbers)
@@ -208,7 +208,7 @@ def first_inputs(
 def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, latents: np.ndarray) -> Array:
     """Take all steps from `latents` [B, h, W, C]; return [B, >= h, W, C], whose rows past the picture's are padding."""
     with pipe.programs.timed("denoising"):
-        noise = step_noise(call.generators, call.shape, call.schedule)
+        noise = step_noise(call.generators, call.shape, call.schedule, pipe.scheduler.noise_dtype)
         inputs = first_inputs(pipe, call, parts, text, latents, noise, pipe.programs.condition)
         return run_loop(pipe, inputs, text, call.schedule, pipe.layout(latents.shape[1]), call.callback)
 

@@ -35,12 +35,13 @@ class TorchGenerator:
 
     Args:
         seed: from -2**63 to 2**64 - 1. torch uses its low 32 bits only; negative ones count down from 2**64.
+        dtype: of the numbers unless `randn` is given another, float32, float16 or bfloat16.
 
     Raises:
         DistrijaxError: the seed is not a whole number, or outside torch's range.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, dtype: np.typing.DTypeLike = np.float32) -> None:
         try:
             seed = operator.index(seed)
         except TypeError:
@@ -52,17 +53,19 @@ class TorchGenerator:
         self._bits = np.random.MT19937()
         self._bits.state = state
         self._kept: float | None = None
+        self.dtype = np.dtype(dtype)
 
-    def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike | None = None) -> np.ndarray:
         """Return `torch.randn(shape, generator=self, dtype=dtype)`; the sequence advances as torch's does.
 
         Args:
             shape: in torch's order, [B, C, H, W] for latents: the order in memory is the order of the sequence.
-            dtype: float32, float16 or bfloat16.
+            dtype: float32, float16 or bfloat16; by default the generator's own.
 
         Returns:
             Array of that shape and dtype.
         """
+        dtype = self.dtype if dtype is None else dtype
         if np.dtype(dtype) not in _DTYPES:
             supported = ", ".join(map(str, _DTYPES))
             raise DistrijaxError(f"noise of dtype {np.dtype(dtype)} is not supported; supported: {supported}")
@@ -113,43 +116,51 @@ class KeyGenerator:
 
     Args:
         seed: from -2**63 to 2**64 - 1; all 64 bits count.
+        dtype: of the numbers unless `randn` is given another.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, dtype: np.typing.DTypeLike = np.float32) -> None:
         if not -(2**63) <= seed < 2**64:
             raise DistrijaxError(f"the seed must be from -2**63 to 2**64 - 1, got {seed}")
         low, high = seed % 2**32, (seed >> 32) % 2**32  # JAX itself drops the upper half unless x64 is enabled
         self._key = jax.random.fold_in(jax.random.key(np.uint32(low)), np.uint32(high))
+        self.dtype = np.dtype(dtype)
 
     @classmethod
-    def from_key(cls, key: Array) -> Self:
+    def from_key(cls, key: Array, dtype: np.typing.DTypeLike = np.float32) -> Self:
         """Return the generator of a typed key, such as `jax.random.key` makes."""
         self = cls.__new__(cls)
-        self._key = key
+        self._key, self.dtype = key, np.dtype(dtype)
         return self
 
-    def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    def randn(self, shape: Sequence[int], dtype: np.typing.DTypeLike | None = None) -> np.ndarray:
         """Return normal numbers of that shape and dtype; the next call returns others."""
         self._key, key = jax.random.split(self._key)
-        return np.asarray(jax.random.normal(key, tuple(shape), jnp.float32)).astype(dtype)
+        return np.asarray(jax.random.normal(key, tuple(shape), jnp.float32)).astype(
+            self.dtype if dtype is None else dtype
+        )
 
 
 GENERATORS: dict[str, type[TorchGenerator] | type[KeyGenerator]] = {"torch": TorchGenerator, "jax": KeyGenerator}
 
 
 def randn(
-    generators: Sequence[TorchGenerator | KeyGenerator], shape: Sequence[int], dtype: np.typing.DTypeLike = np.float32
+    generators: Sequence[TorchGenerator | KeyGenerator],
+    shape: Sequence[int],
+    dtype: np.typing.DTypeLike | None = None,
 ) -> np.ndarray:
-    """Return noise for a batch, of that shape and dtype, as diffusers' `randn_tensor` draws it.
+    """Return noise for a batch as diffusers' `randn_tensor` draws it, in float32.
 
     Args:
         generators: one for the whole batch, or one for each picture.
         shape: [B, ...] in torch's order.
+        dtype: to draw and round the numbers in; by default the generators' own.
     """
     if len(generators) == 1:
-        return generators[0].randn(shape, dtype)
+        return generators[0].randn(shape, dtype).astype(np.float32)
     if len(generators) != shape[0]:
         raise DistrijaxError(
             f"{len(generators)} generators for a batch of {shape[0]}: give one, or one for each picture"
         )
-    return np.concatenate([generator.randn((1, *shape[1:]), dtype) for generator in generators])
+    noise = [generator.randn((1, *shape[1:]), dtype) for generator in generators]
+    return np.concatenate(noise).astype(np.float32)

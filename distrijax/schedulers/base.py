@@ -39,6 +39,7 @@ class Scheduler:
         aliases: values of other classes' options of the same name that diffusers replaces silently.
         custom: which of "timesteps" and "sigmas" the caller of `schedule` may choose.
         whole_timesteps: whether custom timesteps must be whole numbers, because they index the training tables.
+        noise_dtype: dtype in which diffusers draws the noise of steps; None if it is that of the U-Net.
         largest_eta: upper bound of `eta`; None if the scheduler ignores it.
 
     Raises:
@@ -64,6 +65,7 @@ class Scheduler:
     aliases: ClassVar[dict[str, dict[str, str]]] = {}
     custom: ClassVar[tuple[str, ...]] = ()
     whole_timesteps: ClassVar[bool] = True
+    noise_dtype: ClassVar[type | None] = None
     largest_eta: ClassVar[float | None] = None
 
     # ----------------------------------------------------------------------------------------------------- the options

@@ -48,6 +48,7 @@ class DPMSolverMultistepScheduler(Scheduler):
     }
     off: ClassVar = ("thresholding", "use_flow_sigmas", "use_dynamic_shifting", "variance_type")
     custom: ClassVar = ("timesteps",)
+    noise_dtype = np.float32
 
     def _build(self, request: Request) -> Schedule:
         times, levels = self._placed(request.steps, request.timesteps)
