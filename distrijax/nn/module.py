@@ -1,8 +1,9 @@
 """Layer names of models, their structure without weights, and their weights as a flat tuple."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Generic, Self, TypedDict, TypeVar
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, Generic, Self, TypedDict, TypeVar
 
 import jax
 from flax import nnx
@@ -60,6 +61,7 @@ def abstract(model: Callable[..., M], config: C, dtype: DTypeLike) -> M:
 
 
 _STRUCTURES: dict[PyTreeDef, PyTreeDef] = {}
+_KINDS: dict[Hashable, int] = {}
 
 
 @jax.tree_util.register_dataclass
@@ -84,3 +86,13 @@ class Weights(Generic[M]):
     def module(self) -> M:
         """Return the module with these arrays."""
         return jax.tree.unflatten(self.structure, self.arrays)
+
+    @cached_property
+    def kind(self) -> int:
+        """A number that weights of the same structure, shapes and dtypes share: comparing those takes 0.2 ms."""
+        return _KINDS.setdefault((self.structure, tuple(map(type_of, self.arrays))), len(_KINDS))
+
+
+def type_of(x: Any) -> Hashable:
+    """Return the shape and dtype of an array: the same as `jax.typeof`, which takes twenty times as long."""
+    return getattr(x, "aval", None) or jax.typeof(x)

@@ -1,7 +1,7 @@
 """The inputs of the denoising program, built in one place: from arrays, or from shapes to compile without weights."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
@@ -86,10 +86,9 @@ class LoopInputs(NamedTuple):
 
     def with_turns(self, start: int, stop: int, parallel: Parallel) -> Self:
         """Return the inputs for a dispatch of these steps of the placed table."""
-        turns: Any = np.array([start, stop], np.int32)
-        if isinstance(self.steps.timesteps, jax.ShapeDtypeStruct):
-            turns = _shape(turns)
-        return self._replace(turns=place(turns, P(), parallel))
+        return self._replace(
+            turns=_turns(start, stop, parallel, shapes=isinstance(self.steps.timesteps, jax.ShapeDtypeStruct))
+        )
 
 
 def loop_inputs(
@@ -222,6 +221,14 @@ def pad_rows(x: H, layout: SlabLayout, axis: int) -> H:
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((*x.shape[:axis], layout.padded_height, *x.shape[axis + 1 :]), x.dtype)
     return np.pad(x, [(0, layout.padding if i == axis else 0) for i in range(x.ndim)])
+
+
+@lru_cache(maxsize=256)
+def _turns(start: int, stop: int, parallel: Parallel, *, shapes: bool) -> Array:
+    """Return the placed numbers of two steps, which every picture needs again: placing them takes 0.1 ms."""
+    turns = np.array([start, stop], np.int32)
+    placed: Any = place(_shape(turns) if shapes else turns, P(), parallel)
+    return placed
 
 
 def _shape(x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
