@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from parallel_helpers import small_pipeline
 
 from distrijax import Parallel, StableDiffusionXLPipeline, scheduler_from_config
 from distrijax.demo import MODEL
 from distrijax.errors import DistrijaxError
+from distrijax.models.unet import UNet
 from distrijax.pipelines import loop
 from distrijax.runtime.compile import Program
 
@@ -82,18 +84,27 @@ def walks() -> Iterator[Counter[str]]:
         sys.setprofile(None)
 
 
-def test_modules_are_walked_once_a_picture_and_not_in_dispatches() -> None:
+def test_modules_are_walked_once_and_changed_weights_are_seen() -> None:
     pipe = small_pipeline()
     pipe.parallel = Parallel()
     call = CALL | {"output_type": "np", "num_inference_steps": 7}
-    pipe(**call)
-    with walks() as once:
-        pipe.place_parts()
-    assert once["UNet"] == once["VAE"] == 1
-    assert once.total() > 100
+    before = pipe(**call).images
     with walks() as counts:
-        pipe(**call)
-    assert counts == once
+        again = pipe(**call).images
+    assert not counts
+    assert np.array_equal(again, before)
+
+    bias = pipe.unet.conv_out.bias.get_value()
+    pipe.unet.conv_out.bias.set_value(bias + 1)
+    with walks() as counts:
+        changed = pipe(**call).images
+    assert counts["UNet"] > 0 == counts["VAE"]
+    assert not np.array_equal(changed, before)
+    pipe.unet.conv_out.bias.set_value(np.asarray(bias))  # not on the devices yet
+    assert np.array_equal(pipe(**call).images, before)
+
+    pipe.unet = UNet(pipe.unet.config, jnp.float32, rngs=nnx.Rngs(1))
+    assert not np.array_equal(pipe(**call).images, before)
 
 
 def test_compiling_ahead(capsys: pytest.CaptureFixture[str]) -> None:

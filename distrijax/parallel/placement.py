@@ -42,7 +42,7 @@ def place_model(model: M, parallel: Parallel) -> M:
     The kernels of convolutions get the order of axes that is fast on these devices, in `model` too.
     """
     order_kernels(model, parallel.kernel_order)
-    placed = all(x.sharding == parallel.replicated for x in jax.tree.leaves(model))
+    placed = all(getattr(x, "sharding", None) == parallel.replicated for x in jax.tree.leaves(model))
     return model if placed else put(model, parallel.replicated)
 
 

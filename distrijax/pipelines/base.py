@@ -21,7 +21,7 @@ from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.conv import order_kernels
-from distrijax.nn.module import Weights
+from distrijax.nn.module import Collected, Weights
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place_model
@@ -90,7 +90,7 @@ class SDXLPipeline:
         self.parallel = Parallel() if parallel is None else parallel
         for part in (unet, vae):
             order_kernels(part, self.parallel.kernel_order)
-        self._ordered = set[tuple[int, str]]()  # structures of models whose kernels have the order of these devices
+        self._collected = dict[str, tuple[Parallel, Collected]]()  # the weights of networks that have been placed
         self.interrupt = self._interrupt = self.only_compiles = False
         self.set_progress_bar_config()
         self.programs = programs or Programs(self._report)
@@ -313,18 +313,18 @@ class SDXLPipeline:
 
     def place_parts(self) -> Parts:
         """Return the weights, after moving those of parts that the caller has replaced to the devices of the others."""
-        parts, order = {}, self.parallel.kernel_order
-        for name in _NETWORKS:
-            if (part := getattr(self, name)) is None:
-                continue
-            weights, spreads = Weights.of(part), name == "unet" and self.parallel.mode == TENSOR
-            ordered = (id(weights.structure), order) in self._ordered  # of which each is kept, so the id is no other's
-            if spreads or not ordered or any(x.sharding != self.parallel.replicated for x in weights.arrays):
-                setattr(self, name, (spread_weights if spreads else place_model)(part, self.parallel))
-                weights = Weights.of(getattr(self, name))
-                self._ordered.add((id(weights.structure), order))
-            parts[name] = weights
-        return parts
+        return {name: self._placed(name) for name in _NETWORKS if getattr(self, name) is not None}
+
+    def _placed(self, name: str) -> Weights:
+        part, spreads = getattr(self, name), name == "unet" and self.parallel.mode == TENSOR
+        parallel, known = self._collected.get(name, (None, None))
+        if known is None or known.module is not part or parallel != self.parallel or known.changed():
+            setattr(self, name, (spread_weights if spreads else place_model)(part, self.parallel))
+            known = Collected(getattr(self, name))
+            self._collected[name] = self.parallel, known
+            if not spreads and isinstance(known.weights.arrays[0], jax.Array):
+                check_same_everywhere({f"{name}'s weights": known.weights.arrays})
+        return known.weights
 
 
 _KINDS = get_type_hints(SDXLPipeline.__init__)

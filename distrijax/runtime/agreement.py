@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,12 +72,16 @@ def check_same_everywhere(values: Mapping[str, object]) -> None:
 def _summary(value: object) -> str:
     """Return a value's text if it is short, otherwise a digest of it."""
     leaves, structure = jax.tree.flatten(value)
-    arrays = [np.asarray(leaf) if isinstance(leaf, np.ndarray | jax.Array) else None for leaf in leaves]
-    if not any(array is not None for array in arrays) and len(repr(value)) <= 80:
+    if not any(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves) and len(repr(value)) <= 80:
         return repr(value)
     digest = hashlib.sha256(str(structure).encode())
-    for leaf, array in zip(leaves, arrays, strict=True):
-        digest.update(repr(leaf if array is None else (array.shape, array.dtype.name, array.tobytes())).encode())
+    for leaf in leaves:
+        text = repr(leaf)
+        if isinstance(leaf, np.ndarray | jax.Array):
+            array = np.asarray(leaf)
+            data: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            text = f"{array.shape} {array.dtype} {zlib.crc32(data)}"  # reads 2.5 GB/s, and weights are gigabytes
+        digest.update(text.encode())
     return f"something with the digest {digest.hexdigest()[:16]}"
 
 
