@@ -7,6 +7,7 @@ from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
 from distrijax.parallel.options import Parallel
 from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
+from distrijax.pipelines.inpaint import StableDiffusionXLInpaintPipeline
 from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.schedulers import (
@@ -30,6 +31,7 @@ __all__ = [
     "LCMScheduler",
     "Parallel",
     "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLPipelineOutput",
     "TCDScheduler",

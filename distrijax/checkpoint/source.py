@@ -13,7 +13,7 @@ from distrijax.checkpoint.known import KNOWN, published
 from distrijax.checkpoint.single_file import SingleFile
 from distrijax.checkpoint.tokenizers import sdxl_tokenizers
 from distrijax.checks import variant_of
-from distrijax.config import UNetConfig
+from distrijax.config import UNetConfig, VAEConfig
 from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
@@ -148,13 +148,16 @@ def _scheduler(given: Scheduler | str | Path | None, own: Callable[[], Json]) ->
 
 
 def _check_channels(components: Mapping[str, Component], path: Path) -> None:
-    """Refuse U-Nets that read a mask or another picture beside the latents, and VAEs of other models."""
-    unet, latents = components["unet"].config, getattr(components["vae"].config, "latent_channels", None)
+    """Refuse U-Nets that read another picture beside the latents, and VAEs of other models."""
+    unet, vae = components["unet"].config, components["vae"].config
     assert isinstance(unet, UNetConfig)
-    if (unet.in_channels, unet.out_channels) != (latents, latents):
-        kinds = {9: ", as one for inpainting", 8: ", as one for editing by instructions (InstructPix2Pix, CosXL Edit)"}
+    assert isinstance(vae, VAEConfig)
+    latents = vae.latent_channels
+    allowed = (latents, 2 * latents + 1)  # without or with a mask and a masked picture
+    if unet.in_channels not in allowed or unet.out_channels != latents:
+        edits = ", as one for editing by instructions (InstructPix2Pix, CosXL Edit)"
         raise DistrijaxError(
             f"{path}: the U-Net has {unet.in_channels} input and {unet.out_channels} output channels"
-            f"{kinds.get(unet.in_channels, '')}, but the VAE's latents have {latents}; no pipeline here can feed "
-            f"it: use a U-Net with {latents}"
+            f"{edits if unet.in_channels == 2 * latents else ''}, but the VAE's latents have {latents}; no pipeline "
+            f"here can feed it: use a U-Net with {latents}, or {allowed[1]} for inpainting"
         )

@@ -1,13 +1,16 @@
 """The pieces that devices compute in a step for each other, and the messages that deliver them."""
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from distrijax.parallel.transport import Edges, Transport
+
+T = TypeVar("T")
 
 MeanVariance = tuple[Array, Array]  # fp32 [B, G] each
 KeysValues = tuple[Array, Array]  # [t, B, C] each; of all devices [N * t, B, C]
@@ -61,6 +64,14 @@ class Carried:
     riders: dict[str, Edges] = dataclasses.field(default_factory=dict)
     moments: Moments | None = None
     tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+
+    def second_half(self) -> "Carried":
+        """Return the pieces of the second half of the pictures: of the second of two guidance branches."""
+
+        def half(axis: int, tree: T) -> T:
+            return jax.tree.map(lambda x: lax.slice_in_dim(x, x.shape[axis] // 2, None, axis=axis), tree)
+
+        return Carried(half(0, self.halos), half(0, self.riders), half(2, self.moments), half(1, self.tokens))
 
 
 @dataclasses.dataclass(frozen=True)

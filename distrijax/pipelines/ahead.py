@@ -8,6 +8,8 @@ import numpy as np
 
 from distrijax.parallel.options import for_autoencoder
 from distrijax.parallel.placement import place
+from distrijax.pipelines.loop import static_arguments
+from distrijax.pipelines.maps import Start
 from distrijax.pipelines.stages import Call, condition_on_text, first_inputs
 from distrijax.runtime.compile import Prepared, Program
 from distrijax.sampling.programs import CARRY
@@ -45,9 +47,10 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
     latents, noise = jax.ShapeDtypeStruct((batch, rows, columns, channels), np.float32), None
     if call.schedule.draws.any():
         noise = jax.ShapeDtypeStruct((len(call.schedule), *latents.shape), np.float32)
-    inputs = first_inputs(pipe, call, parts, text, latents, noise, partial(begin, programs.condition))
+    maps = {name: jax.ShapeDtypeStruct((*latents.shape[:3], n), np.float32) for name, n in call.maps.channels.items()}
+    inputs = first_inputs(pipe, call, parts, text, Start(latents, maps), noise, partial(begin, programs.condition))
     inputs = inputs.with_steps(0, 1, parallel)
-    static = {"parallel": parallel.program_key, "layout": pipe.layout(rows), "scheduler": pipe.scheduler}
+    static = static_arguments(pipe, call)
     for _, phase in parallel.phases(len(call.schedule)):
         carry, *_ = begin(programs.denoise[phase.name], *inputs, **static, phase=phase)
         inputs = inputs._replace(carry=place(jax.tree.map(_shape, carry), CARRY, parallel))

@@ -27,6 +27,7 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place_model
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
+from distrijax.pipelines.cutoff import GuidanceState
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
@@ -48,14 +49,11 @@ class LoadOptions(SourceOptions, total=False):
     torch_dtype: DTypes
 
 
-class SDXLPipeline:
+class SDXLPipeline(GuidanceState):
     """A checkpoint of the SDXL family on its devices: base or refiner U-Net, one or two text encoders.
 
     Most callers want `from_pretrained`. The parts are attributes and may be replaced, as in
     `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`.
-
-    Attributes:
-        interrupt: a step callback may set it, or `_interrupt` as in diffusers, to true to skip the remaining steps.
 
     Args:
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler: the parts. A refiner has neither
@@ -91,8 +89,9 @@ class SDXLPipeline:
         for part in (unet, vae):
             order_kernels(part, self.parallel.kernel_order)
         self._collected = dict[str, tuple[Parallel, Collected]]()  # the weights of networks that have been placed
-        self.interrupt = self._interrupt = self.only_compiles = False
+        self.only_compiles = False
         self.set_progress_bar_config()
+        self.check_channels()
         self.programs = programs or Programs(self._report)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -301,6 +300,24 @@ class SDXLPipeline:
     def distilled(self) -> bool:
         """Whether guidance is an input of the U-Net (LCM) instead of a combination of two of its outputs."""
         return self.unet.config.time_cond_proj_dim is not None
+
+    def check_channels(self) -> None:
+        """Raise DistrijaxError unless the U-Net takes what this pipeline gives it."""
+        latents = self.vae.config.latent_channels
+        extra = self.unet.config.in_channels - latents
+        if extra in self.extra_channels:
+            return
+        cure = "use one that takes as many"
+        if extra == 1 + latents:
+            cure = "it is one for inpainting: load it with StableDiffusionXLInpaintPipeline"
+        elif extra == latents:
+            cure = "it is one for editing by instructions (InstructPix2Pix), which no pipeline here can feed"
+        raise DistrijaxError(f"the U-Net has {latents + extra} input channels, but latents have {latents}; {cure}")
+
+    @property
+    def extra_channels(self) -> tuple[int, ...]:
+        """The numbers of input channels beside the latents that a U-Net may have in this pipeline."""
+        return (0,)
 
     def layout(self, rows: int) -> SlabLayout:
         """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""

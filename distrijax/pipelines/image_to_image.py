@@ -15,6 +15,7 @@ from distrijax.pipelines.callback import StepFunction
 from distrijax.pipelines.images import ImageInput, Pictures, preprocess_images
 from distrijax.pipelines.latents import as_latents, check_divides, repeat_to
 from distrijax.pipelines.make import make_pictures
+from distrijax.pipelines.maps import Start
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import checked_latents, normal
 from distrijax.pipelines.stages import check_call
@@ -92,17 +93,17 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         call = check_call(self, given, *pictures.latent_size(scale), image_to_image=True)
         if latents is not None:
             clean = checked_latents(latents, call.shape).transpose(0, 2, 3, 1)
-            return make_pictures(self, call, lambda _: clean)
+            return make_pictures(self, call, lambda _: Start(clean))
         batch = call.prompts.batch
         check_divides("images", len(pictures.values), batch)
 
-        def start(vae: Weights[VAE]) -> np.ndarray:
+        def start(vae: Weights[VAE]) -> Start:
             # With a generator for each picture of the batch, each draws its own noise for an image that they share.
             copies = batch // len(pictures.values) if len(call.generators) > 1 else 1
             clean = repeat_to(batch, as_latents(self, vae, pictures, call.generators, copies))
             if denoising_start is not None:
-                return clean
-            return np.asarray(call.schedule.add_noise(clean, normal(call.generators, clean.shape)))
+                return Start(clean)
+            return Start(np.asarray(call.schedule.add_noise(clean, normal(call.generators, clean.shape))))
 
         return make_pictures(self, call, start, encodes=not pictures.is_latent)
 

@@ -31,23 +31,25 @@ class Pictures(NamedTuple):
         return (height, width) if self.is_latent else (height // scale_factor, width // scale_factor)
 
 
-def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -> Pictures:
+def preprocess_images(
+    images: ImageInput, multiple: int, latent_channels: int, size: tuple[int, int] | None = None
+) -> Pictures:
     """Return pictures as diffusers' `VaeImageProcessor` reads them, converted to RGB.
 
-    Sizes are rounded down to a multiple, by Lanczos for PIL images and by nearest neighbour for arrays. diffusers does
-    not convert to RGB: it takes RGBA images for latents and fails on greyscale ones.
+    PIL images are resized by Lanczos, arrays by nearest neighbour. diffusers does not convert to RGB: it takes RGBA
+    images for latents and fails on greyscale ones.
+
+    Args:
+        multiple: of pixels, to which the first image's size is rounded down, the size of all.
+        latent_channels: the number of channels that tells latents, which are returned as they are.
+        size: height and width, in place of the first image's.
 
     Raises:
         DistrijaxError: the images are not pictures, or have different sizes.
     """
-    several = list(images) if isinstance(images, list | tuple) else [images]
-    if not several:
-        raise DistrijaxError("image is an empty list; give one picture or more")
-    pil = [image for image in several if isinstance(image, Image.Image)]
-    if len(pil) == len(several):
-        return Pictures(_from_pil(pil, multiple), is_latent=False)
+    several, pil = listed("image", images)
     if pil:
-        raise DistrijaxError("image mixes PIL images with arrays; give pictures of one kind")
+        return Pictures(_from_pil(pil, multiple, size), is_latent=False)
     arrays, first = [_on_host(image) for image in several], several[0]
     if any(array.ndim not in (3, 4) for array in arrays):
         shapes = ", ".join(str(list(array.shape)) for array in arrays)
@@ -60,22 +62,34 @@ def preprocess_images(images: ImageInput, multiple: int, latent_channels: int) -
     if batch.shape[1] == latent_channels and not (is_numpy and batch.shape[-1] in _CHANNELS_LAST):
         return Pictures(batch.transpose(0, 2, 3, 1), is_latent=True)
     batch = _rgb(batch if is_numpy else batch.transpose(0, 2, 3, 1))
-    size = tuple(length - length % multiple for length in batch.shape[1:3])
-    _check_size(size, batch.shape[1:3], multiple)
-    batch = _nearest(_nearest(batch, size[0], axis=1), size[1], axis=2)
+    if size is None:
+        size = _rounded_down(batch.shape[1:3], multiple)
+    batch = nearest(nearest(batch, size[0], axis=1), size[1], axis=2)
     return Pictures(batch if batch.min() < 0 else 2 * batch - 1, is_latent=False)  # below zero: in [-1, 1] already
 
 
-def _from_pil(images: Sequence[Image.Image], multiple: int) -> np.ndarray:
-    width, height = (length - length % multiple for length in images[0].size)
-    _check_size((height, width), images[0].size[::-1], multiple)
+def listed(name: str, images: Any) -> tuple[list[Any], list[Image.Image]]:
+    """Return pictures as a list, and the same again if they are PIL images, or an empty list if they are arrays."""
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    if not several:
+        raise DistrijaxError(f"{name} is an empty list; give one picture or more")
+    pil = [image for image in several if isinstance(image, Image.Image)]
+    if pil and len(pil) < len(several):
+        raise DistrijaxError(f"{name} mixes PIL images with arrays; give pictures of one kind")
+    return several, pil
+
+
+def _from_pil(images: Sequence[Image.Image], multiple: int, size: tuple[int, int] | None) -> np.ndarray:
+    height, width = size or _rounded_down(images[0].size[::-1], multiple)
     resized = [image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for image in images]
     return 2 * (np.stack([np.asarray(image) for image in resized]).astype(np.float32) / 255) - 1
 
 
-def _check_size(size: tuple[int, ...], of: tuple[int, ...], multiple: int) -> None:
+def _rounded_down(size: tuple[int, ...], multiple: int) -> tuple[int, int]:
+    height, width = size
     if min(size) < multiple:
-        raise DistrijaxError(f"image is {of[0]}x{of[1]} pixels; it must be at least {multiple}x{multiple}")
+        raise DistrijaxError(f"image is {height}x{width} pixels; it must be at least {multiple}x{multiple}")
+    return height - height % multiple, width - width % multiple
 
 
 def _on_host(image: Any) -> np.ndarray:
@@ -90,7 +104,7 @@ def _rgb(images: np.ndarray) -> np.ndarray:  # [B, H, W, C] -> [B, H, W, 3]
     return np.repeat(images, 3, axis=-1) if channels == 1 else images[..., :3]
 
 
-def _nearest(images: np.ndarray, length: int, axis: int) -> np.ndarray:
+def nearest(images: np.ndarray, length: int, axis: int) -> np.ndarray:
     """Return images with one axis resized as torch's `interpolate` does by default."""
     scale = np.float32(images.shape[axis] / length)
     index = np.minimum(np.floor(np.arange(length, dtype=np.float32) * scale), images.shape[axis] - 1)

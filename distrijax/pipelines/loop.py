@@ -4,37 +4,36 @@ import dataclasses
 import time
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax import Array
 from tqdm import tqdm
 
-from distrijax.parallel.layout import SlabLayout
-from distrijax.pipelines.callback import Callback, call_back
+from distrijax.pipelines.callback import Held, call_back
 from distrijax.pipelines.finite import check_steps
 from distrijax.runtime.processes import is_first
-from distrijax.sampling.inputs import LoopInputs, TextInputs
-from distrijax.schedulers import Schedule
+from distrijax.sampling.inputs import LoopInputs
 
 if TYPE_CHECKING:
     from distrijax.pipelines.base import SDXLPipeline
+    from distrijax.pipelines.stages import Call
 
 
-def run_loop(
-    pipe: "SDXLPipeline",
-    inputs: LoopInputs,
-    text: TextInputs,
-    schedule: Schedule,
-    layout: SlabLayout,
-    callback: Callback | None,
-) -> Array:
+def static_arguments(pipe: "SDXLPipeline", call: "Call") -> dict[str, Any]:
+    """Return the static arguments of the denoising program that all of a call's phases share."""
+    layout = pipe.layout(call.shape[2])
+    shared = {"parallel": pipe.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
+    return shared | {"after_step": call.maps.after_step}
+
+
+def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held) -> Array:
     """Take all steps and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
 
     A dispatch takes several steps without the host, and the next one is queued before it ends, so the devices never
     wait; the host waits for its end only to advance the bar. With a callback, each dispatch is one step.
     """
-    parallel, total, start, length = pipe.parallel, len(schedule), 0, 1
+    parallel, callback, total, start, length = pipe.parallel, call.callback, len(call.schedule), 0, 1
     phases = [phase for count, phase in parallel.phases(total) for _ in range(count)]
     if parallel.policy.carries and not phases[-1].policy.carries and is_first():
         warnings.warn(
@@ -42,28 +41,27 @@ def run_loop(
             "lower warmup_steps, transfers overlap with computation in the others",
             stacklevel=5,
         )
-    static = {"parallel": parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
-    carry, now, placed, running = inputs.carry, inputs, range(0), deque[tuple[Array, int, int]]()
-    pipe.interrupt = pipe._interrupt = False
+    static, running = static_arguments(pipe, call), deque[tuple[Array, int, int]]()
+    table, placed = inputs.steps, range(0)
+    pipe.begin_steps(total, call.guidance_scale, call.guidance_rescale)
     with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
         ended = time.perf_counter()
-        while start < total and not (pipe.interrupt or pipe._interrupt):
+        while start < total and not pipe.interrupted:
             phase = phases[start]
             stop = min(start + length, start + phases[start:].count(phase))
             if stop > placed.stop:
-                now, placed = inputs.with_steps(start, stop, parallel), range(start, start + inputs.rows)
-            else:
-                now = now.with_turns(start - placed.start, stop - placed.start, parallel)
+                table, placed = inputs.with_steps(start, stop, parallel).steps, range(start, start + inputs.rows)
+            now = inputs._replace(steps=table).with_turns(start - placed.start, stop - placed.start, parallel)
             if not phase.policy.carries:
                 # No step uses what the dispatch before left. Without it, all dispatches run the first one's program.
-                carry = dataclasses.replace(carry, pieces=None)
-            carry, finite, _ = pipe.programs.denoise[phase.name](*now._replace(carry=carry), **static, phase=phase)
+                now = now._replace(carry=dataclasses.replace(now.carry, pieces=None))
+            carry, finite, _ = pipe.programs.denoise[phase.name](*now, **static, phase=phase)
             running.append((finite, start, stop))
+            inputs = inputs._replace(carry=carry)
             if callback is not None:
-                carry, text, cond = call_back(pipe, callback, inputs, start, schedule, carry, text, layout, finite)
-                inputs, now = inputs._replace(cond=cond), now._replace(cond=cond)
+                inputs, held = call_back(pipe, call, callback, inputs, held, start, finite)
             start = stop
-            last = start == total or pipe.interrupt or pipe._interrupt
+            last = start == total or pipe.interrupted
             while len(running) > (not last):  # one more may run while the host waits
                 finite, first, end = running.popleft()
                 check_steps(finite, first, end, total, pipe.dtype)
@@ -71,7 +69,7 @@ def run_loop(
                 before, ended = ended, time.perf_counter()
                 if callback is None:
                     length = min(inputs.rows, dispatch_length(total, (ended - before) / (end - first)))
-    return carry.latents
+    return inputs.carry.latents
 
 
 def dispatch_length(total: int, seconds: float) -> int:

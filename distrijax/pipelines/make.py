@@ -9,6 +9,7 @@ from distrijax.models.vae import VAE
 from distrijax.nn.module import Weights
 from distrijax.pipelines.ahead import begin_compiling
 from distrijax.pipelines.finite import check_finite
+from distrijax.pipelines.maps import Start
 from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
 from distrijax.pipelines.stages import Call, condition_on_text, decode, denoise
 
@@ -19,26 +20,30 @@ if TYPE_CHECKING:
 def make_pictures(
     pipe: "SDXLPipeline",
     call: Call,
-    start: Callable[[Weights[VAE]], np.ndarray],
+    start: Callable[[Weights[VAE]], Start],
     *,
     encodes: bool = False,
+    finish: Callable[[Any], Any] = lambda images: images,
 ) -> Any:
     """Make pictures and return them as the caller requested.
 
     Args:
-        start: returns the initial latents [B, h, w, C], given the autoencoder's weights.
+        start: returns what the run begins with, given the autoencoder's weights.
         encodes: whether `start` runs the autoencoder, which is then compiled with the others.
+        finish: changes the finished images.
     """
     parts = pipe.place_parts()
     phases, known = len(pipe.parallel.phases(len(call.schedule))), pipe.programs.known
     kind = call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel
+    kind = *kind, tuple(call.maps.channels), call.maps.after_step
     begun = []
     if kind not in known or pipe.only_compiles:  # looking for them takes 10 ms; what is missed compiles later
         begun = begin_compiling(pipe, call, parts, encodes=encodes)
     if pipe.only_compiles:
         return begun
-    latents = start(parts["vae"])
-    check_finite(np.isfinite(latents).all(), "the initial latents are", "vae", pipe.vae.dtype)
+    begin = start(parts["vae"])
+    finite = all(np.isfinite(x).all() for x in (begin.latents, *begin.maps.values()))
+    check_finite(finite, "the initial latents are", "vae", pipe.vae.dtype)
     with pipe.programs.timed("encoding"):
         text = condition_on_text(pipe, call, parts, pipe.tokenizers, pipe.programs.encode_prompt)
         finite = all(np.isfinite(np.asarray(x)).all() for x in (text.context, text.pooled))
@@ -46,6 +51,6 @@ def make_pictures(
     for program in begun:  # before the progress bar starts
         program.wait()
     known.add(kind)
-    final = denoise(pipe, call, parts, text, latents)
-    images = decode(pipe, parts["vae"], final, call.shape[2], call.output_type)
+    final = denoise(pipe, call, parts, text, begin)
+    images = finish(decode(pipe, parts["vae"], final, call.shape[2], call.output_type))
     return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)

@@ -33,6 +33,7 @@ class Programs:
         self.denoise = {
             name: programs.denoising(f"denoising, {name} steps", report) for name in ("synchronous", "displaced")
         }
+        self.end_guidance = program("end of guidance", programs.end_guidance, "parallel")
         self.crop = program("end of denoising", programs.crop, "parallel", "height")
         self.decode = program("decoding", programs.decode, "parallel", "height")
         self.known = set[Hashable]()  # kinds of calls whose programs are compiled
@@ -42,7 +43,7 @@ class Programs:
     def all(self) -> tuple[Program, ...]:
         """Every program, in the order of a call."""
         before = self.encode_prompt, self.encode_image, self.condition
-        return *before, *self.denoise.values(), self.crop, self.decode
+        return *before, *self.denoise.values(), self.end_guidance, self.crop, self.decode
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -17,9 +17,10 @@ from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
 from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.arguments import call_with
-from distrijax.pipelines.callback import Callback
+from distrijax.pipelines.callback import Callback, Held
 from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.loop import run_loop
+from distrijax.pipelines.maps import NO_MAPS, MapKinds, Start
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed, to_pil
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
 from distrijax.pipelines.steps import call_schedule
@@ -44,6 +45,7 @@ class Call:
         guided: whether there are two guidance branches.
         generators: one for the batch, or one for each picture.
         seed: the seed that recreates the generators.
+        maps: what every step sees beside the latents.
     """
 
     prompts: PromptInputs
@@ -58,10 +60,17 @@ class Call:
     callback: Callback | None
     output_type: str
     return_dict: bool
+    maps: MapKinds = NO_MAPS
 
 
 def check_call(
-    pipe: "SDXLPipeline", given: Mapping[str, Any], rows: int, columns: int, *, image_to_image: bool = False
+    pipe: "SDXLPipeline",
+    given: Mapping[str, Any],
+    rows: int,
+    columns: int,
+    *,
+    image_to_image: bool = False,
+    maps: MapKinds = NO_MAPS,
 ) -> Call:
     """Return the arguments that every call takes, checked.
 
@@ -69,6 +78,7 @@ def check_call(
         given: the arguments of a call by name; see `call_with`.
         rows, columns: of the latents.
         image_to_image: whether the time ids follow the rules of image-to-image.
+        maps: what every step sees beside the latents.
     """
     prompts = call_with(PromptInputs, given)
     schedule = call_with(call_schedule, given, scheduler=pipe.scheduler)
@@ -77,12 +87,7 @@ def check_call(
         raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
     guidance_scale = finite_number("guidance_scale", given["guidance_scale"])
     guidance_rescale = finite_number("guidance_rescale", given["guidance_rescale"], 0, 1)
-    channels, latent_channels = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
-    if channels != latent_channels:
-        raise DistrijaxError(
-            f"this U-Net takes {channels} channels where latents have {latent_channels}; models for inpainting or "
-            "editing are not supported by this pipeline"
-        )
+    pipe.check_channels()
     guided = guidance_scale > 1 and not pipe.distilled
     because = "this model takes it as an input" if pipe.distilled else f"guidance_scale is {guidance_scale}"
     pipe.parallel.check(pictures=prompts.batch, guided=guided, because=because)
@@ -102,16 +107,17 @@ def check_call(
     return Call(
         prompts=prompts,
         schedule=schedule,
-        shape=(prompts.batch, latent_channels, rows, columns),
+        shape=(prompts.batch, pipe.vae.config.latent_channels, rows, columns),
         time_ids=ids,
         guided=guided,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
         generators=generators,
         seed=seed,
-        callback=Callback.of(given["callback_on_step_end"], given["callback_on_step_end_tensor_inputs"]),
+        callback=Callback.of(given["callback_on_step_end"], given["callback_on_step_end_tensor_inputs"], maps),
         output_type=given["output_type"],
         return_dict=given["return_dict"],
+        maps=maps,
     )
 
 
@@ -186,7 +192,7 @@ def first_inputs(
     call: Call,
     parts: "Parts",
     text: TextInputs,
-    latents: Host,
+    start: Start,
     noise: Host | None,
     condition: Callable[..., Conditioning],
 ) -> LoopInputs:
@@ -194,23 +200,24 @@ def first_inputs(
     return loop_inputs(
         parts["unet"],
         text,
-        latents,
+        start.latents,
         noise,
         Guidance.of(call.guidance_scale if call.guided else None, call.guidance_rescale),
         call.schedule,
         scheduler=pipe.scheduler,
         parallel=pipe.parallel,
-        layout=pipe.layout(latents.shape[1]),
+        layout=pipe.layout(call.shape[2]),
         condition=condition,
+        maps=start.maps,
     )
 
 
-def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, latents: np.ndarray) -> Array:
-    """Take all steps from `latents` [B, h, W, C]; return [B, >= h, W, C], whose rows past the picture's are padding."""
+def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, start: Start) -> Array:
+    """Take all steps; return latents [B, >= h, W, C], whose rows past the picture's are padding."""
     with pipe.programs.timed("denoising"):
         noise = step_noise(call.generators, call.shape, call.schedule, pipe.scheduler.noise_dtype)
-        inputs = first_inputs(pipe, call, parts, text, latents, noise, pipe.programs.condition)
-        return run_loop(pipe, inputs, text, call.schedule, pipe.layout(latents.shape[1]), call.callback)
+        inputs = first_inputs(pipe, call, parts, text, start, noise, pipe.programs.condition)
+        return run_loop(pipe, call, inputs, Held(text, start.maps))
 
 
 def decode(pipe: "SDXLPipeline", vae: Weights[VAE], latents: Array, height: int, output_type: str) -> Any:

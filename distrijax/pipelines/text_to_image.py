@@ -9,6 +9,7 @@ from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.callback import StepFunction
 from distrijax.pipelines.images import picture_size
 from distrijax.pipelines.make import make_pictures
+from distrijax.pipelines.maps import Start
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import initial_latents
 from distrijax.pipelines.stages import check_call
@@ -99,4 +100,4 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         height, width = picture_size(self, height, width)
         call = check_call(self, given, height // self.vae_scale_factor, width // self.vae_scale_factor)
         start = initial_latents(call.generators, call.shape, call.schedule, latents)
-        return make_pictures(self, call, lambda _: start)
+        return make_pictures(self, call, lambda _: Start(start))

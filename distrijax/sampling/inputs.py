@@ -19,7 +19,7 @@ from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place
 from distrijax.sampling import programs
-from distrijax.sampling.denoise import Carry, Maps, Steps
+from distrijax.sampling.denoise import EXTRA_CHANNELS, Carry, Maps, Steps
 from distrijax.sampling.guidance import Guidance
 from distrijax.schedulers import Schedule, Scheduler
 
@@ -171,6 +171,7 @@ def abstract_inputs(
         config, guided=guided, pictures=pictures, height=height, width=width, channels=channels, tokens=tokens,
         time_ids=time_ids,
     )  # fmt: skip
+    maps = map_shapes(config, latents)
     schedule = scheduler.schedule(5)  # any number compiles the same
     noise = jax.ShapeDtypeStruct((len(schedule), *latents.shape), np.float32) if schedule.draws.any() else None
     inputs = loop_inputs(
@@ -184,6 +185,7 @@ def abstract_inputs(
         parallel=parallel,
         layout=layout,
         condition=lambda *args, parallel: jax.eval_shape(partial(programs.condition, parallel=parallel), *args),
+        maps=maps,
     )
     return inputs.with_steps(0, 1, parallel), layout
 
@@ -214,6 +216,13 @@ def input_shapes(
         shape(*lead, guidance) if guidance else None,
     )
     return text, shape(pictures, height, width, channels)
+
+
+def map_shapes(config: UNetConfig, latents: H) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shape of what a U-Net sees beside the latents, if it has inputs for more, as for inpainting."""
+    extra = config.in_channels - latents.shape[-1]
+    shape = jax.ShapeDtypeStruct((*latents.shape[:-1], extra), np.float32)
+    return {EXTRA_CHANNELS: shape} if extra else {}
 
 
 def pad_rows(x: H, layout: SlabLayout, axis: int) -> H:

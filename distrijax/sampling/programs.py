@@ -14,6 +14,7 @@ from distrijax.models.unet import Conditioning, UNet
 from distrijax.models.vae import VAE
 from distrijax.nn.module import Weights
 from distrijax.parallel.layout import SlabLayout
+from distrijax.parallel.messages import Carried
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.phases import SYNCHRONOUS, Phase
 from distrijax.parallel.spread import PER_DEVICE, spread
@@ -139,6 +140,15 @@ def denoising_options(
 def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
     """Return the picture's rows of `latents`, replicated on every device."""
     return lax.with_sharding_constraint(latents[:, :height], parallel.replicated)
+
+
+def end_guidance(pieces: Carried, *, parallel: Parallel) -> Carried:
+    """Return what the exchange carries without the first of two guidance branches, which all devices hold."""
+
+    def local(pieces: Carried) -> Carried:
+        return _add_device_axis(_drop_device_axis(pieces).second_half())
+
+    return spread(local, parallel, [PER_DEVICE], PER_DEVICE)(pieces)
 
 
 def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Parallel, height: int) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.transport import Edges, LocalCopies
 from distrijax.sampling import programs
 from distrijax.sampling.guidance import Guidance
-from distrijax.sampling.inputs import TextInputs, input_shapes, loop_inputs
+from distrijax.sampling.inputs import TextInputs, input_shapes, loop_inputs, map_shapes
 from distrijax.tools import loop
 from distrijax.tools.bench.timing import TimedFunction
 from distrijax.tools.workload import Workload
@@ -89,6 +89,7 @@ def random_call(workload: Workload, unet: UNet, parallel: Parallel) -> loop.Loop
         parallel=parallel,
         layout=layout,
         condition=jax.jit(programs.condition, static_argnames="parallel"),
+        maps={name: np.zeros(x.shape, x.dtype) for name, x in map_shapes(workload.model.unet, latents).items()},
     )
     return loop.LoopCall(inputs.with_steps(0, workload.steps, parallel), parallel, layout, scheduler)
 
