@@ -84,7 +84,7 @@ def compare(
 @pytest.mark.parametrize("channels", [4, 9])
 @pytest.mark.parametrize("strength", [0.5, 0.9999, 1.0])
 def test_strengths(pairs: dict[int, Pair], channels: int, strength: float) -> None:
-    """At 1 a run starts from noise; at diffusers' default it takes all steps but one, from a picture of little weight."""
+    """At 1 a run starts from noise; at diffusers' default it takes all steps but one."""
     compare(pairs[channels], strength=strength)
 
 
@@ -258,7 +258,7 @@ def test_u_nets_and_pipelines(pairs: dict[int, Pair]) -> None:
     """A U-Net that sees a mask is refused where there is none, by name, and with the cure."""
     ours, _ = pairs[9]
     for kind in (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline):
-        with pytest.raises(DistrijaxError, match="9 input channels.*StableDiffusionXLInpaintPipeline"):
+        with pytest.raises(DistrijaxError, match=r"9 input channels.*StableDiffusionXLInpaintPipeline"):
             kind.from_pipe(ours)
     text = StableDiffusionXLPipeline.from_pipe(pairs[4][0])
     text.unet = ours.unet
