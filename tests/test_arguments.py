@@ -16,10 +16,16 @@ from PIL import Image
 from test_pipeline import write_pipeline
 
 import distrijax
-from distrijax import DistrijaxError, Parallel, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from distrijax import (
+    DistrijaxError,
+    Parallel,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from distrijax.checkpoint import convert
 from distrijax.checks import array_of
-from distrijax.pipelines import image_to_image, text_to_image
+from distrijax.pipelines import image_to_image, inpaint, text_to_image
 
 KEY = jax.random.key(0)
 NOT_NUMBERS = ["1", [1], {}, 1j, True, np.True_, object(), KEY, np.array([1.0, 2.0]), float("nan"), np.float32("inf")]
@@ -93,7 +99,7 @@ def pipe(folder: Path) -> StableDiffusionXLPipeline:
 @pytest.fixture(autouse=True)
 def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call ends where the work would begin, and returns its checked arguments."""
-    for module in (text_to_image, image_to_image):
+    for module in (text_to_image, image_to_image, inpaint):
         monkeypatch.setattr(module, "make_pictures", lambda pipe, call, *start, **options: call)
 
 
@@ -137,6 +143,14 @@ def test_image_to_image(pipe: StableDiffusionXLPipeline) -> None:
     assert set(kinds) == parameters(StableDiffusionXLImg2ImgPipeline.__call__) - ELSEWHERE
     other = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
     refused(other, kinds, prompt="a", image=Image.new("RGB", (64, 64)))
+
+
+def test_inpainting(pipe: StableDiffusionXLPipeline) -> None:
+    kinds = CALL | {"image": "image", "mask_image": "image", "strength": "part", "denoising_start": "part"}
+    kinds |= {"height": "count", "width": "count", "padding_mask_crop": "whole", "masked_image_latents": "array"}
+    assert set(kinds) == parameters(StableDiffusionXLInpaintPipeline.__call__) - ELSEWHERE
+    other = StableDiffusionXLInpaintPipeline.from_pipe(pipe)
+    refused(other, kinds, prompt="a", image=Image.new("RGB", (64, 64)), mask_image=Image.new("L", (64, 64), 255))
 
 
 def test_numbers_are_pythons_own(pipe: StableDiffusionXLPipeline) -> None:

@@ -214,8 +214,8 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> list[Pipe]:
         loaded.append(Pipe(parallel, distilled="lcm" in str(source)))
         return loaded[-1]
 
-    for kind in (generate.StableDiffusionXLPipeline, generate.StableDiffusionXLImg2ImgPipeline):
-        monkeypatch.setattr(kind, "from_pretrained", load)
+    for kind in ("", "Img2Img", "Inpaint"):
+        monkeypatch.setattr(getattr(generate, f"StableDiffusionXL{kind}Pipeline"), "from_pretrained", load)
     return loaded
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import Pipe, in_an_empty_folder, pipes, pixels, run, settings
 
-from distrijax import StableDiffusionXLImg2ImgPipeline
+from distrijax import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 from distrijax.cli import generate
 from distrijax.demo import MODEL
 
@@ -77,6 +78,55 @@ def test_any_mesh_makes_the_pictures_of_one_device() -> None:
     assert not np.array_equal(pixels("one-3.png"), pixels("one-4.png"))
 
 
+MASKED = [*CALL, "--mask", "mask.png"]
+
+
+@pytest.fixture
+def mask(in_an_empty_folder: Path) -> Image.Image:
+    """A mask of another size than the picture."""
+    image = Image.new("L", (50, 40))
+    image.paste(255, (20, 10, 40, 30))
+    image.save("mask.png")
+    return image
+
+
+@pytest.mark.parametrize("crop", [[], ["--padding-mask-crop", "6", "--height", "40"]], ids=str)
+def test_masks(photo: Image.Image, mask: Image.Image, crop: list[str]) -> None:
+    """Without a crop, the picture's size is rounded down; with one, it stays, and the options say how to paint."""
+    if crop:
+        mask = mask.resize(photo.size)
+        mask.save("mask.png")
+    assert run("generate", "a red circle", *MASKED, *crop, "--output", "first.png") == 0
+    pipe = StableDiffusionXLInpaintPipeline.from_pretrained(MODEL, progress=False)
+    pipe.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"num_inference_steps": 4, "seed": 5, "guidance_scale": 5.0, "strength": 0.5}
+    call |= {"height": 40, "padding_mask_crop": 6} if crop else {"height": 64, "width": 96}
+    expected = np.asarray(pipe("a red circle", image=photo, mask_image=mask, **call).images[0])
+    assert np.array_equal(pixels("first.png"), expected)
+    assert expected.shape == ((67, 101, 3) if crop else (64, 96, 3))
+
+    made = settings("first.png")
+    assert (made["mask"], made["mask_sha256"]) == (
+        "mask.png",
+        hashlib.sha256(Path("mask.png").read_bytes()).hexdigest(),
+    )
+    assert (made["height"], made["width"]) == ((40, None) if crop else (64, 96))
+    assert run("generate", "--like", "first.png", "--quiet", "--output", "again.png") == 0
+    assert settings("again.png") == made
+    assert np.array_equal(pixels("again.png"), expected)
+
+
+def test_a_mask_must_be_the_one_that_was_used(
+    mask: Image.Image, pipes: list[Pipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "x", "--image", "photo.png", "--mask", "mask.png", "--output", "first.png") == 0
+    assert pipes[0].calls[0]["strength"] == 0.9999
+    Image.new("L", (64, 64)).save("mask.png")
+    assert run("generate", "--like", "first.png") == 2
+    assert "mask.png has changed since first.png was made from it" in capsys.readouterr().err
+    assert run("generate", "--like", "first.png", "--mask", "mask.png", "--output", "second.png") == 0
+
+
 def test_traffic_is_that_of_the_pictures_size(pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(generate, "count_traffic", lambda *_, **options: calls.append(options))
@@ -114,6 +164,11 @@ def test_the_settings_of_a_picture_made_from_text_can_be_used_for_another(pipes:
         (["--image", "notes.txt"], "notes.txt: cannot be read as a picture; its format is unknown"),
         (["--image", "cut.png"], "cut.png: cannot be read as a picture ("),
         (["--strength", "0.5"], "--strength says how much to change a picture, but there is none; add --image"),
+        (["--mask", "photo.png"], "--mask says where to change a picture, but there is none; add --image"),
+        (["--image", "photo.png", "--padding-mask-crop", "4"], "but there is none; add --mask"),
+        (["--padding-mask-crop", "4"], "but there is none; add --mask"),
+        (["--image", "photo.png", "--mask", "absent.png"], "absent.png: there is no such picture"),
+        (["--image", "photo.png", "--mask", "photo.png", "--padding-mask-crop", "-1"], "--padding-mask-crop is -1"),
         (["--image", "photo.png", "--height", "64"], "the size is that of the picture; leave out --height, or resize"),
         (["--image", "photo.png", "--height", "64", "--width", "64"], "leave out --height and --width, or resize"),
     ],

@@ -21,6 +21,7 @@ LOADED = ("from_pretrained", "from_single_file", "from_pipe", "save_pretrained",
 METHODS = {
     distrijax.StableDiffusionXLPipeline: LOADED,
     distrijax.StableDiffusionXLImg2ImgPipeline: LOADED,
+    distrijax.StableDiffusionXLInpaintPipeline: LOADED,
     distrijax.Parallel: ("auto",),
     distrijax.VAE: ("encode", "decode"),
 }

@@ -22,13 +22,14 @@ from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
+from distrijax.pipelines.inpaint import StableDiffusionXLInpaintPipeline
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.runtime.agreement import check_same_everywhere, same_everywhere
 from distrijax.schedulers import scheduler_from_config
 from distrijax.tools.traffic import Traffic, count_traffic
 
-Pipeline = StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline
+Pipeline = StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline | StableDiffusionXLInpaintPipeline
 
 
 def add(commands: Commands) -> None:
@@ -87,6 +88,8 @@ def _check(settings: Settings) -> None:
     whole_number("--steps", settings.steps, 1)
     if settings.strength is not None:
         finite_number("--strength", settings.strength, 0, 1)
+    if settings.padding_mask_crop is not None:
+        whole_number("--padding-mask-crop", settings.padding_mask_crop)
     if settings.seed is not None:
         whole_number("--seed", settings.seed, -(2**63), 2**64 - 1)
     if settings.scheduler is not None:
@@ -99,7 +102,9 @@ def _save(
     """Write each picture to the next target; if one cannot be written, write the others and raise its error."""
     problems = []
     for picture, seed in zip(pictures, seeds, strict=True):
-        made = {"prompt": prompt, "seed": seed, "height": picture.height, "width": picture.width}
+        made: dict[str, object] = {"prompt": prompt, "seed": seed}
+        if settings.mask is None:
+            made |= {"height": picture.height, "width": picture.width}
         try:
             print(targets.pop(0).write(png(picture, settings.updated(made))))
         except DistrijaxError as error:
@@ -113,7 +118,9 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, a
     names = {"karras_sigmas": "use_karras_sigmas"} | {name: name for name in ("timestep_spacing", "prediction_type")}
     changes = {option: getattr(settings, name) for name, option in names.items()}
     changes = {option: value for option, value in changes.items() if value is not None}
-    kind = StableDiffusionXLImg2ImgPipeline if "image" in arguments else StableDiffusionXLPipeline
+    kind: type[Pipeline] = StableDiffusionXLImg2ImgPipeline if "image" in arguments else StableDiffusionXLPipeline
+    if "mask_image" in arguments:
+        kind = StableDiffusionXLInpaintPipeline
     pipe: Pipeline = kind.from_pretrained(
         settings.model,
         dtype=jnp.dtype(settings.dtype or default_dtype()),
@@ -136,15 +143,20 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, a
 def _arguments(settings: Settings, count: int, pictures: dict[str, Image.Image]) -> dict[str, Any]:
     """Return the arguments of a call for `count` pictures, but for the prompt and the seeds."""
     names = ["prompt_2", "negative_prompt", "negative_prompt_2", "guidance_scale", "guidance_rescale", "eta"]
-    names += ["clip_skip", *(("strength",) if pictures else ("height", "width"))]
+    names.append("clip_skip")
+    names += ["strength"] if pictures else []
+    names += ["height", "width"] if "mask_image" in pictures or not pictures else []
+    names += ["padding_mask_crop"] if "mask_image" in pictures else []
     arguments = {name: getattr(settings, name) for name in names} | pictures
     return arguments | {"num_inference_steps": settings.steps, "num_images_per_prompt": count}
 
 
 def _traffic(pipe: Pipeline, settings: Settings, count: int, pictures: dict[str, Image.Image]) -> Traffic:
     """Count what each device sends in a step of such a picture."""
-    image, scale, config = pictures.get("image"), pipe.vae_scale_factor, pipe.unet.config
-    height, width = (settings.height, settings.width) if image is None else (image.height, image.width)
+    scale, config = pipe.vae_scale_factor, pipe.unet.config
+    height, width = settings.height, settings.width
+    if "image" in pictures and "mask_image" not in pictures:
+        width, height = pictures["image"].size
     return count_traffic(
         config,
         pipe.parallel,

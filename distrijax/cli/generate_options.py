@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distrijax.checks import DTYPES
 from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, add_options
-from distrijax.cli.start import STRENGTH
+from distrijax.cli.start import MASKED_STRENGTH, STRENGTH
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES, TENSOR
 from distrijax.schedulers import SCHEDULERS
@@ -34,10 +34,15 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
         ("--num-images", int, "N", "number of pictures of each prompt (default: 1)"),
     )
     how = "Start from a picture instead of noise. The result has its size, rounded down."
-    part = f"part of the steps to take, 0 to 1: the more, the less is left of the picture (default: {STRENGTH})"
+    part = "part of the steps to take, 0 to 1: the more, the less is left of the picture "
+    part += f"(default: {STRENGTH}, with a mask {MASKED_STRENGTH})"
+    crop = "paint only what the mask shows, with so much around it, at the size of --height and --width (default: the "
+    crop += "model's own), and put it back; the other pixels stay as they are"
     add_options(
         command.add_argument_group("image to image", how),
         ("--image", str, "FILE", "the picture to start from, such as photo.png"),
+        ("--mask", str, "FILE", "a picture that is white where to paint (inpainting), of any size"),
+        ("--padding-mask-crop", int, "PIXELS", crop),
         ("--strength", float, "X", part),
     )
     add_options(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_OTHER_NAMES = {"num_inference_steps": "steps", "num_images_per_prompt": "num-images"}
+_OTHER_NAMES = {"num_inference_steps": "steps", "num_images_per_prompt": "num-images", "mask_image": "mask"}
 
 
 def in_options(message: str, names: Sequence[str]) -> str:

@@ -13,10 +13,11 @@ class Settings:
     """The settings of a picture; where they are options, they have the option's name.
 
     Attributes:
-        image: path of the picture to start from, as it was typed.
-        image_sha256: digest of that file, as hexadecimal digits.
+        image, mask: paths of the picture to start from and of its mask, as they were typed.
+        image_sha256, mask_sha256: digests of these files, as hexadecimal digits.
         strength: None without `image`.
-        height, width: in pixels. With `image`, they are those of the result, and no option.
+        height, width: in pixels. With `image` alone, they are those of the result, and no option; with `mask`, the size
+            at which the model paints.
         seed: that of this picture alone.
     """
 
@@ -34,6 +35,9 @@ class Settings:
     prediction_type: str | None = None
     image: str | None = None
     image_sha256: str | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    padding_mask_crop: int | None = None
     strength: int | float | None = None
     prompt_2: str | None = None
     negative_prompt: str | None = None

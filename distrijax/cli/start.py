@@ -10,7 +10,7 @@ from distrijax.cli.pictures import read_picture
 from distrijax.cli.settings import Settings
 from distrijax.errors import DistrijaxError
 
-STRENGTH = 0.3  # the pipeline's default
+STRENGTH, MASKED_STRENGTH = 0.3, 0.9999  # the pipelines' defaults
 
 
 def pictures_to_start_from(options: argparse.Namespace, settings: Settings) -> tuple[Settings, dict[str, Image.Image]]:
@@ -20,17 +20,32 @@ def pictures_to_start_from(options: argparse.Namespace, settings: Settings) -> t
         DistrijaxError: a picture cannot be read, or is not the one that `--like` was made from.
     """
     if settings.image is None:
-        if settings.strength is not None:
-            raise DistrijaxError("--strength says how much to change a picture, but there is none; add --image")
+        for name, says in {"strength": "how much to change", "mask": "where to change"}.items():
+            if getattr(settings, name) is not None:
+                raise DistrijaxError(f"--{name} says {says} a picture, but there is none; add --image")
+    if settings.mask is None and settings.padding_mask_crop is not None:
+        raise DistrijaxError("--padding-mask-crop says how much around a mask to show, but there is none; add --mask")
+    if settings.image is None:
         return settings, {}
-    sizes = [f"--{side}" for side in ("height", "width") if side in options]
-    if sizes:
+    sizes = [side for side in ("height", "width") if side in options]
+    if settings.mask is None and sizes:
         raise DistrijaxError(
-            f"with --image, the size is that of the picture; leave out {' and '.join(sizes)}, or resize the picture"
+            f"with --image, the size is that of the picture; leave out {' and '.join(f'--{side}' for side in sizes)}, "
+            "or resize the picture"
         )
     image, digest = _opened("image", settings.image, settings.image_sha256, options)
-    strength = STRENGTH if settings.strength is None else settings.strength
-    return dataclasses.replace(settings, image_sha256=digest, strength=strength), {"image": image}
+    strength = settings.strength
+    if settings.mask is None:
+        strength = STRENGTH if strength is None else strength
+        return dataclasses.replace(settings, image_sha256=digest, strength=strength), {"image": image}
+    mask, mask_digest = _opened("mask", settings.mask, settings.mask_sha256, options)
+    if {"image", "mask", "padding_mask_crop"} & set(vars(options)):  # unlike --like alone, which has the size already
+        rounded = {"height": max(8, image.height // 8 * 8), "width": max(8, image.width // 8 * 8)}
+        own = dict.fromkeys(rounded) if settings.padding_mask_crop is not None else rounded
+        settings = settings.updated(own | {side: getattr(settings, side) for side in sizes})
+    strength = MASKED_STRENGTH if strength is None else strength
+    settings = dataclasses.replace(settings, image_sha256=digest, mask_sha256=mask_digest, strength=strength)
+    return settings, {"image": image, "mask_image": mask}
 
 
 def _opened(
