@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from demo_world import judge
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("text_to_image", "several_gpus", "image_to_image", "batch_of_prompts", "own_loop")
+NAMES = ("text_to_image", "several_gpus", "image_to_image", "inpaint", "batch_of_prompts", "own_loop")
 STEPS = "12"
 
 
@@ -78,6 +78,18 @@ def test_image_to_image() -> None:
     # Both recolour the circle, but only the higher strength moves the square in the lower half.
     first, changed, kept = (np.asarray(Image.open(f"{name}.png"), float)[128:] for name in ("first", "changed", "kept"))
     assert 4 * np.abs(kept - first).mean() < np.abs(changed - first).mean()
+
+
+def test_inpaint() -> None:
+    """The new shape is where the mask is, and the upper half stays as it was, but for what the autoencoder does."""
+    arguments = ["--steps", STEPS, "--seed", "1"]
+    example("text_to_image").main(["a red circle above a blue square", *arguments, "--output", "first.png"])
+    prompt = "a red circle above a green triangle"
+    example("inpaint").main([prompt, *arguments, "--image", "first.png", "--output", "changed.png"])
+    assert wrong(prompt, "first.png")
+    assert not wrong(prompt, "changed.png")
+    first, changed = (np.asarray(Image.open(f"{name}.png"), float)[:112] for name in ("first", "changed"))
+    assert np.abs(changed - first).mean() < 4
 
 
 def test_batch_of_prompts() -> None:

@@ -22,6 +22,7 @@ from helpers_checkpoint import (
 )
 from safetensors.torch import load_file, save_file
 
+from distrijax import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from distrijax.checkpoint import Component, convert, export, ldm, load, open_source, recognise
 from distrijax.checkpoint.known import packaged
 from distrijax.checkpoint.recognise import HARMLESS
@@ -419,7 +420,7 @@ def test_fp8_files_are_called_what_they_are(base: dict[str, Any], tmp_path: Path
 
 @pytest.mark.parametrize(
     ("channels", "purpose"),
-    [(9, "inpainting"), (8, "InstructPix2Pix"), (5, "5 input and 4 output channels, but the VAE's latents have 4")],
+    [(8, "InstructPix2Pix"), (5, "5 input and 4 output channels, but the VAE's latents have 4")],
 )
 def test_u_nets_with_other_inputs(channels: int, purpose: str, tmp_path: Path) -> None:
     pipe = base_pipeline(tmp_path / "tokenizers", in_channels=channels)
@@ -428,6 +429,24 @@ def test_u_nets_with_other_inputs(channels: int, purpose: str, tmp_path: Path) -
     for source in (tmp_path / "folder", tmp_path / "file.safetensors"):
         options = {"config": tmp_path / "folder"} if source.is_file() else {}
         refused(source, purpose, "4", **options)
+
+
+def test_inpainting_models(tmp_path: Path) -> None:
+    """They are told by the first convolution, in folders and in single files, and stay inpainting models when saved."""
+    pipe = base_pipeline(tmp_path / "tokenizers", in_channels=9)
+    pipe.save_pretrained(tmp_path / "folder")
+    save_file(single(pipe), tmp_path / "file.safetensors")
+    kernels = []
+    for source, options in {"folder": {}, "file.safetensors": {"config": tmp_path / "folder"}}.items():
+        loaded = StableDiffusionXLInpaintPipeline.from_pretrained(tmp_path / source, progress=False, **options)
+        saved = loaded.save_pretrained(tmp_path / f"saved-{source}")
+        assert json.loads((saved / "model_index.json").read_text())["_class_name"] == "StableDiffusionXLInpaintPipeline"
+        assert open_source(tmp_path / source, **options).index["_class_name"] == "StableDiffusionXLInpaintPipeline"
+        kernels.append(load_file(saved / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"])
+        assert kernels[-1].shape[1] == 9
+        assert torch.equal(kernels[-1], pipe.unet.conv_in.weight)
+        with pytest.raises(DistrijaxError, match="load it with StableDiffusionXLInpaintPipeline"):
+            StableDiffusionXLPipeline.from_pretrained(tmp_path / source, progress=False, **options)
 
 
 @pytest.mark.parametrize(

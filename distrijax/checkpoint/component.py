@@ -197,7 +197,14 @@ class Checkpoint:
             config = self.components[name].config if name in self.components else None
             library = "transformers" if isinstance(config, TextEncoderConfig) else "diffusers"
             index[name] = [None, None] if config is None else [library, config.class_name]
+        if self.inpaints:
+            index["_class_name"] = "StableDiffusionXLInpaintPipeline"
         return dataclasses.replace(self, index=index)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net sees a mask and a masked picture beside the latents."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
 
     @property
     def has_weights(self) -> bool:

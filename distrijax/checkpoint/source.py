@@ -91,7 +91,8 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
     trained = components["unet"].trained
     scheduler = _scheduler(options.get("scheduler"), lambda: {**opened.scheduler(), **trained})
     checkpoint = Checkpoint(str(opened.path), components, opened.index, scheduler, tokenizers)
-    return checkpoint.with_classes() if parts or options.get("scheduler") else checkpoint
+    changed = parts or options.get("scheduler") is not None or checkpoint.inpaints  # single files do not tell
+    return checkpoint.with_classes() if changed else checkpoint
 
 
 def find(name: str) -> Checkpoint:

@@ -9,7 +9,6 @@ import numpy as np
 from distrijax.parallel.options import for_autoencoder
 from distrijax.parallel.placement import place
 from distrijax.pipelines.loop import static_arguments
-from distrijax.pipelines.maps import Start
 from distrijax.pipelines.stages import Call, condition_on_text, first_inputs
 from distrijax.runtime.compile import Prepared, Program
 from distrijax.sampling.programs import CARRY
@@ -48,7 +47,7 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
     if call.schedule.draws.any():
         noise = jax.ShapeDtypeStruct((len(call.schedule), *latents.shape), np.float32)
     maps = {name: jax.ShapeDtypeStruct((*latents.shape[:3], n), np.float32) for name, n in call.maps.channels.items()}
-    inputs = first_inputs(pipe, call, parts, text, Start(latents, maps), noise, partial(begin, programs.condition))
+    inputs = first_inputs(pipe, call, parts, text, latents, maps, noise, partial(begin, programs.condition))
     inputs = inputs.with_steps(0, 1, parallel)
     static = static_arguments(pipe, call)
     for _, phase in parallel.phases(len(call.schedule)):

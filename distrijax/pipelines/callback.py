@@ -13,7 +13,7 @@ from distrijax.pipelines.cutoff import change_guidance
 from distrijax.pipelines.finite import check_steps
 from distrijax.pipelines.maps import MapKinds
 from distrijax.sampling import programs
-from distrijax.sampling.inputs import Host, LoopInputs, TextInputs, pad_rows
+from distrijax.sampling.inputs import LoopInputs, TextInputs, pad_rows
 
 if TYPE_CHECKING:
     from distrijax.pipelines.base import SDXLPipeline
@@ -61,7 +61,7 @@ class Held:
     """
 
     text: TextInputs
-    maps: Mapping[str, Host]
+    maps: Mapping[str, np.ndarray]
 
 
 def call_back(
@@ -98,8 +98,8 @@ def call_back(
 
     if "latents" in result:
         value = checked("latents", call.shape).astype(np.float32).transpose(0, 2, 3, 1)
-        latents = place(pad_rows(value, layout, axis=1), programs.LATENTS, parallel)
-        inputs = inputs._replace(carry=dataclasses.replace(inputs.carry, latents=latents))
+        placed: Any = place(pad_rows(value, layout, axis=1), programs.LATENTS, parallel)
+        inputs = inputs._replace(carry=dataclasses.replace(inputs.carry, latents=placed))
 
     maps = dict(held.maps)
     for name in call.maps.parts.keys() & result.keys():

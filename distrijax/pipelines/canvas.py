@@ -27,22 +27,21 @@ class Canvas:
     Attributes:
         pictures: what is kept where the mask is 0.
         masks: of the latents' size, 1 where to paint, [M, h, w, 1].
-        masked: the pictures with grey where to paint, or their latents if the caller has them; None for pictures that
-            are latents, which cannot be masked.
+        masked: the pictures with grey where to paint, or their latents if the caller gives them. Pictures that are
+            latents cannot be masked: for a U-Net that sees no mask, these are the pictures again, which it does not read.
         finish: puts the painted pictures where they were cut from.
     """
 
     pictures: Pictures
     masks: np.ndarray
-    masked: Pictures | None
+    masked: Pictures
     finish: Finish
 
     def check_counts(self, batch: int) -> None:
         """Check that pictures and masks can be repeated to fill a batch."""
         check_divides("images", len(self.pictures.values), batch)
         check_divides("masks", len(self.masks), batch)
-        if self.masked is not None:
-            check_divides("masked images", len(self.masked.values), batch)
+        check_divides("masked images", len(self.masked.values), batch)
 
 
 def canvas_of(
@@ -70,7 +69,7 @@ def canvas_of(
             f"image is latents of {pictures.latent_size(scale)} rows and columns, but height={size[0]} and "
             f"width={size[1]} make {(rows, columns)}; give height and width that are {scale} times as large as latents"
         )
-    masked = None
+    masked = pictures
     if masked_image_latents is not None:
         values = array_of("masked_image_latents", masked_image_latents).astype(np.float32)
         if values.ndim != 4 or values.shape[1:] != (channels, rows, columns):
@@ -84,6 +83,8 @@ def canvas_of(
                 f"there are {len(pictures.values)} images and {len(masks)} masks; give one for all, or as many of each"
             )
         masked = Pictures(pictures.values * (masks < 0.5), is_latent=False)
+    elif pipe.unet.config.in_channels > channels:
+        raise DistrijaxError("image is latents, which this U-Net needs masked; give masked_image_latents as well")
     return Canvas(pictures, nearest(nearest(masks, rows, axis=1), columns, axis=2), masked, finish)
 
 

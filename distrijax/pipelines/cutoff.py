@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
+import jax.numpy as jnp
 
 from distrijax.checks import finite_number
 from distrijax.errors import DistrijaxError
@@ -91,5 +91,5 @@ def change_guidance(
             text._replace(**{f: x[-1:] for f, x in text._asdict().items() if x is not None}),
         )
     if guidance.rescale is None and len(text.context) == 2 and inputs.guidance.rescale is not None:
-        guidance = dataclasses.replace(guidance, rescale=np.float32(0))  # compiles nothing
+        guidance = dataclasses.replace(guidance, rescale=jnp.float32(0))  # compiles nothing
     return inputs._replace(guidance=place(guidance, programs.GUIDANCE, parallel)), text

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from distrijax.errors import DistrijaxError
 from distrijax.models.vae import VAE
 from distrijax.nn.module import Weights
 from distrijax.pipelines.arguments import call_with
@@ -99,42 +98,38 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
             DistrijaxError: an argument is invalid; raised before anything is compiled.
         """
         given = locals()
-        size, scale, channels = (
-            picture_size(self, height, width),
-            self.vae_scale_factor,
-            self.vae.config.latent_channels,
-        )
-        canvas = call_with(canvas_of, given, pipe=self, size=size)
+        canvas = call_with(canvas_of, given, pipe=self, size=picture_size(self, height, width))
+        rows, columns = canvas.masks.shape[1:3]
+        channels = self.vae.config.latent_channels
         sees_mask = self.unet.config.in_channels > channels
         maps = _seen(channels) if sees_mask else _blended(channels)
-        call = check_call(self, given, size[0] // scale, size[1] // scale, image_to_image=True, maps=maps)
+        call = check_call(self, given, rows, columns, image_to_image=True, maps=maps)
         batch, generators = call.prompts.batch, call.generators
         canvas.check_counts(batch)
-        if not sees_mask:
-            call = dataclasses.replace(call, schedule=with_blend(call.schedule))
-        elif canvas.masked is None:
-            raise DistrijaxError("image is latents, which this U-Net needs masked; give masked_image_latents as well")
         given_noise = None if latents is None else checked_latents(latents, call.shape).transpose(0, 2, 3, 1)
         starts_from_noise = denoising_start is None and (latents is not None or strength == 1)
+        if not sees_mask:
+            call = dataclasses.replace(call, schedule=with_blend(call.schedule))
 
         def start(vae: Weights[VAE]) -> Start:
             # The order of draws is diffusers': the picture's latents, the noise, the masked picture's latents.
-            clean: np.ndarray | None = None
+            clean = None
             if not (sees_mask and starts_from_noise):
                 clean = repeat_to(batch, as_latents(self, vae, canvas.pictures, generators))
             unit = given_noise
             if unit is None or denoising_start is not None:
-                unit = normal(generators, (batch, *canvas.masks.shape[1:3], channels))
+                unit = normal(generators, (batch, rows, columns, channels))
             if clean is None or starts_from_noise:
                 begin = unit * np.float32(call.schedule.init_noise_sigma)
             else:
                 begin = np.asarray(call.schedule.add_noise(clean, unit)) if denoising_start is None else clean
             mask = repeat_to(batch, canvas.masks)
-            if sees_mask:
+            if sees_mask or clean is None:
                 masked = repeat_to(batch, as_latents(self, vae, canvas.masked, generators))
                 return Start(begin, {EXTRA_CHANNELS: np.concatenate([mask, masked], -1)})
-            if canvas.masked is not None and not canvas.masked.is_latent:  # diffusers encodes it, though it is not used
-                normal(generators[: len(canvas.masked.values)], (len(canvas.masked.values), *unit.shape[1:]))
+            if not canvas.masked.is_latent:  # diffusers encodes it, too: the noise of the steps is drawn after that
+                count = len(canvas.masked.values)
+                normal(generators[:count], (count, rows, columns, channels))
             return Start(begin, {MASK: mask, CLEAN: clean, NOISE: unit})
 
         return make_pictures(self, call, start, encodes=not canvas.pictures.is_latent, finish=canvas.finish)

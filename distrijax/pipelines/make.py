@@ -34,8 +34,10 @@ def make_pictures(
     """
     parts = pipe.place_parts()
     phases, known = len(pipe.parallel.phases(len(call.schedule))), pipe.programs.known
-    kind = call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel
-    kind = *kind, tuple(call.maps.channels), call.maps.after_step
+    kind = (
+        call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel,
+        tuple(call.maps.channels), call.maps.after_step,
+    )  # fmt: skip
     begun = []
     if kind not in known or pipe.only_compiles:  # looking for them takes 10 ms; what is missed compiles later
         begun = begin_compiling(pipe, call, parts, encodes=encodes)

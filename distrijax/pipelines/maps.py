@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
 from distrijax.sampling.denoise import AfterStep, keep_latents
-from distrijax.sampling.inputs import Host
 
 Part = tuple[str, slice]
 """Some channels of a map: the map's name, and which of its channels."""
@@ -30,12 +31,12 @@ NO_MAPS = MapKinds()
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run begins with, on the host, or its shapes.
+    """What a run begins with, on the host.
 
     Attributes:
         latents: [B, h, w, C].
         maps: what every step sees beside them, [B, h, w, ...] by name.
     """
 
-    latents: Host
-    maps: Mapping[str, Host] = dataclasses.field(default_factory=dict)
+    latents: np.ndarray
+    maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -192,7 +192,8 @@ def first_inputs(
     call: Call,
     parts: "Parts",
     text: TextInputs,
-    start: Start,
+    latents: Host,
+    maps: Mapping[str, Host],
     noise: Host | None,
     condition: Callable[..., Conditioning],
 ) -> LoopInputs:
@@ -200,7 +201,7 @@ def first_inputs(
     return loop_inputs(
         parts["unet"],
         text,
-        start.latents,
+        latents,
         noise,
         Guidance.of(call.guidance_scale if call.guided else None, call.guidance_rescale),
         call.schedule,
@@ -208,7 +209,7 @@ def first_inputs(
         parallel=pipe.parallel,
         layout=pipe.layout(call.shape[2]),
         condition=condition,
-        maps=start.maps,
+        maps=maps,
     )
 
 
@@ -216,7 +217,7 @@ def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, 
     """Take all steps; return latents [B, >= h, W, C], whose rows past the picture's are padding."""
     with pipe.programs.timed("denoising"):
         noise = step_noise(call.generators, call.shape, call.schedule, pipe.scheduler.noise_dtype)
-        inputs = first_inputs(pipe, call, parts, text, start, noise, pipe.programs.condition)
+        inputs = first_inputs(pipe, call, parts, text, start.latents, start.maps, noise, pipe.programs.condition)
         return run_loop(pipe, call, inputs, Held(text, start.maps))
 
 
