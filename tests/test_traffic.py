@@ -149,6 +149,17 @@ def test_what_cannot_be_counted(parallel: Parallel, options: dict[str, Any], mes
         count_traffic(SMALL, parallel, **options)
 
 
+def test_a_unet_that_sees_a_mask_sends_more_of_its_input_alone() -> None:
+    """Nine channels in place of four in the rows of latents, which are sent anew in every step."""
+    config, parallel = dataclasses.replace(SMALL, in_channels=9), Parallel(patch=4, emulate=True)
+    counted = count_traffic(config, parallel, jnp.bfloat16, height=16, width=12)
+    assert counted.carry == small(patch=4).carry
+    for phase, kinds in small(patch=4).steps.items():
+        for kind, volume in kinds.items():
+            more = 2 * 2 * 12 * 5 if kind == "fresh_halos" else 0
+            assert counted.steps[phase][kind].elements == volume.elements + more
+
+
 def test_verbose_prints_it_before_the_first_picture(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

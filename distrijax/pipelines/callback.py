@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,33 @@ class Held:
     maps: Mapping[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Returned:
+    """What a callback returned after a step.
+
+    Attributes:
+        where: the beginning of messages about it.
+        check_before: raises the error of latents that were not finite before.
+    """
+
+    tensors: Mapping[str, Any]
+    where: str
+    check_before: Callable[[], None]
+
+    def array(self, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
+        """Return an array of one of these shapes, the first of which it had before."""
+        array = np.asarray(self.tensors[name])
+        if array.shape not in shapes:
+            raise self.error(f"{name} of shape {array.shape}; it must keep the shape {shapes[0]}")
+        if not np.isfinite(array).all():
+            self.check_before()
+            raise self.error(f"{name} with NaN or infinity in it; all its values must be finite")
+        return array
+
+    def error(self, message: str) -> DistrijaxError:
+        return DistrijaxError(f"{self.where} {message}")
+
+
 def call_back(
     pipe: "SDXLPipeline", call: "Call", callback: Callback, inputs: LoopInputs, held: Held, step: int, finite: Array
 ) -> tuple[LoopInputs, Held]:
@@ -78,62 +106,76 @@ def call_back(
     if "latents" in callback.inputs:
         latents = pipe.programs.crop(inputs.carry.latents, parallel=parallel.program_key, height=layout.height)
         tensors["latents"] = latents.transpose(0, 3, 1, 2)
-    given = {name: tensors[name] for name in callback.inputs}
     before = pipe.guidance_scale, pipe.guidance_rescale
+    given = {name: tensors[name] for name in callback.inputs}
     result = callback.function(pipe, step, call.schedule.timesteps[step], given) or {}
-    returned = f"in step {step}, callback_on_step_end returned"
+    where = f"in step {step}, callback_on_step_end returned"
     if not isinstance(result, Mapping):
-        raise DistrijaxError(f"{returned} {result!r}; it may return a dictionary or nothing")
+        raise DistrijaxError(f"{where} {result!r}; it may return a dictionary or nothing")
     if unknown := sorted(set(result) - set(callback.known)):
-        raise DistrijaxError(f"{returned} {', '.join(unknown)}; it may return {', '.join(callback.known)}")
+        raise DistrijaxError(f"{where} {', '.join(unknown)}; it may return {', '.join(callback.known)}")
+    check_before = partial(check_steps, finite, step, step + 1, len(call.schedule), pipe.dtype)
+    returned = _Returned(result, where, check_before)
 
-    def checked(name: str, shape: tuple[int, ...], *others: tuple[int, ...]) -> np.ndarray:
-        array = np.asarray(result[name])
-        if array.shape not in (shape, *others):
-            raise DistrijaxError(f"{returned} {name} of shape {array.shape}; it must keep the shape {shape}")
-        if not np.isfinite(array).all():
-            check_steps(finite, step, step + 1, len(call.schedule), pipe.dtype)
-            raise DistrijaxError(f"{returned} {name} with NaN or infinity in it; all its values must be finite")
-        return array
+    def placed(latents: np.ndarray) -> Array:
+        return place(pad_rows(latents, layout, axis=1), programs.LATENTS, parallel)
 
     if "latents" in result:
-        value = checked("latents", call.shape).astype(np.float32).transpose(0, 2, 3, 1)
-        placed: Any = place(pad_rows(value, layout, axis=1), programs.LATENTS, parallel)
-        inputs = inputs._replace(carry=dataclasses.replace(inputs.carry, latents=placed))
-
-    maps = dict(held.maps)
-    for name in call.maps.parts.keys() & result.keys():
-        of, part = call.maps.parts[name]
-        batch, *rest = tensors[name].shape
-        halves = checked(name, (batch, *rest), (call.shape[0], *rest)).reshape(-1, call.shape[0], *rest)
-        if (halves != halves[0]).any():
-            raise DistrijaxError(f"{returned} a {name} that differs between the guidance branches; make them equal")
-        maps[of] = np.array(maps[of])
-        maps[of][..., part] = halves[0].transpose(0, 2, 3, 1)
-        placed = place({of: pad_rows(maps[of], layout, axis=1)}, programs.LATENTS, parallel)
-        inputs = inputs._replace(maps={**inputs.maps, **placed})
-
-    after, changed = (pipe.guidance_scale, pipe.guidance_rescale), {}
-    ends = branches == 2 and not pipe.do_classifier_free_guidance
-    for name, field in _TEXT_FIELDS.items():
-        if name in result:  # even the same array, which the callback may have changed in place
-            array, own = getattr(held.text, field), tensors[name]
-            half = own[len(own) // branches * (branches - 1) :]  # the branch with the prompt
-            short = (half.shape, half[-1:].shape) if ends else ()
-            value = checked(name, own.shape, *short).astype(array.dtype)
-            if len(value) < len(half):  # diffusers' own callbacks keep the last picture's alone
-                if (value != half[-1:]).any():
-                    raise DistrijaxError(f"{returned} {name} for one picture of {len(half)}; return them for all")
-                value = half
-            value = value.reshape(-1, *array.shape[1:])
-            changed[field] = np.concatenate([array[: branches - len(value)], value])
-    text = held.text._replace(**changed)
-    if before != after:
+        new = placed(returned.array("latents", call.shape).astype(np.float32).transpose(0, 2, 3, 1))
+        inputs = inputs._replace(carry=dataclasses.replace(inputs.carry, latents=new))
+    maps = _changed_maps(returned, held, call)
+    inputs = inputs._replace(maps={**inputs.maps, **{name: placed(x) for name, x in maps.items()}})
+    text = _changed_text(returned, held.text, tensors, ends=branches == 2 and not pipe.do_classifier_free_guidance)
+    if before != (pipe.guidance_scale, pipe.guidance_rescale):
         inputs, text = change_guidance(pipe, inputs, text, step)
-    if changed or len(text.context) < branches:
-        placed = place(text, programs.TEXT, parallel)
-        inputs = inputs._replace(cond=pipe.programs.condition(inputs.unet, *placed, parallel=parallel.program_key))
-    return inputs, Held(text, maps)
+    if text is not held.text:
+        cond = pipe.programs.condition(
+            inputs.unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key
+        )
+        inputs = inputs._replace(cond=cond)
+    return inputs, Held(text, {**held.maps, **maps})
+
+
+def _changed_maps(returned: _Returned, held: Held, call: "Call") -> dict[str, np.ndarray]:
+    """Return those maps of which the callback has replaced a part."""
+    maps: dict[str, np.ndarray] = {}
+    for name, (of, part) in call.maps.parts.items():
+        if name not in returned.tensors:
+            continue
+        batch, rows, columns, channels = held.maps[of][..., part].shape
+        shape = channels, rows, columns
+        several = returned.array(name, (len(held.text.context) * batch, *shape), (batch, *shape))
+        several = several.reshape(-1, batch, *shape)
+        if (several != several[0]).any():
+            raise returned.error(f"a {name} that differs between the guidance branches; make them equal")
+        maps[of] = maps.get(of, np.array(held.maps[of]))
+        maps[of][..., part] = several[0].transpose(0, 2, 3, 1)
+    return maps
+
+
+def _changed_text(
+    returned: _Returned, text: TextInputs, tensors: Mapping[str, np.ndarray], *, ends: bool
+) -> TextInputs:
+    """Return the text with the callback's replacements, or the same object if there are none.
+
+    Args:
+        tensors: what the callback may have received.
+        ends: guidance ends with this step, so the branch with the prompt may be returned alone.
+    """
+    changed = {}
+    for name, field in _TEXT_FIELDS.items():
+        if name not in returned.tensors:
+            continue
+        before, prompted = getattr(text, field), _flat(getattr(text, field)[-1:])
+        short = (prompted.shape, prompted[-1:].shape) if ends else ()
+        value = returned.array(name, tensors[name].shape, *short).astype(before.dtype)
+        if len(value) < len(prompted):  # diffusers' own callbacks keep the last picture's alone
+            if (value != prompted[-1:]).any():
+                raise returned.error(f"{name} for one picture of {len(prompted)}; return them for all")
+            value = prompted
+        value = value.reshape(-1, *before.shape[1:])
+        changed[field] = np.concatenate([before[: len(before) - len(value)], value])
+    return text._replace(**changed) if changed else text  # even with the same array: it may have changed in place
 
 
 def _flat(x: Any) -> np.ndarray:  # [branches, B, ...] -> [branches * B, ...], as diffusers has it
@@ -141,5 +183,5 @@ def _flat(x: Any) -> np.ndarray:  # [branches, B, ...] -> [branches * B, ...], a
     return np.array(x).reshape(-1, *x.shape[2:])
 
 
-def _channels_first(x: Any, branches: int) -> np.ndarray:  # [B, h, w, C] -> [branches * B, C, h, w]
+def _channels_first(x: np.ndarray, branches: int) -> np.ndarray:  # [B, h, w, C] -> [branches * B, C, h, w]
     return np.concatenate([x.transpose(0, 3, 1, 2)] * branches)

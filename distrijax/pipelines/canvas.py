@@ -28,7 +28,7 @@ class Canvas:
         pictures: what is kept where the mask is 0.
         masks: of the latents' size, 1 where to paint, [M, h, w, 1].
         masked: the pictures with grey where to paint, or their latents if the caller gives them. Pictures that are
-            latents cannot be masked: for a U-Net that sees no mask, these are the pictures again, which it does not read.
+            latents cannot be masked: for a U-Net that sees no mask, which reads none of this, they are the same again.
         finish: puts the painted pictures where they were cut from.
     """
 
