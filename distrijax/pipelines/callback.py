@@ -117,7 +117,7 @@ def call_back(
     check_before = partial(check_steps, finite, step, step + 1, len(call.schedule), pipe.dtype)
     returned = _Returned(result, where, check_before)
 
-    def placed(latents: np.ndarray) -> Array:
+    def placed(latents: np.ndarray) -> Any:
         return place(pad_rows(latents, layout, axis=1), programs.LATENTS, parallel)
 
     if "latents" in result:
