@@ -64,7 +64,7 @@ def test_diffusers_own_callback(pair: tuple[StableDiffusionXLPipeline, Any], bra
     expected = theirs(**CALL, **cutoff, generator=generators(3), output_type="np").images
     assert branches == [2, 2, 1, 1]
     assert np.abs(made - expected).max() <= LEVELS
-    assert np.abs(made - ours(**CALL, seed=3, output_type="np").images).max() > 10 * LEVELS
+    assert np.abs(made - ours(**CALL, seed=3, output_type="np").images).max() > 2 * LEVELS
 
 
 def test_every_picture_of_a_batch_keeps_its_own_prompt(pair: tuple[StableDiffusionXLPipeline, Any]) -> None:
