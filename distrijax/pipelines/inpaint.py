@@ -14,7 +14,7 @@ from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.callback import StepFunction
 from distrijax.pipelines.canvas import canvas_of
 from distrijax.pipelines.images import ImageInput, picture_size
-from distrijax.pipelines.latents import as_latents, repeat_to
+from distrijax.pipelines.latents import as_latents, noise_of_latents, repeat_to
 from distrijax.pipelines.make import make_pictures
 from distrijax.pipelines.maps import MapKinds, Start
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
@@ -128,8 +128,7 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
                 masked = repeat_to(batch, as_latents(self, vae, canvas.masked, generators))
                 return Start(begin, {EXTRA_CHANNELS: np.concatenate([mask, masked], -1)})
             if not canvas.masked.is_latent:  # diffusers encodes it, too: the noise of the steps is drawn after that
-                count = len(canvas.masked.values)
-                normal(generators[:count], (count, rows, columns, channels))
+                noise_of_latents(self, (len(canvas.masked.values), rows, columns, channels), generators)
             return Start(begin, {MASK: mask, CLEAN: clean, NOISE: unit})
 
         return make_pictures(self, call, start, encodes=not canvas.pictures.is_latent, finish=canvas.finish)

@@ -36,9 +36,14 @@ def as_latents(
     mean, logvar = (
         np.concatenate(parts * copies).astype(np.float32) for parts in map(list, zip(*moments, strict=True))
     )
-    dtype = np.float32 if pipe.vae.config.force_upcast else pipe.vae.dtype  # which diffusers encodes in
-    noise = normal(generators[: len(mean)], mean.shape, dtype)
+    noise = noise_of_latents(pipe, mean.shape, generators)
     return (mean + np.exp(0.5 * logvar) * noise) * np.float32(pipe.vae.config.scaling_factor)
+
+
+def noise_of_latents(pipe: "SDXLPipeline", shape: tuple[int, ...], generators: Generators) -> np.ndarray:
+    """Return the noise with which latents [N, h, w, C] are drawn: of one generator, or of the first N."""
+    dtype = np.float32 if pipe.vae.config.force_upcast else pipe.vae.dtype  # which diffusers encodes in
+    return normal(generators[: shape[0]], shape, dtype)
 
 
 def repeat_to(batch: int, x: np.ndarray) -> np.ndarray:
