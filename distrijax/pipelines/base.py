@@ -30,7 +30,7 @@ from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.cutoff import GuidanceState
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
-from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE
+from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE, other_inputs
 from distrijax.runtime.agreement import check_same_everywhere
 from distrijax.runtime.compile import Prepared
 from distrijax.runtime.processes import is_first
@@ -63,6 +63,9 @@ class SDXLPipeline(GuidanceState):
         parallel: the devices and how they share pictures; by default one device.
         programs: another pipeline's programs, to share what is compiled.
     """
+
+    takes_mask = False
+    """Whether a U-Net may have inputs for a mask and a masked picture, too."""
 
     def __init__(
         self,
@@ -303,21 +306,9 @@ class SDXLPipeline(GuidanceState):
 
     def check_channels(self) -> None:
         """Raise DistrijaxError unless the U-Net takes what this pipeline gives it."""
-        latents = self.vae.config.latent_channels
-        extra = self.unet.config.in_channels - latents
-        if extra in self.extra_channels:
-            return
-        cure = "use one that takes as many"
-        if extra == 1 + latents:
-            cure = "it is one for inpainting: load it with StableDiffusionXLInpaintPipeline"
-        elif extra == latents:
-            cure = "it is one for editing by instructions (InstructPix2Pix), which no pipeline here can feed"
-        raise DistrijaxError(f"the U-Net has {latents + extra} input channels, but latents have {latents}; {cure}")
-
-    @property
-    def extra_channels(self) -> tuple[int, ...]:
-        """The numbers of input channels beside the latents that a U-Net may have in this pipeline."""
-        return (0,)
+        latents, inputs = self.vae.config.latent_channels, self.unet.config.in_channels
+        if inputs not in (latents, 2 * latents + 1 if self.takes_mask else latents):
+            raise DistrijaxError(other_inputs(inputs, latents))
 
     def layout(self, rows: int) -> SlabLayout:
         """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""

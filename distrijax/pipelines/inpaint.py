@@ -27,6 +27,8 @@ from distrijax.sampling.denoise import EXTRA_CHANNELS
 class StableDiffusionXLInpaintPipeline(SDXLPipeline):
     """The inpainting pipeline, for U-Nets that see the mask (9 input channels) and for all others (4)."""
 
+    takes_mask = True
+
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -132,11 +134,6 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
             return Start(begin, {MASK: mask, CLEAN: clean, NOISE: unit})
 
         return make_pictures(self, call, start, encodes=not canvas.pictures.is_latent, finish=canvas.finish)
-
-    @property
-    def extra_channels(self) -> tuple[int, ...]:
-        """The numbers of input channels beside the latents that a U-Net may have: none, or a mask and a picture."""
-        return 0, 1 + self.vae.config.latent_channels
 
 
 def _blended(channels: int) -> MapKinds:

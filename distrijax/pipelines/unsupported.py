@@ -34,3 +34,13 @@ LOADING_ADVICE = {
     "safety_checker": "SDXL has none; leave it out",
 }
 """Arguments of diffusers' `from_pretrained` that do not exist here, and what to pass instead."""
+
+
+def other_inputs(inputs: int, latents: int) -> str:
+    """Return the message about a U-Net with another number of input channels than latents have."""
+    cure = "use one that takes as many"
+    if inputs == 2 * latents + 1:
+        cure = "it is one for inpainting: load it with StableDiffusionXLInpaintPipeline"
+    elif inputs == 2 * latents:
+        cure = "it is one for editing by instructions (InstructPix2Pix), which no pipeline here can feed"
+    return f"the U-Net has {inputs} input channels, but latents have {latents}; {cure}"
