@@ -86,7 +86,8 @@ def change_guidance(
         if inputs.carry.pieces is not None and parallel.policy.carries:
             pieces = pipe.programs.end_guidance(inputs.carry.pieces, parallel=parallel.program_key)
             inputs = inputs._replace(carry=dataclasses.replace(inputs.carry, pieces=pieces))
-        guidance, text = Guidance.of(None), TextInputs(text.context[-1:], text.pooled[-1:], text.time_ids[-1:])
+        guidance = Guidance.of(None)
+        text = TextInputs(*(getattr(text, field)[-1:] for field in ("context", "pooled", "time_ids")))
     if guidance.rescale is None and len(text.context) == 2 and inputs.guidance.rescale is not None:
         guidance = dataclasses.replace(guidance, rescale=jnp.float32(0))  # compiles nothing
     return inputs._replace(guidance=place(guidance, programs.GUIDANCE, parallel)), text
