@@ -97,7 +97,10 @@ def test_nothing_is_overwritten_unless_asked(capsys: pytest.CaptureFixture[str])
         (["generate", "x", "--output", "x.jpg"], "must end in .png"),
         (["generate", "x", "--output", "nowhere/x.png"], "no folder nowhere"),
         (["generate", "x", "--num-images", "0"], "--num-images is 0"),
-        (["generate", "x", "--scheduler", "euler_a", *FAST], "euler_ancestral"),
+        (["generate", "x", "--scheduler", "euler_anc", *FAST], "--scheduler is 'euler_anc'"),
+        (["generate", "x", "--recipe", "lightning-3"], "no recipe 'lightning-3'; near: lightning-"),
+        (["generate", "x", "--timesteps", "999;5"], "--timesteps is '999;5'; it must be ays, or numbers"),
+        (["plan", "--recipe", "turbo-9"], "no recipe 'turbo-9'; near: turbo"),
         (["generate", "x", "--height", "100", *FAST], "height is 100; it must be a multiple of 8 pixels"),
         (["generate", "x", "--steps", "0"], "--steps is 0"),
         (["generate", "x", "--model", "no/such/folder/here"], "no/such/folder/here"),
@@ -405,12 +408,30 @@ def test_options_of_the_scheduler() -> None:
     assert np.array_equal(np.asarray(image), pixels("karras.png"))
 
 
+def test_a_recipe_is_its_settings() -> None:
+    """A picture has the settings, not the recipe; other options replace them."""
+    small = ["--height", "64", "--width", "64", "--quiet", "--seed", "5"]
+    assert run("generate", "x", *small, "--recipe", "dmd2-4", "--warmup-steps", "3", "--output", "a.png") == 0
+    made = settings("a.png")
+    expected = {"scheduler": "LCMScheduler", "timesteps": "999,749,499,249", "guidance_scale": 0.0, "warmup_steps": 3}
+    assert expected.items() <= made.items()
+    assert run("generate", "--like", "a.png", "--quiet", "--output", "again.png") == 0
+    assert np.array_equal(pixels("again.png"), pixels("a.png"))
+    pipe = StableDiffusionXLPipeline.from_pretrained(MODEL, scheduler="lcm", progress=False)
+    call = {"timesteps": [999, 749, 499, 249], "guidance_scale": 0.0}
+    assert np.array_equal(np.asarray(pipe("x", height=64, width=64, seed=5, **call).images[0]), pixels("a.png"))
+    # a recipe forgets what a picture before had
+    assert run("generate", "--like", "a.png", "--recipe", "lightning-2", "--quiet", "--output", "b.png") == 0
+    other = settings("b.png")
+    assert (other["timesteps"], other["timestep_spacing"], other["steps"]) == (None, "trailing", 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--steps", "0"], "--steps is 0"),
         (["--guidance-rescale", "3"], "--guidance-rescale is 3.0; it must be a number from 0 to 1"),
-        (["--scheduler", "euler_a"], "euler_ancestral"),
+        (["--scheduler", "euler_anc"], "euler_ancestral"),
         (["--seed", str(2**64)], "--seed is"),
         (["--output", "folder.png"], "--output: folder.png is a folder"),
         (["--output", "a" * 300 + ".png"], "cannot be written (File name too long)"),
@@ -546,7 +567,9 @@ def test_a_disk_that_is_too_small_for_a_checkpoint(
         (["--scheduler", "ddim", "--karras-sigmas"], "DDIMScheduler: unknown option use_karras_sigmas"),
         (["--timestep-spacing", "log"], "--timestep-spacing is 'log'"),
         (["--prediction-type", "flow"], "--prediction-type is 'flow'"),
-        (["--scheduler", "plms"], "scheduler name 'plms' is not supported; supported: ddim"),
+        (["--scheduler", "plmz"], "--scheduler is 'plmz', which is not supported; near: PLMS"),
+        (["--timesteps", "best"], "timesteps, if no numbers, is 'best'"),
+        (["--timesteps", "999,5", "--scheduler", "ddim"], "custom timesteps are not supported"),
         (["--unet", "nowhere"], "nowhere: there is no such file or folder"),
     ],
 )

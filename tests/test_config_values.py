@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import pytest
+from test_schedulers import class_of_theirs
 
 from distrijax.checkpoint import open_source
 from distrijax.checkpoint.folder import checked_index
@@ -68,7 +69,7 @@ VAE = {
     "size or null": "sample_size",
     "flag": "force_upcast",
     "fixed": "_class_name act_fn down_block_types up_block_types",
-    "fixed at null": "latents_mean latents_std shift_factor",
+    "fixed at null": "shift_factor",
     "fixed at true": "mid_block_add_attention use_post_quant_conv use_quant_conv",
 }
 TEXT = {
@@ -84,18 +85,20 @@ SCHEDULER = {
     "betas": "trained_betas",
     "size": "num_train_timesteps original_inference_steps solver_order",
     "count": "steps_offset",
-    "positive": "clip_sample_range timestep_scaling",
+    "positive": "clip_sample_range timestep_scaling rho sigma_data",
     "positive or null": "sigma_min sigma_max",
     "log ratio": "lambda_min_clipped",
     "list": "disable_corrector",
     "flag": "clip_sample euler_at_final lower_order_final predict_x0 rescale_betas_zero_snr set_alpha_to_one "
-    "use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas",
+    "skip_prk_steps use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas",
     "fixed at false": "thresholding use_flow_sigmas use_dynamic_shifting",
-    "fixed at null": "shift_terminal solver_p",
+    "fixed at null": "shift_terminal solver_p noise_sampler_seed",
     "fixed": "beta_schedule final_sigmas_type interpolation_type prediction_type timestep_spacing timestep_type",
 }
 # Entries with other rules: scale factors, 1 or null, and what is checked elsewhere.
 ELSEWHERE = {
+    "latents_mean",
+    "latents_std",
     "mid_block_scale_factor",
     "scaling_factor",
     "projection_dim",
@@ -214,7 +217,7 @@ def test_everything_that_diffusers_has_is_known() -> None:
     assert parameters(diffusers.UNet2DConditionModel) - {*unet.ENTRIES} == {"upcast_attention"}
     assert parameters(diffusers.AutoencoderKL) <= {*vae.ENTRIES}
     for cls in SCHEDULERS.values():
-        theirs = parameters(getattr(diffusers, cls.class_name))
+        theirs = parameters(class_of_theirs(cls.class_name))
         assert theirs <= ALL_OPTIONS
         supported = {option.name for option in cls._options()} | set(cls.off)
         unused = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"}

@@ -49,6 +49,8 @@ def public_api() -> str:
         public = getattr(distrijax, name)
         if inspect.isfunction(public):
             lines.append(described(name, public))
+        elif isinstance(public, dict):
+            lines.append("\n".join(textwrap.wrap(f"{name}: {', '.join(public)}", 100, subsequent_indent="    ")))
         elif issubclass(public, Exception):
             lines.append(f"{name}: {', '.join(base.__name__ for base in public.__bases__)}")
         else:

@@ -28,7 +28,7 @@ from distrijax.errors import DistrijaxError
 from distrijax.sampling.noise import TorchGenerator
 from distrijax.schedulers import SCHEDULERS, scheduler_from_config
 
-pytestmark = pytest.mark.fast
+pytestmark = [pytest.mark.fast, pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")]
 
 # (steps, first step that runs): DPM-Solver++ lowers its order at the end of runs of less than 15 steps
 BEGINNINGS = [(8, 1), (8, 6), (8, 7), (18, 9), (18, 16)]
@@ -144,29 +144,34 @@ def test_the_rest_of_custom_sigmas() -> None:
 
 @pytest.mark.parametrize("name", list(SCHEDULERS))
 def test_a_whole_run_of_noise_levels(name: str) -> None:
-    pair = Pair(name, {"timestep_spacing": "leading"}, 10)
+    pair = Pair(name, {"timestep_spacing": "leading", "skip_prk_steps": True}, 10)
     check_noise(pair)
     signal, noise = pair.schedule.signal, pair.schedule.noise_level
     assert signal.dtype == noise.dtype == np.float32
-    power = signal**2 + (0 if name.startswith("euler") else noise**2)
+    preserving = signal[0] < 1
+    power = signal**2 + (noise**2 if preserving else 0)
     np.testing.assert_allclose(power, 1, rtol=3e-7)  # a rounding of each square and of the sum
-    assert np.all(np.diff(noise) < 0)
-    assert pair.ours.order == pair.theirs.order == 1
+    _, first = np.unique(pair.schedule.step_of, return_index=True)
+    assert np.all(np.diff(noise[first]) < 0)
+    assert pair.ours.order == pair.theirs.order
 
 
 @pytest.mark.parametrize("name", list(SCHEDULERS))
 def test_what_a_start_leaves_as_it_is(name: str) -> None:
     """One-step schedulers cut their tables, multistep solvers only from where the history is complete again."""
-    ours = scheduler_from_config(SDXL, name)
+    ours = scheduler_from_config({**SDXL, "skip_prk_steps": True}, name)
     whole, rest = ours.schedule(10), ours.schedule(10, start=3)
-    assert len(rest) == 7
+    cut = 3 * ours.order
+    assert rest.steps == 7
+    assert len(rest) == len(whole) - cut
     assert rest.init_noise_sigma == whole.init_noise_sigma
     for field in ("timesteps", "signal", "noise_level", "draws"):
-        np.testing.assert_array_equal(getattr(rest, field), getattr(whole, field)[3:])
-    history = {"dpmsolver++": 1, "unipc": 2}.get(name, 0)
+        np.testing.assert_array_equal(getattr(rest, field), getattr(whole, field)[cut:])
+    # PLMS takes its first step twice. LMS knows its weights; the derivatives that it has not are zeros.
+    history = {"dpmsolver++": 1, "edm_dpmsolver++": 1, "dpmsolver_singlestep": 1, "unipc": 2, "pndm": 5}.get(name, 0)
     for key, values in rest.coefficients.items():
-        np.testing.assert_array_equal(values[history:], whole.coefficients[key][3 + history :])
-    differ = any(np.any(values != whole.coefficients[key][3:]) for key, values in rest.coefficients.items())
+        np.testing.assert_array_equal(values[history:], whole.coefficients[key][cut + history :])
+    differ = any(np.any(values != whole.coefficients[key][cut:]) for key, values in rest.coefficients.items())
     assert differ == (history > 0)
 
 

@@ -98,7 +98,6 @@ def test_full_size_shapes() -> None:
     [
         ({"use_quant_conv": False}, "use_quant_conv is False"),
         ({"shift_factor": 0.1}, "shift_factor is 0.1"),
-        ({"latents_mean": [0.0] * 4}, "latents_mean"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "AttnDownEncoderBlock2D"),
         ({"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
     ],
@@ -107,3 +106,30 @@ def test_unsupported_configurations_are_refused_by_name(change: dict, named: str
     with pytest.raises(DistrijaxError, match="not supported") as caught:
         VAEConfig.from_json(CONFIGS["factor 8"] | change)
     assert named in str(caught.value)
+
+
+PLAYGROUND = {
+    "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+    "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+    "scaling_factor": 0.5,
+}
+
+
+def test_the_scale_of_latents() -> None:
+    """As diffusers' pipelines scale them, which ignore a mean without a deviation."""
+    latents = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
+    config = VAEConfig.from_json(CONFIGS["factor 8"] | PLAYGROUND)
+    assert VAEConfig.from_json(config.to_json()) == config
+    mean, std = (np.asarray(PLAYGROUND[name], np.float32) for name in ("latents_mean", "latents_std"))
+    np.testing.assert_allclose(config.to_unet(latents), (latents - mean) * 0.5 / std, rtol=1e-6)
+    np.testing.assert_allclose(config.from_unet(latents), latents * std / 0.5 + mean, rtol=1e-6)
+    alone = VAEConfig.from_json(CONFIGS["factor 8"] | PLAYGROUND | {"latents_std": None})
+    np.testing.assert_array_equal(alone.to_unet(latents), latents * np.float32(0.5))
+    np.testing.assert_array_equal(alone.from_unet(latents), latents / np.float32(0.5))
+
+
+@pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
+@pytest.mark.parametrize("value", [[1.0] * 3, [1.0] * 5, ["x"] * 4, 2.0, [float("nan")] * 4, []])
+def test_scales_that_are_refused(name: str, value: object) -> None:
+    with pytest.raises(DistrijaxError, match=name):
+        VAEConfig.from_json(CONFIGS["factor 8"] | PLAYGROUND | {name: value})

@@ -15,7 +15,7 @@ _OTHERS = (
     (r"cond_stage_model\.", "a Stable Diffusion 1 or 2 model"),
     (
         r"edm_(mean|std)$",
-        "a Playground v2.5 model, whose latents are scaled differently; use a model of SDXL's own form",
+        "a Playground v2.5 model, whose latents are scaled differently; use its diffusers folder",
     ),
     (r"edm_vpred\.", "a CosXL model, which was trained on the noise levels of EDM; use a model of SDXL's own form"),
     (

@@ -19,7 +19,7 @@ from distrijax.errors import DistrijaxError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
-from distrijax.schedulers import SCHEDULERS, Scheduler, scheduler_from_config
+from distrijax.schedulers import Scheduler, is_name, scheduler_from_config
 
 if TYPE_CHECKING:
     from distrijax.checkpoint.store import Store
@@ -139,9 +139,9 @@ def _scheduler(given: Scheduler | str | Path | None, own: Callable[[], Json]) ->
         raise DistrijaxError(
             f"scheduler is a {kind}; it must be a Scheduler of distrijax, its name, or a path or hub id"
         )
-    names = [name for short, kind in SCHEDULERS.items() for name in (short, kind.class_name)]
-    if given in names or ("/" not in str(given) and not Path(given).exists()):  # the error lists the names
-        return scheduler_from_config(own(), str(given)).config
+    text = str(given)
+    if (isinstance(given, str) and is_name(text)) or ("/" not in text and not Path(given).exists()):  # or the error
+        return scheduler_from_config(own(), text).config
     path = locate(given, [SCHEDULER, f"scheduler/{SCHEDULER}"])
     if path.is_dir():
         path = (path / "scheduler" if (path / "scheduler").is_dir() else path) / SCHEDULER

@@ -15,7 +15,7 @@ from distrijax.cli.devices import choose_devices, join_processes
 from distrijax.cli.generate_options import add_generate_options
 from distrijax.cli.options import Commands, default_dtype
 from distrijax.cli.pictures import png, read_settings
-from distrijax.cli.settings import Settings
+from distrijax.cli.settings import Settings, parse_timesteps
 from distrijax.cli.start import pictures_to_start_from
 from distrijax.cli.targets import Target, choose_targets
 from distrijax.errors import DistrijaxError
@@ -26,7 +26,7 @@ from distrijax.pipelines.inpaint import StableDiffusionXLInpaintPipeline
 from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.runtime.agreement import check_same_everywhere, same_everywhere
-from distrijax.schedulers import scheduler_from_config
+from distrijax.schedulers import named
 from distrijax.tools.traffic import Traffic, count_traffic
 
 Pipeline = StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline | StableDiffusionXLInpaintPipeline
@@ -47,6 +47,8 @@ def add(commands: Commands) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     settings = read_settings(options.like) if "like" in options else Settings()
+    if "recipe" in options:
+        settings = settings.with_recipe(options.recipe)
     settings, pictures = pictures_to_start_from(options, settings.updated(vars(options)))
     prompts: list[str] = options.prompts or ([] if settings.prompt is None else [settings.prompt])
     if not prompts:
@@ -92,8 +94,9 @@ def _check(settings: Settings) -> None:
         whole_number("--padding-mask-crop", settings.padding_mask_crop)
     if settings.seed is not None:
         whole_number("--seed", settings.seed, -(2**63), 2**64 - 1)
+    parse_timesteps(settings.timesteps)
     if settings.scheduler is not None:
-        scheduler_from_config({}, settings.scheduler)
+        named(settings.scheduler)
 
 
 def _save(
@@ -148,7 +151,8 @@ def _arguments(settings: Settings, count: int, pictures: dict[str, Image.Image])
     names += ["height", "width"] if "mask_image" in pictures or not pictures else []
     names += ["padding_mask_crop"] if "mask_image" in pictures else []
     arguments = {name: getattr(settings, name) for name in names} | pictures
-    return arguments | {"num_inference_steps": settings.steps, "num_images_per_prompt": count}
+    arguments |= {"num_inference_steps": settings.steps, "num_images_per_prompt": count}
+    return arguments | {"timesteps": parse_timesteps(settings.timesteps)}
 
 
 def _traffic(pipe: Pipeline, settings: Settings, count: int, pictures: dict[str, Image.Image]) -> Traffic:

@@ -8,7 +8,7 @@ from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, add_options
 from distrijax.cli.start import MASKED_STRENGTH, STRENGTH
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES, TENSOR
-from distrijax.schedulers import SCHEDULERS
+from distrijax.schedulers import RECIPES
 
 
 def add_generate_options(command: argparse.ArgumentParser) -> None:
@@ -50,7 +50,9 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
         ("--steps", int, "N", "denoising steps (default: 30)"),
         ("--guidance-scale", float, "X", "how closely to follow the prompt; none at 1 or less (default: 5)"),
         ("--guidance-rescale", float, "X", "against over-exposure by strong guidance, 0 to 1 (default: 0)"),
-        ("--scheduler", str, "NAME", f"{', '.join(SCHEDULERS)} (default: the checkpoint's)"),
+        ("--recipe", str, "NAME", f"settings of a few-step model, which other options replace: {', '.join(RECIPES)}"),
+        ("--scheduler", str, "NAME", 'as A1111, ComfyUI or diffusers call it, such as "DPM++ 2M Karras" or euler'),
+        ("--timesteps", str, "LIST", "training timesteps such as 999,749,499,249; or ays, for --steps of these"),
         ("--timestep-spacing", str, "NAME", "linspace, leading or trailing (default: the scheduler's)"),
         ("--prediction-type", str, "NAME", "what the U-Net predicts: epsilon, v_prediction or sample"),
         ("--eta", float, "X", "noise that ddim and tcd add in each step, 0 to 1 (default: 0)"),

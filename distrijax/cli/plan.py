@@ -5,9 +5,10 @@ import json
 import sys
 
 from distrijax.checks import DTYPES, whole_number
-from distrijax.cli.options import Axes, Commands, add_layout, add_workload, layout, workload
+from distrijax.cli.options import Axes, Commands, add_layout, add_options, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
+from distrijax.schedulers import RECIPES, find_recipe
 from distrijax.tools.plan import estimate, layouts, report
 from distrijax.tools.plan.gpus import CARDS, RATES, Rates, missing_compiler, prepare_cuda_compiler
 
@@ -23,6 +24,9 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=_plan)
     pictures = add_workload(command, steps=50)
     pictures.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)")
+
+    few = "settings of a few-step model, in place of --steps, --no-guidance and --warmup-steps"
+    add_options(pictures, ("--recipe", str, "NAME", f"{few}: {', '.join(RECIPES)}"))
 
     devices = add_layout(command)
     devices.add_argument("--warmup-steps", type=int, default=4, metavar="N", help="(default: %(default)s)")
@@ -40,6 +44,10 @@ def add(commands: Commands) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     sizes = layout(options)
+    recipe = None if options.recipe is None else find_recipe(options.recipe)
+    if recipe is not None:
+        options.steps, options.warmup_steps = recipe.steps, recipe.warmup_steps
+        options.no_guidance = recipe.guidance_scale <= 1
     _check(options, sizes)
     if (problem := missing_compiler()) is not None:
         raise DistrijaxError(problem)
@@ -56,10 +64,12 @@ def _plan(options: argparse.Namespace) -> None:
     if options.compare is not None:
         plans = layouts.compare(options.compare, request, parallel, _announce)
         print(json.dumps([plan.json() for plan in plans], indent=1) if options.json else layouts.comparison(plans))
-        return
-    _announce("both programs" if parallel.patch > 1 else "the program")
-    plan = estimate.plan(request, parallel)
-    print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
+    else:
+        _announce("both programs" if parallel.patch > 1 else "the program")
+        plan = estimate.plan(request, parallel)
+        print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
+    if recipe is not None and not options.json:
+        print(f"\nrecipe {options.recipe}, for {recipe.weights}: {recipe.advice}")
 
 
 def _check(options: argparse.Namespace, sizes: Axes) -> None:

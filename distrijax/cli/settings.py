@@ -6,6 +6,7 @@ from typing import Self, get_type_hints
 
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
+from distrijax.schedulers import find_recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Settings:
         strength: None without `image`.
         height, width: in pixels. With `image` alone, they are those of the result, and no option; with `mask`, the size
             at which the model paints.
+        timesteps: a name, or numbers with commas between.
         seed: that of this picture alone.
     """
 
@@ -33,6 +35,7 @@ class Settings:
     karras_sigmas: bool | None = None
     timestep_spacing: str | None = None
     prediction_type: str | None = None
+    timesteps: str | None = None
     image: str | None = None
     image_sha256: str | None = None
     mask: str | None = None
@@ -68,3 +71,32 @@ class Settings:
             if name in types and not isinstance(value, types[name]):
                 raise DistrijaxError(f"the setting {name} is {value!r}; it must be {types[name]}")
         return type(self)(**vars(self) | {name: value for name, value in values.items() if name in types})
+
+    def with_recipe(self, name: str) -> Self:
+        """Return these settings with those of a recipe for few-step models.
+
+        Raises:
+            DistrijaxError: there is no such recipe.
+        """
+        recipe = find_recipe(name)
+        values = {"scheduler": recipe.kind.class_name, "steps": recipe.steps, "eta": recipe.eta, **recipe.parallel}
+        values |= {"guidance_scale": recipe.guidance_scale, "karras_sigmas": None}
+        options = {"timestep_spacing": None, "prediction_type": None, **recipe.options}
+        timesteps = ",".join(map(str, recipe.timesteps)) if recipe.timesteps else None
+        return dataclasses.replace(self, **values, **options, timesteps=timesteps)
+
+
+def parse_timesteps(text: str | None) -> str | list[float] | None:
+    """Return the argument `timesteps` of a call: a name, or numbers.
+
+    Raises:
+        DistrijaxError: the text is neither.
+    """
+    if text is None or text.isalpha():
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise DistrijaxError(
+            f"--timesteps is {text!r}; it must be ays, or numbers with commas between, such as 999,749,499,249"
+        ) from None

@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """The autoencoder. Its latents must be multiplied by `config.scaling_factor` for the U-Net.
+    """The autoencoder. `config.to_unet` scales its latents for the U-Net.
 
     Args:
         config: from the checkpoint's `config.json`.

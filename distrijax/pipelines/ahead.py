@@ -50,7 +50,7 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
     inputs = first_inputs(pipe, call, parts, text, latents, maps, noise, partial(begin, programs.condition))
     inputs = inputs.with_steps(0, 1, parallel)
     static = static_arguments(pipe, call)
-    for _, phase in parallel.phases(len(call.schedule)):
+    for _, phase in parallel.phases(call.schedule.steps):
         carry, *_ = begin(programs.denoise[phase.name], *inputs, **static, phase=phase)
         inputs = inputs._replace(carry=place(jax.tree.map(_shape, carry), CARRY, parallel))
     final, latent = inputs.carry.latents, call.output_type == "latent"

@@ -31,7 +31,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         image: ImageInput = None,
         strength: float = 0.3,
         num_inference_steps: int = 50,
-        timesteps: Sequence[float] | None = None,
+        timesteps: Sequence[float] | str | None = None,
         sigmas: Sequence[float] | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,

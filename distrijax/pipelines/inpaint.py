@@ -41,7 +41,7 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
         padding_mask_crop: int | None = None,
         strength: float = 0.9999,
         num_inference_steps: int = 50,
-        timesteps: Sequence[float] | None = None,
+        timesteps: Sequence[float] | str | None = None,
         sigmas: Sequence[float] | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,

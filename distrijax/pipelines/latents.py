@@ -37,7 +37,7 @@ def as_latents(
         np.concatenate(parts * copies).astype(np.float32) for parts in map(list, zip(*moments, strict=True))
     )
     noise = noise_of_latents(pipe, mean.shape, generators)
-    return (mean + np.exp(0.5 * logvar) * noise) * np.float32(pipe.vae.config.scaling_factor)
+    return pipe.vae.config.to_unet(mean + np.exp(0.5 * logvar) * noise)
 
 
 def noise_of_latents(pipe: "SDXLPipeline", shape: tuple[int, ...], generators: Generators) -> np.ndarray:

@@ -31,20 +31,25 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
     """Take all steps and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
 
     A dispatch takes several steps without the host, and the next one is queued before it ends, so the devices never
-    wait; the host waits for its end only to advance the bar. With a callback, each dispatch is one step.
+    wait; the host waits for its end only to advance the bar. With a callback, each dispatch is one step. Of a step with
+    several evaluations of the U-Net, each counts, except for the bar and the warm-up.
     """
-    parallel, callback, total, start, length = pipe.parallel, call.callback, len(call.schedule), 0, 1
-    phases = [phase for count, phase in parallel.phases(total) for _ in range(count)]
+    parallel, callback, schedule = pipe.parallel, call.callback, call.schedule
+    total, start, length = len(schedule), 0, 1
+    phase_of_step = [phase for count, phase in parallel.phases(schedule.steps) for _ in range(count)]
+    phases = [phase_of_step[step] for step in schedule.step_of]
+    # steps done after each number of evaluations: a step is done when the next one begins
+    done = [0, *schedule.step_of[1:], schedule.steps]
     if parallel.policy.carries and not phases[-1].policy.carries and is_first():
         warnings.warn(
-            f"all {total} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more; with a "
-            "lower warmup_steps, transfers overlap with computation in the others",
+            f"all {schedule.steps} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more; "
+            "with a lower warmup_steps, transfers overlap with computation in the others",
             stacklevel=5,
         )
     static, running = static_arguments(pipe, call), deque[tuple[Array, int, int]]()
     table, placed = inputs.steps, range(0)
     pipe.begin_steps(total, call.guidance_scale, call.guidance_rescale)
-    with tqdm(total=total, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
+    with tqdm(total=schedule.steps, **{"desc": "denoising", "unit": "step"} | pipe.progress_options) as bar:
         ended = time.perf_counter()
         while start < total and not pipe.interrupted:
             phase = phases[start]
@@ -64,8 +69,8 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
             last = start == total or pipe.interrupted
             while len(running) > (not last):  # one more may run while the host waits
                 finite, first, end = running.popleft()
-                check_steps(finite, first, end, total, pipe.dtype)
-                bar.update(end - first)
+                check_steps(finite, schedule.step_of[first], schedule.step_of[end - 1] + 1, schedule.steps, pipe.dtype)
+                bar.update(int(done[end] - done[first]))
                 before, ended = ended, time.perf_counter()
                 if callback is None:
                     length = min(inputs.rows, dispatch_length(total, (ended - before) / (end - first)))

@@ -33,7 +33,7 @@ def make_pictures(
         finish: changes the finished images.
     """
     parts = pipe.place_parts()
-    phases, known = len(pipe.parallel.phases(len(call.schedule))), pipe.programs.known
+    phases, known = len(pipe.parallel.phases(call.schedule.steps)), pipe.programs.known
     kind = (
         call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel,
         tuple(call.maps.channels), call.maps.after_step,

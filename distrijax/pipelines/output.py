@@ -18,7 +18,7 @@ class StableDiffusionXLPipelineOutput:
 
     Attributes:
         images: PIL images; or an array, [B, H, W, 3] in [0, 1] for `output_type="np"`; or for "latent" [B, C, h, w],
-            scaled as the U-Net has them: dividing by `vae.config.scaling_factor` gives the VAE's latents.
+            scaled as the U-Net has them: `vae.config.from_unet` scales them back, with channels last.
         seed: the seed that makes the same pictures again; None if the generator was a JAX key.
     """
 

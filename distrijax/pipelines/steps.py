@@ -12,7 +12,7 @@ from distrijax.schedulers import Schedule, Scheduler
 def call_schedule(
     scheduler: Scheduler,
     num_inference_steps: int,
-    timesteps: Sequence[float] | None,
+    timesteps: Sequence[float] | str | None,
     sigmas: Sequence[float] | None,
     eta: float,
     *,
@@ -27,7 +27,7 @@ def call_schedule(
     Raises:
         DistrijaxError: a value is invalid, or no step is left.
     """
-    custom = timesteps is not None or sigmas is not None
+    custom = (timesteps is not None and not isinstance(timesteps, str)) or sigmas is not None
     steps = None if custom else num_inference_steps
 
     def steps_from(start: int) -> Schedule:
@@ -41,12 +41,13 @@ def call_schedule(
             f"denoising_start is {denoising_start} and denoising_end {denoising_end}; the end must come after the start"
         )
     schedule = steps_from(0)
-    total = len(schedule)
+    total = schedule.steps
     if first is not None:
-        count = int(np.sum(schedule.timesteps < first))
-        if not count:
+        below = np.flatnonzero(schedule.timesteps < first)
+        if not len(below):
             raise DistrijaxError(f"denoising_start {denoising_start} leaves none of {total} steps; lower it")
-        schedule = steps_from(total - count)
+        # of a step with two evaluations of the U-Net, both, from the first one on
+        schedule = steps_from((len(schedule) - len(below)) // scheduler.order)
     elif strength is not None:
         count = min(int(total * strength), total)
         if not count:
@@ -67,6 +68,10 @@ def _cutoff(scheduler: Scheduler, name: str, part: float | None) -> int | None:
     """Return the training timestep at which this fraction of the noise schedule has passed."""
     if part is None:
         return None
+    if not scheduler.has_training_steps:
+        raise DistrijaxError(
+            f"denoising_{name} is a fraction of the training timesteps, of which {scheduler.class_name} has none"
+        )
     fraction = finite_number(f"denoising_{name}", part)
     if not 0 < fraction < 1:
         raise DistrijaxError(f"denoising_{name} is {part!r}; it must be a number between 0 and 1, both excluded")

@@ -25,7 +25,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
-        timesteps: Sequence[float] | None = None,
+        timesteps: Sequence[float] | str | None = None,
         sigmas: Sequence[float] | None = None,
         denoising_end: float | None = None,
         guidance_scale: float = 5.0,
@@ -66,7 +66,8 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             height, width: of the pictures in pixels, multiples of the VAE's scale factor (8). By default the size that
                 the U-Net was trained on.
             num_inference_steps: denoising steps.
-            timesteps, sigmas: custom steps in place of `num_inference_steps`, if the scheduler supports them.
+            timesteps, sigmas: custom steps in place of `num_inference_steps`, if the scheduler supports them. The
+                timesteps "ays" are as many of Align Your Steps.
             denoising_end: fraction of the noise schedule, between 0 and 1, after which to stop, for a refiner.
             guidance_scale: classifier-free guidance. At 1 or below there is none, and each step costs half as much.
             negative_prompt, negative_prompt_2: what to guide away from.

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 from jax import Array
 
 from distrijax.sampling.denoise import Maps, Steps
@@ -19,10 +18,7 @@ def with_blend(schedule: Schedule) -> Schedule:
 
     After the last step it is clean, even if `denoising_end` cuts the run short there, as in diffusers.
     """
-    rows = {
-        _SIGNAL: np.append(schedule.signal[1:], np.float32(1)),
-        _NOISE_LEVEL: np.append(schedule.noise_level[1:], np.float32(0)),
-    }
+    rows = dict(zip((_SIGNAL, _NOISE_LEVEL), schedule.after, strict=True))
     return dataclasses.replace(schedule, coefficients=schedule.coefficients | rows)
 
 

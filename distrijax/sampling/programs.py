@@ -169,10 +169,12 @@ def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Paralle
     def local(weights: Weights[VAE], latents: Array, index: Array) -> Array:
         vae = weights.module()
         one = lax.dynamic_slice_in_dim(latents, index, 1)
-        return vae.decode(one / vae.config.scaling_factor, exchange).astype(jnp.float32)
+        return vae.decode(one, exchange).astype(jnp.float32)
 
-    image = spread(local, parallel, [P(), LATENTS, P()], LATENTS)(vae, layout.pad(latents[:, :height], 1), index)
-    image = image[:, : height * vae.module().config.scale_factor]
+    config = vae.module().config
+    padded = layout.pad(config.from_unet(latents[:, :height]), 1)  # rows of padding are zeros for the VAE
+    image = spread(local, parallel, [P(), LATENTS, P()], LATENTS)(vae, padded, index)
+    image = image[:, : height * config.scale_factor]
     results = jnp.clip(image / 2 + 0.5, 0, 1), jnp.isfinite(image).all()
     return lax.with_sharding_constraint(results, parallel.replicated)
 

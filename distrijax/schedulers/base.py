@@ -3,20 +3,32 @@
 A scheduler is a frozen, hashable set of options, so it can be a static argument of a jitted function. `schedule()`
 computes on the host everything that depends on the step but not on the picture, as float32 coefficients. `step()` is
 then elementwise arithmetic, the same program for every step, and can run inside `jax.lax.scan`.
+
+Every solver here is linear in the latents, the U-Net's predictions and noise. A step makes an estimate (of the clean
+latents or of the noise, as the solver likes it), then the next latents and what it holds for later, as sums of what
+there is. So `step` is written once, and a scheduler is the table of the factors in these sums:
+
+    estimate_0 = sample, prediction                       then clipped, if clip_sample is set
+    next, held = sample, prediction, noise, held, estimate_0, estimate_1, ...
+
+`estimate_1` is the estimate of the evaluation before, and so on: a multistep solver combines several. `held` is what a
+solver with several evaluations a step keeps from one to the next. The factor of `sample` in `next` is called
+`next_from_sample`; a factor that a scheduler does not have is zero.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from distrijax.checks import finite_number, whole_number
+from distrijax.checks import finite_number, one_of, whole_number
 from distrijax.config.entry import Rule, log_ignored
 from distrijax.errors import DistrijaxError
-from distrijax.schedulers import tables
+from distrijax.schedulers import ays
 from distrijax.schedulers.options import ALL_OPTIONS, OPTIONS, SIGMA_OPTIONS
 from distrijax.schedulers.predictions import combine
 from distrijax.schedulers.request import Request, custom_sigmas, custom_timesteps
@@ -28,18 +40,20 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler:
-    """The options of a scheduler under diffusers' names; subclasses change defaults and add options.
+    """The options that every scheduler has, under diffusers' names; subclasses change defaults and add options.
 
     Attributes:
         origin: the config that it was made from, whose options of other classes `config` passes on.
         class_name: name of diffusers' class, as in a `scheduler_config.json`.
-        order: model evaluations per step; the timesteps of a scheduler of order 2 list each step twice.
+        order: 2 if each step but the last evaluates the U-Net twice; then a schedule has two rows for each.
+        holds: whether a step passes on `held`.
         rules: what options may be, where it differs from `OPTIONS`.
         off: options of diffusers' class that are supported only where they do nothing.
         aliases: values of other classes' options of the same name that diffusers replaces silently.
         custom: which of "timesteps" and "sigmas" the caller of `schedule` may choose.
         whole_timesteps: whether custom timesteps must be whole numbers, because they index the training tables.
         noise_dtype: dtype in which diffusers draws the noise of steps; None if it is that of the U-Net.
+        has_training_steps: whether timesteps are those of a training run, of which fractions can be taken.
         largest_eta: upper bound of `eta`; None if the scheduler ignores it.
 
     Raises:
@@ -47,25 +61,20 @@ class Scheduler:
     """
 
     num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
-    rescale_betas_zero_snr: bool = False
     origin: Config | None = dataclasses.field(default=None, compare=False, repr=False)
     _passed: frozenset[str] = dataclasses.field(init=False, compare=False, repr=False)
 
     class_name: ClassVar[str]
     order: ClassVar[int] = 1
+    holds: ClassVar[bool] = False
     rules: ClassVar[dict[str, Rule]] = {}
     off: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[dict[str, dict[str, str]]] = {}
     custom: ClassVar[tuple[str, ...]] = ()
     whole_timesteps: ClassVar[bool] = True
     noise_dtype: ClassVar[type | None] = None
+    has_training_steps: ClassVar[bool] = True
     largest_eta: ClassVar[float | None] = None
 
     # ----------------------------------------------------------------------------------------------------- the options
@@ -81,10 +90,6 @@ class Scheduler:
             value = getattr(self, option.name)
             value = self.aliases.get(option.name, {}).get(value, value) if isinstance(value, str) else value
             object.__setattr__(self, option.name, self._checked(option.name, value))
-        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
-            raise self._error(
-                f"trained_betas has {len(self.trained_betas)} values, num_train_timesteps is {self.num_train_timesteps}"
-            )
         placing = [option for option in SIGMA_OPTIONS if getattr(self, option, False)]
         if len(placing) > 1:
             raise self._error(f"{' and '.join(placing)} exclude each other; set one of them")
@@ -151,7 +156,7 @@ class Scheduler:
         self,
         num_inference_steps: int | None = None,
         *,
-        timesteps: Sequence[float] | None = None,
+        timesteps: Sequence[float] | str | None = None,
         sigmas: Sequence[float] | None = None,
         eta: float = 0.0,
         start: int = 0,
@@ -160,7 +165,8 @@ class Scheduler:
 
         Args:
             num_inference_steps: number of steps of the whole run, placed by the scheduler's own rule.
-            timesteps: custom training timesteps, descending, if the scheduler supports them.
+            timesteps: custom training timesteps, descending, if the scheduler supports them; or "ays" for as many as
+                `num_inference_steps` of those of Align Your Steps.
             sigmas: custom noise levels, descending, and the one to end at, if the scheduler supports them.
             eta: amount of noise that DDIM and TCD add at each step (0 none, 1 all); the others ignore it.
             start: number of steps to skip, to start from a picture. As in diffusers after `set_begin_index(start)`, a
@@ -172,6 +178,12 @@ class Scheduler:
         Raises:
             DistrijaxError: not exactly one is given, or the scheduler cannot step through it.
         """
+        if isinstance(timesteps, str):
+            one_of(f"{self.class_name}: timesteps, if no numbers,", timesteps, (ays.NAME,))
+            self._check_custom("timesteps")
+            most = self.num_train_timesteps
+            steps = whole_number(f"{self.class_name}: num_inference_steps", num_inference_steps, 1, most)
+            timesteps, num_inference_steps = ays.ays_timesteps(steps, self.train_sigmas), None
         if sum(value is not None for value in (num_inference_steps, timesteps, sigmas)) != 1:
             raise self._error("give exactly one of num_inference_steps, timesteps and sigmas")
         about = f"{self.class_name}: "
@@ -192,8 +204,8 @@ class Scheduler:
         start = whole_number(about + "start", start)
         run = self._build(Request(steps, times, levels, eta, start))
         # checked here, because a trailing run that drops timesteps (lambda_min_clipped) is shorter than `steps`
-        whole_number(about + "start", start, most=len(run) - 1)
-        return self._rounded(run, start)
+        whole_number(about + "start", start, most=run.steps - 1)
+        return self._rounded(run, int(np.searchsorted(run.step_of, start)))
 
     def _build(self, request: Request) -> Schedule:
         """Return the tables of the whole run, in any precision. Steps before `request.start` are dropped later."""
@@ -206,55 +218,32 @@ class Scheduler:
             if argument == "timesteps" and getattr(self, option, False):
                 raise self._error(f"custom timesteps cannot be used with {option}; set it to false")
 
-    def _rounded(self, run: Schedule, start: int) -> Schedule:
-        """Return the steps from `start` on in float32, rejecting those that would fill the picture with NaN."""
-        packed = {name: np.asarray(values[start:], np.float32) for name, values in run.coefficients.items()}
-        timesteps = run.timesteps[start:]
+    def _rounded(self, run: Schedule, first: int) -> Schedule:
+        """Return the rows from `first` on in float32, rejecting those that would fill the picture with NaN."""
+        packed = {name: np.asarray(values[first:], np.float32) for name, values in run.coefficients.items()}
+        timesteps = run.timesteps[first:]
         for index, timestep in enumerate(timesteps):
             bad = [name for name, values in packed.items() if not np.isfinite(values[index])]
             if bad:
                 raise self._error(
-                    f"step {start + index} (timestep {timestep:g}) has no finite coefficients ({', '.join(bad)}) with "
-                    f"prediction_type {self.prediction_type!r} and these options: two steps share a noise level, or "
-                    "one has no signal or no noise; use fewer steps, another spacing or another final_sigmas_type"
+                    f"step {run.step_of[first + index]} (timestep {timestep:g}) has no finite coefficients "
+                    f"({', '.join(bad)}) with prediction_type {self.prediction_type!r} and these options: two steps "
+                    "share a noise level, or one has no signal or no noise; use fewer steps, another spacing or "
+                    "another final_sigmas_type"
                 )
-        signal, noise_level = (np.asarray(values[start:], np.float32) for values in (run.signal, run.noise_level))
-        return Schedule(timesteps, packed, signal, noise_level, run.init_noise_sigma, run.draws[start:])
-
-    @cached_property
-    def alphas_cumprod(self) -> np.ndarray:
-        """Signal power left at each training timestep, float32 [T]."""
-        return tables.alphas_cumprod(
-            self.beta_schedule,
-            self.beta_start,
-            self.beta_end,
-            self.num_train_timesteps,
-            self.trained_betas,
-            self.rescale_betas_zero_snr,
-        )
-
-    @cached_property
-    def train_sigmas(self) -> np.ndarray:
-        """Noise-to-signal ratio at each training timestep, float32 [T], ascending.
-
-        With zero terminal SNR, the last one would be infinite; as in diffusers, its signal power is set to 2**-24.
-        """
-        alphas = self.alphas_cumprod.copy()
-        if self.rescale_betas_zero_snr:
-            alphas[-1] = 2**-24
-        return tables.sigmas_of(alphas)
+        signal, noise_level = (np.asarray(values[first:], np.float32) for values in (run.signal, run.noise_level))
+        step_of = run.step_of[first:] - run.step_of[first]
+        return Schedule(timesteps, packed, signal, noise_level, run.init_noise_sigma, run.draws[first:], step_of)
 
     @property
-    def _uses_formula(self) -> bool:
-        return any(getattr(self, option, False) for option in SIGMA_OPTIONS)
+    def train_sigmas(self) -> np.ndarray:
+        """Noise-to-signal ratio at each training timestep, float32 [T], ascending."""
+        raise NotImplementedError
 
-    def _formula_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
-        """Return noise levels from `high` to `low` by the formula that the options select, float64 [steps]."""
-        if getattr(self, "use_karras_sigmas", False):
-            return tables.karras_sigmas(low, high, steps)
-        if getattr(self, "use_beta_sigmas", False):
-            return tables.beta_sigmas(low, high, steps)
-        return tables.exponential_sigmas(low, high, steps)
+    @property
+    def memory(self) -> int:
+        """The number of earlier estimates that a step uses."""
+        return 0
 
     # -------------------------------------------------------------------------------------------------------- one step
 
@@ -263,24 +252,41 @@ class Scheduler:
         return sample / coefficients["input_norm"] if "input_norm" in coefficients else sample
 
     def init_state(self, sample: Array) -> State:
-        """Return the state before the first step: arrays of zeros shaped like `sample`, or none."""
-        return ()
+        """Return the state before the first step, zeros shaped like `sample`: what is held, and earlier estimates."""
+        return tuple(jnp.zeros_like(sample) for _ in range(self.holds + self.memory))
 
     def step(
         self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
     ) -> tuple[Array, State]:
-        """Take one denoising step, by default linear in the sample, the prediction and the noise.
+        """Take one denoising step, or the part of one that belongs to an evaluation.
 
         Args:
-            coefficients: the coefficients of this step, from `Schedule.coefficients`.
-            state: from `init_state` or the previous step.
+            coefficients: the coefficients of this row, from `Schedule.coefficients`.
+            state: from `init_state` or the previous row.
             prediction: the U-Net's output after guidance, shaped like `sample`, any float dtype.
             sample: latents, float32, any shape (all arithmetic is elementwise).
-            noise: normal noise shaped like `sample`; may be None if the schedule never draws. Steps that do not draw
+            noise: normal noise shaped like `sample`; may be None if the schedule never draws. Rows that do not draw
                 multiply it by zero.
 
         Returns:
-            Latents of the next noise level, float32, and the new state.
+            Latents after this row, float32, and the new state.
         """
-        arrays = {"sample": sample, "prediction": prediction, "fresh_noise": noise}
-        return combine(*((coefficients[name], array) for name, array in arrays.items() if name in coefficients)), state
+        sources: dict[str, Array | None] = {"sample": sample, "prediction": prediction, "noise": noise}
+
+        def total(target: str) -> jax.Array:
+            keys = ((f"{target}_from_{source}", array) for source, array in sources.items())
+            return combine(*((coefficients[key], array) for key, array in keys if key in coefficients))
+
+        held, past = state[: self.holds], state[self.holds :]
+        estimates: State = ()
+        if "estimate_0_from_prediction" in coefficients:
+            estimate = total("estimate_0")
+            if getattr(self, "clip_sample", False):
+                limit = getattr(self, "clip_sample_range", 1.0)
+                estimate = jnp.clip(estimate, -limit, limit)
+            estimates = (estimate, *past)
+        if self.holds:
+            sources["held"] = held[0]
+        sources |= {f"estimate_{age}": array for age, array in enumerate(estimates)}
+        keeps = (total("held"),) if self.holds else ()
+        return total("next"), (*keeps, *estimates[: self.memory])

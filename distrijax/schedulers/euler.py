@@ -6,8 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from distrijax.schedulers import tables
-from distrijax.schedulers.base import Request, Scheduler
+from distrijax.schedulers.base import Request
+from distrijax.schedulers.predictions import terms
 from distrijax.schedulers.schedule import Schedule
+from distrijax.schedulers.sigma import SigmaScheduler, init_noise_sigma, input_norm
 
 
 def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -26,9 +28,10 @@ def euler_coefficients(prediction_type: str, now: np.ndarray, after: np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerDiscreteScheduler(Scheduler):
+class EulerDiscreteScheduler(SigmaScheduler):
     """Euler's method, SDXL's default, step for step as in diffusers; its timesteps are float32."""
 
+    rescale_betas_zero_snr: bool = False
     interpolation_type: str = "linear"
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
@@ -57,36 +60,14 @@ class EulerDiscreteScheduler(Scheduler):
 
         now, after = noise[:steps], noise[1 : steps + 1]
         of_sample, of_prediction = euler_coefficients(self.prediction_type, now, after)
-        coefficients = {"input_norm": input_norm(now), "sample": of_sample, "prediction": of_prediction}
+        coefficients = {"input_norm": input_norm(now)} | terms("next", sample=of_sample, prediction=of_prediction)
         sigma = init_noise_sigma(self.timestep_spacing, noise)
-        draws = np.full(steps, False)
-        return Schedule(timesteps.astype(np.float32), coefficients, np.ones_like(now), now, sigma, draws)
+        draws, step_of = np.full(steps, False), np.arange(steps)
+        return Schedule(timesteps.astype(np.float32), coefficients, np.ones_like(now), now, sigma, draws, step_of)
 
-    def _placed(self, steps: int, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the timesteps, float [S], and the noise levels, float32 [S + 1] or one more."""
-        table = self.train_sigmas
-        if chosen is None:
-            chosen = tables.spaced_timesteps(self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset)
-        times = chosen.astype(np.float32)
+    def _sigmas_at(self, times: np.ndarray) -> np.ndarray:
         if self.interpolation_type == "linear":
-            noise = np.interp(times, np.arange(len(table)), table)
-        else:  # one level more than steps: diffusers ends at the lowest of them, not at its final sigma
-            noise = tables.exp32(tables.linspace32(np.log(table[-1]), np.log(table[0]), steps + 1))
-        low = float(noise[-1]) if self.sigma_min is None else self.sigma_min
-        high = float(noise[0]) if self.sigma_max is None else self.sigma_max
-        if self._uses_formula:
-            noise = self._formula_sigmas(low, high, steps)
-            times = tables.timestep_of(noise, np.log(table))
-        final = table[0] if self.final_sigmas_type == "sigma_min" else 0.0
-        return times, np.concatenate([noise, [final]]).astype(np.float32)
-
-
-def input_norm(sigma: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of x0 + sigma noise for x0 of unit variance, float32 [S]."""
-    return np.sqrt(sigma**2 + np.float32(1))
-
-
-def init_noise_sigma(timestep_spacing: str, sigmas: np.ndarray) -> float:
-    """Return the standard deviation of the initial latents; `leading` skips the highest training noise level."""
-    highest = sigmas.max()
-    return float(highest if timestep_spacing in ("linspace", "trailing") else input_norm(highest))
+            return super()._sigmas_at(times)
+        # one level more than steps: diffusers ends at the lowest of them, not at its final sigma
+        table = self.train_sigmas
+        return tables.exp32(tables.linspace32(np.log(table[-1]), np.log(table[0]), len(times) + 1))

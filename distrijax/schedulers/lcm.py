@@ -3,25 +3,26 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from distrijax.checks import whole_number
-from distrijax.schedulers.base import Request, Scheduler
-from distrijax.schedulers.predictions import combine, to_clean
-from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
+from distrijax.schedulers.base import Request
+from distrijax.schedulers.predictions import terms, to_clean
+from distrijax.schedulers.schedule import Schedule
+from distrijax.schedulers.trained import SpacedScheduler
 
 _SIGMA_DATA = 0.5  # standard deviation of the data in the boundary condition; diffusers has no option for it
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilledScheduler(Scheduler):
+class DistilledScheduler(SpacedScheduler):
     """The base of LCM and TCD, whose timesteps are taken from the schedule that the model was distilled on."""
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     timestep_spacing: str = "leading"
+    rescale_betas_zero_snr: bool = False
     original_inference_steps: int = 50
 
     custom: ClassVar = ("timesteps",)
@@ -59,24 +60,14 @@ class LCMScheduler(DistilledScheduler):
         scaled = now * self.timestep_scaling
         norm = scaled**2 + _SIGMA_DATA**2
         alpha, sigma = np.sqrt(power), np.sqrt(1 - power)
-        clean_sample, clean_prediction = to_clean(self.prediction_type, alpha, sigma)
-        coefficients = {
-            "clean_sample": clean_sample,
-            "clean_prediction": clean_prediction,
-            "skip": _SIGMA_DATA**2 / norm,
-            "out": scaled / np.sqrt(norm),
-            "next_clean": np.sqrt(power_after),
-            "fresh_noise": np.sqrt(1 - power_after),
-        }
-        draws = np.arange(len(now)) < len(now) - 1
-        return Schedule(now.astype(np.int32), coefficients, alpha, sigma, 1.0, draws)
-
-    def step(
-        self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
-    ) -> tuple[Array, State]:
-        c = coefficients
-        clean = combine((c["clean_sample"], sample), (c["clean_prediction"], prediction))
-        if self.clip_sample:
-            clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
-        clean = combine((c["out"], clean), (c["skip"], sample))
-        return combine((c["next_clean"], clean), (c["fresh_noise"], noise)), state
+        of_sample, of_prediction = to_clean(self.prediction_type, alpha, sigma)
+        next_signal = np.sqrt(power_after)
+        coefficients = terms("estimate_0", sample=of_sample, prediction=of_prediction) | terms(
+            "next",
+            sample=next_signal * (_SIGMA_DATA**2 / norm),
+            estimates=(next_signal * (scaled / np.sqrt(norm)))[:, None],
+            noise=np.sqrt(1 - power_after),
+        )
+        steps = np.arange(len(now))
+        draws = steps < len(now) - 1
+        return Schedule(now.astype(np.int32), coefficients, alpha, sigma, 1.0, draws, steps)

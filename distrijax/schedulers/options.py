@@ -34,8 +34,11 @@ OPTIONS: dict[str, Rule] = {
     "prediction_type": entry.choice("epsilon", "v_prediction", "sample"),
     "rescale_betas_zero_snr": _FLAG,
     "set_alpha_to_one": _FLAG,
+    "rho": _ABOVE_ZERO,
+    "sigma_data": _ABOVE_ZERO,
     "sigma_max": entry.optional(_ABOVE_ZERO),
     "sigma_min": entry.optional(_ABOVE_ZERO),
+    "skip_prk_steps": _FLAG,
     "solver_order": entry.whole(1, 8),
     "steps_offset": entry.whole(0, 1_000_000),
     "timestep_scaling": _ABOVE_ZERO,
@@ -46,14 +49,14 @@ OPTIONS: dict[str, Rule] = {
     # Thresholding takes a quantile over the whole picture, so it is not elementwise, and diffusers calls it unsuitable
     # for latents. The others are for models of flows, or for ones that predict a variance too.
     **entry.only(False, "thresholding use_flow_sigmas use_dynamic_shifting"),
-    **entry.only(None, "shift_terminal solver_p"),
+    # The noise of a step comes from the call's generator, not from a seed of its own.
+    **entry.only(None, "shift_terminal solver_p noise_sampler_seed"),
     "variance_type": lambda name, value: entry.choice(None)(name, value if "learned" in str(value) else None),
 }
 """What each option may be, unless a scheduler's own `rules` say otherwise."""
 
 _OF_OTHERS = """
-    dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type sigma_data sigma_schedule rho
-    noise_sampler_seed skip_prk_steps algorithm_type solver_type
+    dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type sigma_schedule algorithm_type solver_type
 """
 ALL_OPTIONS = {*OPTIONS, *_OF_OTHERS.split()}
 """Options that some scheduler has. The others ignore them without a word, so that any class can read any config."""

@@ -41,6 +41,18 @@ def to_noise(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tupl
         return 1 / sigma, -alpha / sigma
 
 
+def terms(target: str, *, estimates: np.ndarray | None = None, **sources: ArrayLike) -> dict[str, np.ndarray]:
+    """Return the factors of a sum under the names that `Scheduler.step` gives them.
+
+    Args:
+        target: estimate_0, next or held.
+        estimates: factors of the estimates by age, [S, ages].
+        sources: factors [S] of sample, prediction, noise and held.
+    """
+    aged = {} if estimates is None else {f"estimate_{age}": column for age, column in enumerate(estimates.T)}
+    return {f"{target}_from_{source}": np.asarray(values) for source, values in (sources | aged).items()}
+
+
 def combine(*terms: tuple[ArrayLike, Array | None]) -> jax.Array:
     """Return the sum of coefficient * array in float32, from left to right, skipping arrays that are None."""
     products = [jnp.asarray(array, jnp.float32) * coefficient for coefficient, array in terms if array is not None]

@@ -8,8 +8,10 @@ rounded on every processor.
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+"""Those of every scheduler. `alphas_cumprod` knows some more, which only a few have, as in diffusers."""
 
 
 def linspace32(start: float, end: float, count: int) -> np.ndarray:
@@ -33,7 +35,7 @@ def log32(x: np.ndarray) -> np.ndarray:
         return np.log(np.asarray(x, np.float64)).astype(np.float32)
 
 
-def exp32(x: np.ndarray) -> np.ndarray:
+def exp32(x: ArrayLike) -> np.ndarray:
     """Return the exponential of float32 values, correctly rounded."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.exp(np.asarray(x, np.float64)).astype(np.float32)
@@ -45,13 +47,28 @@ def expm1_32(x: np.ndarray) -> np.ndarray:
         return np.expm1(np.asarray(x, np.float64)).astype(np.float32)
 
 
-def _cosine_betas(count: int) -> np.ndarray:
-    """Return the betas of the cosine schedule (Nichol & Dhariwal, arXiv 2102.09672), capped at 0.999, [count]."""
+def sigmoid32(x: np.ndarray) -> np.ndarray:
+    """Return the logistic function of float32 values, correctly rounded."""
+    return (1 / (1 + np.exp(-np.asarray(x, np.float64)))).astype(np.float32)
 
-    def alpha_bar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    values = [min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in range(count)]
+def _laplace(t: float) -> float:
+    log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * math.fabs(0.5 - t) + 1e-6)
+    return math.sqrt(math.exp(log_snr) / (1 + math.exp(log_snr)))
+
+
+_SIGNAL_POWER = {
+    "squaredcos_cap_v2": lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2,  # arXiv 2102.09672
+    "exp": lambda t: math.exp(-12 * t),
+    "laplace": _laplace,
+}
+"""Beta schedules that are given by the signal power left at each fraction of the training timesteps."""
+
+
+def _betas_of(name: str, count: int) -> np.ndarray:
+    """Return the betas of a schedule of `_SIGNAL_POWER`, capped at 0.999, [count]."""
+    power = _SIGNAL_POWER[name]
+    values = [min(1 - power((i + 1) / count) / power(i / count), 0.999) for i in range(count)]
     return np.asarray(values, np.float32)
 
 
@@ -85,8 +102,10 @@ def alphas_cumprod(
         betas = linspace32(start, end, count)
     elif schedule == "scaled_linear":
         betas = linspace32(start**0.5, end**0.5, count) ** 2
+    elif schedule == "sigmoid":
+        betas = sigmoid32(linspace32(-6, 6, count)) * np.float32(end - start) + np.float32(start)
     else:
-        betas = _cosine_betas(count)
+        betas = _betas_of(schedule, count)
     if zero_snr:
         betas = _zero_terminal_snr(betas)
     return cumulative(np.float32(1) - betas)
@@ -132,11 +151,15 @@ def spaced_timesteps(
     return falling + offset if spacing == "leading" else falling.copy()
 
 
-def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
-    """Return the noise levels of Karras et al. (arXiv 2206.00364, equation 5), float64 [count], descending."""
-    ramp = np.linspace(0, 1, count)
+def karras_sigmas(low: float, high: float, count: int, rho: float = 7.0, *, single: bool = False) -> np.ndarray:
+    """Return the noise levels of Karras et al. (arXiv 2206.00364, equation 5), float64 [count], descending.
+
+    Args:
+        single: interpolate in float32, as diffusers' DPM-Solver for EDM does.
+    """
+    ramp = linspace32(0, 1, count) if single else np.linspace(0, 1, count)
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return (first + ramp * (last - first)) ** rho
+    return (first + ramp * (last - first)).astype(np.float64) ** rho
 
 
 def exponential_sigmas(low: float, high: float, count: int) -> np.ndarray:

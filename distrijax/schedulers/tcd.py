@@ -6,7 +6,7 @@ import numpy as np
 
 from distrijax.schedulers.base import Request
 from distrijax.schedulers.lcm import DistilledScheduler
-from distrijax.schedulers.predictions import to_clean, to_noise
+from distrijax.schedulers.predictions import terms, to_clean, to_noise
 from distrijax.schedulers.schedule import Schedule
 
 
@@ -35,6 +35,7 @@ class TCDScheduler(DistilledScheduler):
             np.sqrt(kept) * (np.sqrt(power_down) * c + np.sqrt(1 - power_down) * d)
             for c, d in zip(clean, direction, strict=True)
         )
-        coefficients = {"sample": of_sample, "prediction": of_prediction, "fresh_noise": np.sqrt(1 - kept)}
-        draws = (np.arange(len(now)) < len(now) - 1) & (request.eta > 0)
-        return Schedule(now.astype(np.int32), coefficients, alpha, sigma, 1.0, draws)
+        coefficients = terms("next", sample=of_sample, prediction=of_prediction, noise=np.sqrt(1 - kept))
+        steps = np.arange(len(now))
+        draws = (steps < len(now) - 1) & (request.eta > 0)
+        return Schedule(now.astype(np.int32), coefficients, alpha, sigma, 1.0, draws, steps)

@@ -1,30 +1,30 @@
 """UniPC, multistep (Zhao et al., arXiv 2302.04867): each step first corrects the previous one, then predicts the next.
 
-Both halves are combinations of the previous sample and the present and past predictions. Their factors depend only on
-the step and are computed on the host.
+Both halves are sums of the previous sample and the present and past estimates, and so is the one after the other.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from distrijax.config import entry
 from distrijax.schedulers import tables
-from distrijax.schedulers.base import Request, Scheduler
-from distrijax.schedulers.predictions import combine, to_clean, to_noise
-from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
+from distrijax.schedulers.base import Request
+from distrijax.schedulers.predictions import terms, to_clean, to_noise
+from distrijax.schedulers.schedule import Schedule
+from distrijax.schedulers.trained import SpacedScheduler
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPCMultistepScheduler(Scheduler):
+class UniPCMultistepScheduler(SpacedScheduler):
     """UniPC, step for step as in diffusers; with `predict_x0` off, it extrapolates the noise.
 
     With solver_type bh1 and a final sigma of zero, diffusers multiplies zero by infinity in the last step and returns
     NaN; that term vanishes, and is omitted here.
     """
 
+    rescale_betas_zero_snr: bool = False
     solver_order: int = 2
     predict_x0: bool = True
     solver_type: str = "bh2"
@@ -37,6 +37,7 @@ class UniPCMultistepScheduler(Scheduler):
     sigma_min: float | None = None
     sigma_max: float | None = None
 
+    holds = True  # the corrected sample of the previous step
     class_name = "UniPCMultistepScheduler"
     rules: ClassVar = {"solver_type": entry.choice("bh1", "bh2")}
     aliases: ClassVar = {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}}
@@ -46,24 +47,31 @@ class UniPCMultistepScheduler(Scheduler):
         times, levels = self._placed(request.steps)
         steps = len(times)
         alpha, sigma, _ = tables.lambdas_of(levels[:-1])
-        model = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
-        coefficients = {"model_sample": model[0], "model_prediction": model[1]}
+        of_sample, of_prediction = (to_clean if self.predict_x0 else to_noise)(self.prediction_type, alpha, sigma)
 
         order = self.solver_order
-        correct, predict = np.zeros((steps, 3 + order)), np.zeros((steps, 1 + order))
         history = [max(i - request.start, 0) for i in range(steps)]  # predictions of earlier steps
         orders = [min(order, steps - i if self.lower_order_final else order, history[i] + 1) for i in range(steps)]
+        # The previous step, corrected: from this step's sample, the one that it began with, and the estimates.
+        correct, predict = np.zeros((steps, 3 + order)), np.zeros((steps, 1 + order))
         for i in range(steps):
             predict[i] = self._predictor(levels, i, orders[i])
             if history[i] and i - 1 not in self.disable_corrector:
                 correct[i, 1:] = self._corrector(levels, i, orders[i - 1])
             else:
                 correct[i, 0] = 1.0  # keep the sample
-        coefficients |= {"keep": correct[:, 0], "correct_sample": correct[:, 1]}
-        coefficients |= {f"correct_{age}": correct[:, 2 + age] for age in range(order + 1)}
-        coefficients |= {"predict_sample": predict[:, 0]}
-        coefficients |= {f"predict_{age}": predict[:, 1 + age] for age in range(order)}
-        return Schedule(times.astype(np.int32), coefficients, alpha, sigma, 1.0, np.full(steps, False))
+        with np.errstate(invalid="ignore"):
+            both = predict[:, :1] * correct
+        both[:, 2:-1] += predict[:, 1:]
+        coefficients = terms("estimate_0", sample=of_sample, prediction=of_prediction)
+        coefficients |= terms("next", sample=both[:, 0], held=both[:, 1], estimates=both[:, 2:])
+        coefficients |= terms("held", sample=correct[:, 0], held=correct[:, 1], estimates=correct[:, 2:])
+        draws, step_of = np.full(steps, False), np.arange(steps)
+        return Schedule(times.astype(np.int32), coefficients, alpha, sigma, 1.0, draws, step_of)
+
+    @property
+    def memory(self) -> int:
+        return self.solver_order
 
     def _placed(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the timesteps, int64 [S], and the noise levels, float32 [S + 1]."""
@@ -137,22 +145,6 @@ class UniPCMultistepScheduler(Scheduler):
             factors[1] += share[-1]
             factors[3 : 2 + order] += share[:-1]
         return factors
-
-    def init_state(self, sample: Array) -> State:
-        """Return zeros in place of the previous (corrected) sample and earlier predictions, latest first."""
-        return tuple(jnp.zeros_like(sample) for _ in range(1 + self.solver_order))
-
-    def step(
-        self, coefficients: Coefficients, state: State, prediction: Array, sample: Array, noise: Array | None
-    ) -> tuple[Array, State]:
-        c = coefficients
-        before, *past = state
-        model = combine((c["model_sample"], sample), (c["model_prediction"], prediction))
-        models = (model, *past)
-        corrections = [(c[f"correct_{age}"], value) for age, value in enumerate(models)]
-        sample = combine((c["keep"], sample), (c["correct_sample"], before), *corrections)
-        predictions = [(c[f"predict_{age}"], value) for age, value in enumerate(models[:-1])]
-        return combine((c["predict_sample"], sample), *predictions), (sample, *models[:-1])
 
 
 def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -53,6 +53,11 @@ def report(plan: Plan) -> str:
             if count:
                 lines.append(f"    {category:<32}{count:>8} x{seconds * MS:10.2f} ms")
     lines.append(f"  {f'denoising, {plan.request.workload.steps} steps':<44}{plan.picture_seconds:8.2f} s")
+    if len(plan.phases) > 1:
+        saved = last.steps * (plan.phases[0].step.seconds - last.step.seconds)
+        lines.append(f"  {f'the {last.steps} {last.name} steps save, against full_sync':<44}{saved:8.2f} s")
+    elif plan.parallel.policy.carries:
+        lines.append(f"  all steps are synchronous: mode {plan.parallel.mode} saves nothing with this warm-up")
     return "\n".join([*lines, "", *_layers(last), "", *assumptions(plan)])
 
 
