@@ -7,8 +7,8 @@ import pytest
 
 # `distrijax/public.py` holds the public names, which `__init__` passes on. The data of `demo` may be imported by all.
 ORDER = [
-    "errors", "checks", "config", "nn", "models", "parallel", "runtime", "schedulers", "checkpoint", "text", "sampling",
-    "pipelines", "public", "__init__", "tools", "cli", "__main__",
+    "errors", "checks", "config", "nn", "models", "parallel", "runtime", "schedulers", "checkpoint", "adapters", "text",
+    "sampling", "pipelines", "public", "__init__", "tools", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "distrijax"
 

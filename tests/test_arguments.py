@@ -48,7 +48,10 @@ WRONG: dict[str, list[Any]] = {
     "seed": ["7", True, 1.5, np.float32(2), object(), KEY, [1.5], ["a"], [KEY], 2**64, -(2**63) - 1, {}],
     "generator": ["7", True, 1.5, np.float32(2), object(), KEY, [1.5], ["a"], 2**64, {}],
     "image": [5, "photo.png", object(), [], [None], np.zeros(3), np.full((8, 8, 3), np.nan), KEY],
-    "empty": [5, "x", {"scale": 0.5}, KEY, np.array([1, 2])],
+    "scale": [5, "x", {"scale": "x"}, {"scale": float("nan")}, {"other": 1}, KEY, np.array([1, 2])],
+    "names": [5, 1.5, True, object(), [1], {"a": 1}, KEY, b"a"],
+    "tensors": [5, 1.5, True, object(), ["a"], KEY, {"a": "b"}, {5: np.zeros(2)}, {"a": None}],
+    "weights": [*NOT_NUMBERS[:1], True, float("nan"), {"vae": 1}, {"down": "x"}, {"mid": [1, 2]}, [1, 2], [None, 1]],
     "module": [5, object(), KEY, np.zeros(3)],
     "dtype": [5, "float", "int8", "torch.int8", torch.int8, jnp.int32, object(), KEY],
     "devices": [5, "cpu", [], [1], jax.devices()[:1] * 2, KEY],
@@ -72,7 +75,7 @@ CALL |= dict.fromkeys(["num_inference_steps", "num_images_per_prompt"], "count")
 CALL |= dict.fromkeys(["guidance_scale", "aesthetic_score", "negative_aesthetic_score"], "number")
 CALL |= dict.fromkeys(["timesteps", "sigmas"], "numbers") | {"eta": "number", "guidance_rescale": "part"}
 CALL |= {"denoising_end": "part", "generator": "generator", "latents": "array", "output_type": "name"}
-CALL |= {"return_dict": "flag", "cross_attention_kwargs": "empty", "clip_skip": "whole", "seed": "seed"}
+CALL |= {"return_dict": "flag", "cross_attention_kwargs": "scale", "clip_skip": "whole", "seed": "seed"}
 CALL |= {"noise": "name"}
 # A function that runs after each step is tried where it is called.
 ELSEWHERE = {"callback_on_step_end", "callback_on_step_end_tensor_inputs"}
@@ -173,6 +176,24 @@ def test_encode_prompt(pipe: StableDiffusionXLPipeline) -> None:
     kinds |= {"do_classifier_free_guidance": "flag"}
     assert set(kinds) == parameters(StableDiffusionXLPipeline.encode_prompt) - {"device"}
     refused(pipe.encode_prompt, kinds, prompt="a")
+
+
+def test_adapters(pipe: StableDiffusionXLPipeline) -> None:
+    load = {"source": "tensors", "adapter_name": "word", "weight_name": "word", "subfolder": "word", "hotswap": "flag"}
+    assert set(load) == parameters(pipe.load_lora_weights)
+    refused(pipe.load_lora_weights, load, source={}, adapter_name="a")
+    layer = "unet.mid_block.attentions.0.proj_in"
+    pipe.load_lora_weights({f"{layer}.lora_{x}.weight": np.ones(s) for x, s in (("A", (1, 64)), ("B", (64, 1)))}, "a")
+    refused(pipe.set_adapters, {"adapter_names": "names"})
+    refused(pipe.set_adapters, {"adapter_weights": "weights"}, adapter_names="a")
+    refused(pipe.delete_adapters, {"adapter_names": "names"})
+    fuse = {"components": "names", "lora_scale": "number", "safe_fusing": "flag", "adapter_names": "names"}
+    assert set(fuse) == parameters(pipe.fuse_lora)
+    refused(pipe.fuse_lora, fuse)
+    refused(pipe.unfuse_lora, {"components": "names"})
+    taken(pipe.fuse_lora, {"lora_scale": "number"})
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
 
 
 @pytest.mark.parametrize("loader", ["from_pretrained", "from_single_file"])

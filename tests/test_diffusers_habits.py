@@ -72,7 +72,7 @@ def test_jax_keys(pipe: StableDiffusionXLPipeline) -> None:
         ({"generator": [1, 2]}, "2 seeds for 1 pictures"),
         ({"generator": jax.random.key(0)}, 'noise="jax"'),
         ({"generator": jax.random.split(jax.random.key(0), 3), "noise": "jax"}, "3 generators for 1 pictures"),
-        ({"cross_attention_kwargs": {"scale": 0.5}}, "LoRA adapters, which cannot be loaded yet"),
+        ({"cross_attention_kwargs": {"gligen": {}}}, "nothing but `scale`"),
         ({"output_type": "pt"}, "torch.from_numpy"),
         ({"callback_on_step_end_tensor_inputs": ["image"]}, "has image; it may have latents, prompt_embeds"),
         ({"callback_on_step_end": lambda *_: {"image": 1}}, "returned image"),
@@ -203,7 +203,7 @@ def test_arguments_of_loading_say_what_to_pass(folder: Path) -> None:
         StableDiffusionXLPipeline.from_pretrained(folder, torch_type=torch.float16)
 
 
-@pytest.mark.parametrize("method", ["to", "cuda", "enable_model_cpu_offload", "enable_vae_tiling", "load_lora_weights"])
+@pytest.mark.parametrize("method", ["to", "cuda", "enable_model_cpu_offload", "enable_vae_tiling", "set_lora_device"])
 def test_calls_that_make_no_sense_say_what_to_do(pipe: StableDiffusionXLPipeline, method: str) -> None:
     with pytest.raises(DistrijaxError, match=f"{method}: "):
         getattr(pipe, method)("cuda")

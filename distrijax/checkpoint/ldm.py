@@ -47,6 +47,39 @@ _OPEN_CLIP_INSIDE = {
 
 def unet_names(config: UNetConfig) -> Rename:
     """Return a function from the original names to diffusers'; it leaves others unchanged."""
+    heads = _unet_heads(config)
+    pattern = re.compile(r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+)(?:\.(.+))?")
+
+    def rename(name: str) -> str:
+        module, _, leaf = name.rpartition(".")
+        if module in _UNET_OUTSIDE:
+            return f"{_UNET_OUTSIDE[module]}.{leaf}"
+        if (match := pattern.fullmatch(module)) and match[1] in heads:
+            inside = _UNET_INSIDE.get(match[2], match[2])
+            return ".".join(part for part in (heads[match[1]], inside, leaf) if part)
+        return name
+
+    return rename
+
+
+def original_unet_names(config: UNetConfig, modules: Iterable[str]) -> dict[str, list[str]]:
+    """Return every original name of each of diffusers' `modules`: the inverse of `unet_names`."""
+    rename, originals = unet_names(config), dict[str, list[str]]()
+    heads = {new: old for old, new in _unet_heads(config).items()}
+    for module in modules:
+        names = [old for old, new in _UNET_OUTSIDE.items() if new == module]
+        parts = module.split(".")
+        for length in range(1, len(parts) + 1):
+            if (head := ".".join(parts[:length])) in heads:
+                inside = ".".join(parts[length:])
+                insides = [inside, *(old for old, new in _UNET_INSIDE.items() if new == inside)]
+                names += [f"{heads[head]}.{name}".removesuffix(".") for name in insides]
+        originals[module] = [name for name in names if rename(f"{name}.weight") == f"{module}.weight"]
+    return originals
+
+
+def _unet_heads(config: UNetConfig) -> dict[str, str]:
+    """Return diffusers' names of the original's numbered layers."""
 
     def layer(side: str, block: int, kind: str, number: int) -> list[str]:
         kinds = ["resnets", "attentions"] if "CrossAttn" in kind else ["resnets"]
@@ -66,18 +99,7 @@ def unet_names(config: UNetConfig) -> Rename:
     for side, groups in (("input", inputs), ("output", outputs)):
         for number, names in enumerate(groups):
             heads |= {f"{side}_blocks.{number}.{place}": name for place, name in enumerate(names)}
-    pattern = re.compile(r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+)(?:\.(.+))?")
-
-    def rename(name: str) -> str:
-        module, _, leaf = name.rpartition(".")
-        if module in _UNET_OUTSIDE:
-            return f"{_UNET_OUTSIDE[module]}.{leaf}"
-        if (match := pattern.fullmatch(module)) and match[1] in heads:
-            inside = _UNET_INSIDE.get(match[2], match[2])
-            return ".".join(part for part in (heads[match[1]], inside, leaf) if part)
-        return name
-
-    return rename
+    return heads
 
 
 def vae_names(config: VAEConfig) -> Rename:

@@ -126,12 +126,13 @@ def convert(
         "of a dtype that weights cannot have; use the model's file in float32, float16 or bfloat16": dtypes,
     }
     if any(faults.values()):
-        raise DistrijaxError(f"{what}: its tensors are not those of the model in its configuration" + _listed(faults))
+        raise DistrijaxError(f"{what}: its tensors are not those of the model in its configuration" + listed(faults))
     log_harmless(what, harmless)
     return {path: matches[path] for path in expected}
 
 
-def _listed(faults: Mapping[str, list[str]]) -> str:
+def listed(faults: Mapping[str, list[str]]) -> str:
+    """Return faults by kind for the end of a message, and a count of those that would make it too long."""
     lines = []
     for title, names in faults.items():
         if names:

@@ -114,6 +114,12 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the free-form entries of a file's header; call `read_safetensors` first, which checks the file."""
+    with safe_open(path, "np") as file:
+        return file.metadata() or {}
+
+
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, tuple[Shape, np.dtype]], arrays: Iterable[tuple[str, np.ndarray]]
 ) -> None:

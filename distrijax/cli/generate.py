@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from distrijax.checks import finite_number, whole_number
+from distrijax.cli.adapters import chosen_adapters, load_adapters
 from distrijax.cli.devices import choose_devices, join_processes
 from distrijax.cli.generate_options import add_generate_options
 from distrijax.cli.options import Commands, default_dtype
@@ -49,7 +50,8 @@ def _generate(options: argparse.Namespace) -> None:
     settings = read_settings(options.like) if "like" in options else Settings()
     if "recipe" in options:
         settings = settings.with_recipe(options.recipe)
-    settings, pictures = pictures_to_start_from(options, settings.updated(vars(options)))
+    settings = chosen_adapters(options, settings.updated(vars(options)))
+    settings, pictures = pictures_to_start_from(options, settings)
     prompts: list[str] = options.prompts or ([] if settings.prompt is None else [settings.prompt])
     if not prompts:
         raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
@@ -62,6 +64,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     pipe = _load(options, settings, parallel, _arguments(settings, count, pictures))
+    load_adapters(pipe, settings)
     seconds = {"loading": time.perf_counter() - start}
     if options.auto and pipe.unet.config.time_cond_proj_dim is not None:  # guidance is an input: there is one branch
         pipe.parallel = choose_devices(options, dataclasses.replace(settings, guidance_scale=1.0), count)

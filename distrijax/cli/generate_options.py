@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from distrijax.checks import DTYPES
+from distrijax.cli.adapters import add_adapters
 from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, add_options
 from distrijax.cli.start import MASKED_STRENGTH, STRENGTH
 from distrijax.parallel.options import Parallel
@@ -33,6 +34,7 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
         ("--seed", int, "N", "seed of the first picture of a prompt; the next has N + 1 (default: a new one)"),
         ("--num-images", int, "N", "number of pictures of each prompt (default: 1)"),
     )
+    add_adapters(command)
     how = "Start from a picture instead of noise. The result has its size, rounded down."
     part = "part of the steps to take, 0 to 1: the more, the less is left of the picture "
     part += f"(default: {STRENGTH}, with a mask {MASKED_STRENGTH})"

@@ -14,6 +14,7 @@ class Settings:
     """The settings of a picture; where they are options, they have the option's name.
 
     Attributes:
+        lora: the adapters, each a dictionary with `file`, `weight` and `sha256`.
         image, mask: paths of the picture to start from and of its mask, as they were typed.
         image_sha256, mask_sha256: digests of these files, as hexadecimal digits.
         strength: None without `image`.
@@ -36,6 +37,7 @@ class Settings:
     timestep_spacing: str | None = None
     prediction_type: str | None = None
     timesteps: str | None = None
+    lora: list | None = None
     image: str | None = None
     image_sha256: str | None = None
     mask: str | None = None

@@ -4,3 +4,6 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "sdxl-demo"
 """A checkpoint in diffusers' format: `StableDiffusionXLPipeline.from_pretrained(MODEL)`, here and in diffusers."""
+
+ADAPTERS = Path(__file__).parent / "adapters"
+"""Adapters of the demo model: `outlines.safetensors` is `demo:outlines` where a LoRA is named."""

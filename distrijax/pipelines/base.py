@@ -1,7 +1,7 @@
 """The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, Unpack, get_type_hints
@@ -12,10 +12,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from distrijax.adapters.chosen import Adapters
+from distrijax.adapters.merge import is_changed, restore
 from distrijax.checkpoint import DTypes, SourceOptions, save_diffusers
 from distrijax.checkpoint import Parts as Loaded
 from distrijax.checkpoint.load import opened
-from distrijax.checks import instance_of, path_of, true_or_false
+from distrijax.checks import finite_number, instance_of, path_of, true_or_false
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
@@ -27,6 +29,7 @@ from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place_model
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
+from distrijax.pipelines.adapters import AdapterMethods
 from distrijax.pipelines.cutoff import GuidanceState
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
@@ -49,7 +52,7 @@ class LoadOptions(SourceOptions, total=False):
     torch_dtype: DTypes
 
 
-class SDXLPipeline(GuidanceState):
+class SDXLPipeline(AdapterMethods, GuidanceState):
     """A checkpoint of the SDXL family on its devices: base or refiner U-Net, one or two text encoders.
 
     Most callers want `from_pretrained`. The parts are attributes and may be replaced, as in
@@ -62,6 +65,7 @@ class SDXLPipeline(GuidanceState):
         requires_aesthetics_score: the U-Net takes an aesthetic score in place of the target size, like the refiner's.
         parallel: the devices and how they share pictures; by default one device.
         programs: another pipeline's programs, to share what is compiled.
+        adapters: another pipeline's adapters, to share what is loaded and active.
     """
 
     takes_mask = False
@@ -81,6 +85,7 @@ class SDXLPipeline(GuidanceState):
         requires_aesthetics_score: bool = False,
         parallel: Parallel | None = None,
         programs: Programs | None = None,
+        adapters: Adapters | None = None,
     ):
         self.source: str | None = None
         self.unet, self.vae, self.scheduler = unet, vae, scheduler
@@ -96,6 +101,7 @@ class SDXLPipeline(GuidanceState):
         self.set_progress_bar_config()
         self.check_channels()
         self.programs = programs or Programs(self._report)
+        self.adapters = adapters or Adapters()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a part when it is set: one of another kind would fail in the middle of a call."""
@@ -183,7 +189,7 @@ class SDXLPipeline(GuidanceState):
     def from_pipe(cls, pipe: "SDXLPipeline", **replaced: Any) -> Self:
         """Return a pipeline of this class with another's parts, except those `replaced`, such as `scheduler`."""
         instance_of("pipe", pipe, SDXLPipeline, "a pipeline of distrijax")
-        shared = pipe.components | {"parallel": pipe.parallel, "programs": pipe.programs}
+        shared = pipe.components | {name: getattr(pipe, name) for name in ("parallel", "programs", "adapters")}
         shared |= {name: getattr(pipe, name) for name in _FLAGS}
         other = cls(**shared | replaced)
         other.source = pipe.source
@@ -198,6 +204,7 @@ class SDXLPipeline(GuidanceState):
         """
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             raise DistrijaxError("this pipeline has no text_encoder_2 or tokenizer_2, which every SDXL checkpoint has")
+        self.place_parts(lora_scale=0)  # without adapters, unless they are fused
         parts = Loaded(
             unet=self.unet,
             vae=self.vae,
@@ -286,17 +293,17 @@ class SDXLPipeline(GuidanceState):
         Args:
             device: ignored, since text encoders stay where they are.
             do_classifier_free_guidance: whether there are negative embeddings.
-            lora_scale: not supported yet; must be None.
+            lora_scale: what the weights of adapters in the text encoders are multiplied by.
         """
-        if lora_scale is not None:
-            raise DistrijaxError(f"lora_scale is {lora_scale!r}; LoRA adapters cannot be loaded yet: leave it out")
+        scale = 1.0 if lora_scale is None else finite_number("lora_scale", lora_scale)
         guided = true_or_false("do_classifier_free_guidance", do_classifier_free_guidance)
         texts = prompt, prompt_2, negative_prompt, negative_prompt_2, num_images_per_prompt, clip_skip
         embeds = prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
         prompts = PromptInputs(*texts, *embeds)
         with self.programs.timed("encoding"):
             encode = self.programs.encode_prompt
-            context, pooled = encode_texts(self, prompts, self.place_parts(), self.tokenizers, encode, guided=guided)
+            parts = self.place_parts(_NETWORKS[2:], scale)
+            context, pooled = encode_texts(self, prompts, parts, self.tokenizers, encode, guided=guided)
         return context[-1], context[0] if guided else None, pooled[-1], pooled[0] if guided else None
 
     @property
@@ -319,20 +326,39 @@ class SDXLPipeline(GuidanceState):
         """The tokenizers, of which a refiner has one."""
         return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
 
-    def place_parts(self) -> Parts:
-        """Return the weights, after moving those of parts that the caller has replaced to the devices of the others."""
-        return {name: self._placed(name) for name in _NETWORKS if getattr(self, name) is not None}
+    def place_parts(self, names: Iterable[str] = _NETWORKS, lora_scale: float = 1.0) -> Parts:
+        """Return the weights with those adapters that are active.
 
-    def _placed(self, name: str) -> Weights:
+        Parts that the caller has replaced are moved to the devices of the others first.
+
+        Args:
+            names: the networks that are needed.
+            lora_scale: what the weights of adapters are multiplied by.
+        """
+        return {name: self._placed(name, lora_scale) for name in names if getattr(self, name) is not None}
+
+    def _placed(self, name: str, lora_scale: float) -> Weights:
         part, spreads = getattr(self, name), name == "unet" and self.parallel.mode == TENSOR
         parallel, known = self._collected.get(name, (None, None))
-        if known is None or known.module is not part or parallel != self.parallel or known.changed():
+        same = known is not None and known.module is part and parallel == self.parallel
+        # Pipelines that share the module may have changed its adapters, which leaves the weights where they are.
+        if known is None or not same or (known.changed() and not (is_changed(part) and self._is_placed(name))):
+            restore(part)  # what is moved are the checkpoint's weights
             setattr(self, name, (spread_weights if spreads else place_model)(part, self.parallel))
             known = Collected(getattr(self, name))
             self._collected[name] = self.parallel, known
             if not spreads and isinstance(known.weights.arrays[0], jax.Array):
                 check_same_everywhere({f"{name}'s weights": known.weights.arrays})
+        wanted = self.adapters.wanted(name, known.module.config, lora_scale)
+        if self.programs.merge.apply(known.module, wanted):
+            known.changed()
         return known.weights
+
+    def _is_placed(self, name: str) -> bool:
+        """Return whether the weights of a network that has been placed are all on the devices."""
+        _, known = self._collected[name]
+        where = (getattr(x, "sharding", None) for x in known.weights.arrays)
+        return all(getattr(sharding, "mesh", None) == self.parallel.mesh for sharding in where)
 
 
 _KINDS = get_type_hints(SDXLPipeline.__init__)

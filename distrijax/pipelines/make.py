@@ -32,7 +32,8 @@ def make_pictures(
         encodes: whether `start` runs the autoencoder, which is then compiled with the others.
         finish: changes the finished images.
     """
-    parts = pipe.place_parts()
+    with pipe.programs.timed("merging"):
+        parts = pipe.place_parts(lora_scale=call.lora_scale)
     phases, known = len(pipe.parallel.phases(call.schedule.steps)), pipe.programs.known
     kind = (
         call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from jax import Array
 
+from distrijax.adapters.merge import Merge
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.nn.module import Weights
 from distrijax.runtime.cache import repair_cache
@@ -36,14 +37,15 @@ class Programs:
         self.end_guidance = program("end of guidance", programs.end_guidance, "parallel")
         self.crop = program("end of denoising", programs.crop, "parallel", "height")
         self.decode = program("decoding", programs.decode, "parallel", "height")
+        self.merge = Merge()
         self.known = set[Hashable]()  # kinds of calls whose programs are compiled
-        self.seconds = dict.fromkeys(("compiling", "encoding", "denoising", "decoding"), 0.0)
+        self.seconds = dict.fromkeys(("compiling", "merging", "encoding", "denoising", "decoding"), 0.0)
 
     @property
     def all(self) -> tuple[Program, ...]:
         """Every program, in the order of a call."""
         before = self.encode_prompt, self.encode_image, self.condition
-        return *before, *self.denoise.values(), self.end_guidance, self.crop, self.decode
+        return *self.merge.all, *before, *self.denoise.values(), self.end_guidance, self.crop, self.decode
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
 from distrijax.nn.module import Weights
 from distrijax.parallel.options import for_autoencoder
+from distrijax.pipelines.adapters import check_lora_scale
 from distrijax.pipelines.arguments import call_with
 from distrijax.pipelines.callback import Callback, Held
 from distrijax.pipelines.finite import check_finite
@@ -46,6 +47,7 @@ class Call:
         generators: one for the batch, or one for each picture.
         seed: the seed that recreates the generators.
         maps: what every step sees beside the latents.
+        lora_scale: what the weights of adapters are multiplied by.
     """
 
     prompts: PromptInputs
@@ -60,6 +62,7 @@ class Call:
     callback: Callback | None
     output_type: str
     return_dict: bool
+    lora_scale: float
     maps: MapKinds = NO_MAPS
 
 
@@ -82,7 +85,8 @@ def check_call(
     """
     prompts = call_with(PromptInputs, given)
     schedule = call_with(call_schedule, given, scheduler=pipe.scheduler)
-    _check_choices(**{name: given[name] for name in ("output_type", "return_dict", "cross_attention_kwargs")})
+    _check_choices(given["output_type"], given["return_dict"])
+    lora_scale = check_lora_scale(given["cross_attention_kwargs"])
     if pipe.dtype == jnp.float16 and jax.default_backend() == "cpu":
         raise DistrijaxError("float16 cannot be computed on a CPU; load with dtype float32 or bfloat16")
     guidance_scale = finite_number("guidance_scale", given["guidance_scale"])
@@ -103,7 +107,7 @@ def check_call(
     generators, seed = call_with(make_generators, given, batch=prompts.batch, dtype=pipe.dtype)
     texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
     numbers = {"size": (rows, columns), "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
-    check_same_everywhere({"prompts": texts} | numbers)
+    check_same_everywhere({"prompts": texts, "adapters": (pipe.adapters.signature, lora_scale)} | numbers)
     return Call(
         prompts=prompts,
         schedule=schedule,
@@ -117,24 +121,18 @@ def check_call(
         callback=Callback.of(given["callback_on_step_end"], given["callback_on_step_end_tensor_inputs"], maps),
         output_type=given["output_type"],
         return_dict=given["return_dict"],
+        lora_scale=lora_scale,
         maps=maps,
     )
 
 
-def _check_choices(output_type: object, return_dict: object, cross_attention_kwargs: object) -> None:
+def _check_choices(output_type: object, return_dict: object) -> None:
     if isinstance(output_type, str) and output_type == "pt":
         raise DistrijaxError(
             "output_type is 'pt', but torch is not used here; use 'np' and torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
     one_of("output_type", output_type, OUTPUT_TYPES)
     true_or_false("return_dict", return_dict)
-    if cross_attention_kwargs is not None and not (
-        isinstance(cross_attention_kwargs, dict) and not cross_attention_kwargs
-    ):
-        raise DistrijaxError(
-            f"cross_attention_kwargs is {cross_attention_kwargs!r}; it scales LoRA adapters, which cannot be loaded "
-            "yet: leave it out"
-        )
 
 
 def encode_texts(

@@ -81,7 +81,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P], P the width of the projection (1280).
             output_type: "pil", "np" or "latent", which is scaled as the U-Net has it.
             return_dict: return an output object; otherwise a tuple with the images.
-            cross_attention_kwargs: not supported yet; must be empty.
+            cross_attention_kwargs: `{"scale": s}` multiplies the weights of adapters by s.
             guidance_rescale: from 0 to 1, against the over-exposure of strong guidance (arXiv 2305.08891).
             original_size, crops_coords_top_left, target_size: SDXL's micro-conditioning, (height, width) or (top, left)
                 in pixels (arXiv 2307.01952, section 2.2); the negative ones likewise.

@@ -2,7 +2,7 @@
 
 _FITS = "weights stay on the devices; `distrijax plan` shows whether a model fits, and bfloat16 halves its size"
 _FUSED = "attention is fused where the device supports it; remove the call"
-_LATER = "adapters cannot be loaded yet; merge them into the checkpoint with diffusers and load that"
+_LATER = "embeddings of new words cannot be loaded yet"
 
 ADVICE = {
     "to": "weights are placed when they are loaded: choose devices with Parallel(devices=…) and "
@@ -19,9 +19,9 @@ ADVICE = {
     "enable_vae_tiling": "decoding is spread over the devices of `parallel`; remove the call",
     "upcast_vae": "an autoencoder that overflows in float16 is already loaded as float32; remove the call",
     "enable_freeu": "FreeU is not implemented",
-    "load_lora_weights": _LATER,
-    "set_adapters": _LATER,
-    "fuse_lora": _LATER,
+    "enable_lora_hotswap": "another LoRA compiles nothing anyway; remove the call",
+    "set_lora_device": "LoRAs stay in the host's memory until they are merged; remove the call",
+    "save_lora_weights": "LoRAs are read, not trained; `examples/train_lora.py` writes one",
     "load_textual_inversion": _LATER,
     "load_ip_adapter": "IP-Adapters are not implemented",
 }

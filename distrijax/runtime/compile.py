@@ -80,6 +80,11 @@ class Program(Generic[Arguments, Result]):
         self._prepared: dict[Hashable, Prepared[Result]] = {}
         self._called: dict[Hashable, jax.stages.Compiled] = {}
 
+    @property
+    def compiled(self) -> int:
+        """Number of programs that have been compiled so far, one for each set of shapes and choices."""
+        return len(self._prepared)
+
     def trace(self, *args: object, **static: Hashable) -> jax.stages.Traced:
         """Trace the program for these shapes, without compiling it."""
         return self._jit.trace(*args, **static)
