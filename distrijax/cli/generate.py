@@ -12,9 +12,12 @@ from PIL import Image
 
 from distrijax.checks import finite_number, whole_number
 from distrijax.cli.devices import choose_devices, join_processes
+from distrijax.cli.embeddings import load_embeddings, with_digests
 from distrijax.cli.generate_options import add_generate_options
 from distrijax.cli.options import Commands, default_dtype
 from distrijax.cli.pictures import png, read_settings
+from distrijax.cli.prompt_file import TEXTS
+from distrijax.cli.prompt_run import make_all
 from distrijax.cli.settings import Settings
 from distrijax.cli.start import pictures_to_start_from
 from distrijax.cli.targets import Target, choose_targets
@@ -27,6 +30,7 @@ from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.runtime.agreement import check_same_everywhere, same_everywhere
 from distrijax.schedulers import scheduler_from_config
+from distrijax.text.prompt import PromptInputs
 from distrijax.tools.traffic import Traffic, count_traffic
 
 Pipeline = StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline | StableDiffusionXLInpaintPipeline
@@ -48,11 +52,18 @@ def add(commands: Commands) -> None:
 def _generate(options: argparse.Namespace) -> None:
     settings = read_settings(options.like) if "like" in options else Settings()
     settings, pictures = pictures_to_start_from(options, settings.updated(vars(options)))
+    settings = with_digests(options, settings)
+    if "prompt_file" in options:
+        make_all(options, settings, _arguments(settings, 1, pictures), _check, _load)
+        return
     prompts: list[str] = options.prompts or ([] if settings.prompt is None else [settings.prompt])
     if not prompts:
         raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
     count = whole_number("--num-images", getattr(options, "num_images", 1), 1)
     _check(settings)
+    for prompt in prompts:
+        PromptInputs(**{name: getattr(settings, name) for name in TEXTS} | {"prompt": prompt},
+                     prompt_syntax=settings.prompt_syntax)  # fmt: skip
     join_processes(options)
     check_same_everywhere(vars(settings) | {"prompt": prompts, "num_images": count})
     parallel = choose_devices(options, settings, count)
@@ -137,13 +148,14 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, a
     pipe.set_progress_bar_config(disable=options.quiet)
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
+    load_embeddings(pipe, settings)
     return pipe
 
 
 def _arguments(settings: Settings, count: int, pictures: dict[str, Image.Image]) -> dict[str, Any]:
     """Return the arguments of a call for `count` pictures, but for the prompt and the seeds."""
     names = ["prompt_2", "negative_prompt", "negative_prompt_2", "guidance_scale", "guidance_rescale", "eta"]
-    names.append("clip_skip")
+    names += ["clip_skip", "prompt_syntax"]
     names += ["strength"] if pictures else []
     names += ["height", "width"] if "mask_image" in pictures or not pictures else []
     names += ["padding_mask_crop"] if "mask_image" in pictures else []

@@ -4,3 +4,6 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "sdxl-demo"
 """A checkpoint in diffusers' format: `StableDiffusionXLPipeline.from_pretrained(MODEL)`, here and in diffusers."""
+
+TOKEN = Path(__file__).parent / "sun.safetensors"
+"""A word for it, "sun", by textual inversion (`examples/train_token.py`): `pipe.load_textual_inversion("demo")`."""

@@ -22,7 +22,6 @@ ADVICE = {
     "load_lora_weights": _LATER,
     "set_adapters": _LATER,
     "fuse_lora": _LATER,
-    "load_textual_inversion": _LATER,
     "load_ip_adapter": "IP-Adapters are not implemented",
 }
 
