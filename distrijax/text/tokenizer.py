@@ -138,8 +138,8 @@ class Tokenizer:
         Such a model says in its tokenizer_config.json what it `draws`; each word that it knows is a token.
         """
         for prompt in dict.fromkeys(prompts) if self._draws and self._speaks else ():
-            for token in self.added:
-                prompt = prompt.replace(token, "")
+            if any(token in prompt for token in self.added):  # what such a word means is not the model's own
+                continue
             words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
             unknown = ", ".join(word for word in words if len(self._clip.tokenize(word)) > 1)
             if unknown or not words:
