@@ -166,6 +166,7 @@ def test_a_bad_line_is_named_before_anything_is_loaded(
         (["--prompts", "empty.txt", "--output", "made"], "empty.txt has no prompts"),
         (["--prompts", "bytes.txt", "--output", "made"], "bytes.txt cannot be read (is not UTF-8)"),
         (["--prompts", "one.txt"], "add --output FOLDER"),
+        (["a cat", "--batch-size", "2"], "--batch-size is for the pictures of a file"),
         (["a cat", "--prompts", "one.txt", "--output", "made"], "leave out the others"),
         (["--prompts", "one.txt", "--output", "made", "--batch-size", "0"], "--batch-size is 0"),
         (["--prompts", "one.txt", "--output", "file"], "file cannot be made"),

@@ -56,6 +56,8 @@ def _generate(options: argparse.Namespace) -> None:
     if "prompt_file" in options:
         make_all(options, settings, _arguments(settings, 1, pictures), _check, _load)
         return
+    if "batch_size" in options:
+        raise DistrijaxError("--batch-size is for the pictures of a file; add --prompts FILE, or use --num-images")
     prompts: list[str] = options.prompts or ([] if settings.prompt is None else [settings.prompt])
     if not prompts:
         raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
