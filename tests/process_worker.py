@@ -43,6 +43,7 @@ def main(address: str, count: int, index: int, devices: int, folder: Path, store
         first = [
             agreement.same_everywhere(2**64 - 1 - index, "counting"),
             agreement.same_everywhere(index == 0, "asking"),
+            agreement.flags_everywhere([index == 0, index == 1, True], "comparing"),
         ]
         same = {"prompt": ["a red circle", None], "steps": 3, "image": np.arange(6).reshape(2, 3)}
         agreement.check_same_everywhere(same)

@@ -76,7 +76,7 @@ CALL |= dict.fromkeys(["guidance_scale", "aesthetic_score", "negative_aesthetic_
 CALL |= dict.fromkeys(["timesteps", "sigmas"], "numbers") | {"eta": "number", "guidance_rescale": "part"}
 CALL |= {"denoising_end": "part", "generator": "generator", "latents": "array", "output_type": "name"}
 CALL |= {"return_dict": "flag", "cross_attention_kwargs": "scale", "clip_skip": "whole", "seed": "seed"}
-CALL |= {"noise": "name"}
+CALL |= {"noise": "name", "prompt_syntax": "name"}
 # A function that runs after each step is tried where it is called.
 ELSEWHERE = {"callback_on_step_end", "callback_on_step_end_tensor_inputs"}
 
@@ -173,7 +173,7 @@ def test_tensors_of_torch_are_arrays() -> None:
 
 def test_encode_prompt(pipe: StableDiffusionXLPipeline) -> None:
     kinds = TEXTS | EMBEDS | {"num_images_per_prompt": "count", "clip_skip": "whole", "lora_scale": "number"}
-    kinds |= {"do_classifier_free_guidance": "flag"}
+    kinds |= {"do_classifier_free_guidance": "flag", "prompt_syntax": "name"}
     assert set(kinds) == parameters(StableDiffusionXLPipeline.encode_prompt) - {"device"}
     refused(pipe.encode_prompt, kinds, prompt="a")
 

@@ -176,7 +176,7 @@ def test_processes_agree_on_values_and_notice_where_they_differ(tmp_path: Path) 
     for i in (0, 1):
         assert launch.codes[i] == 0, launch.said(i)
         first, errors = json.loads((tmp_path / f"agreement-{i}.json").read_text())
-        assert first == [2**64 - 1, 1]
+        assert first == [2**64 - 1, 1, [True, False, True]]
         assert len(errors) == 3
         assert errors[0].startswith(
             "the 2 processes differ: seed is [1, 0] in process 0, [1, 1] in process 1; latents is something with"

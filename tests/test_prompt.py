@@ -186,7 +186,7 @@ def test_the_first_projection_counts(folders):
 def test_prompts_and_weights_are_arguments(base):
     """Neither other texts nor other weights compile `encode_ids` again."""
     # A function of its own, because programs of one function share a cache.
-    encode = jax.jit(lambda encoders, ids, clip_skip: encode_ids(encoders, ids, clip_skip), static_argnames="clip_skip")
+    encode = jax.jit(lambda *arrays, clip_skip: encode_ids(*arrays, clip_skip=clip_skip), static_argnames="clip_skip")
     base.encode(prompt=["the cat", "the dog"], negative_prompt="x", encode=encode)
     other = Pair.__new__(Pair)
     other.__dict__ = base.__dict__ | {"encoders": [our_encoder(base.theirs.text_encoder), base.encoders[1]]}
@@ -198,9 +198,9 @@ def test_prompts_and_weights_are_arguments(base):
 def test_encoders_run_once_for_each_text(base):
     calls = []
 
-    def encode(encoders, ids, clip_skip):
+    def encode(encoders, ids, *arrays, clip_skip):
         calls.append(([i.shape for i in ids], clip_skip))
-        return encode_ids(encoders, ids, clip_skip)
+        return encode_ids(encoders, ids, *arrays, clip_skip=clip_skip)
 
     shapes = [(1, 77), (1, 77)]
     for arguments, expected in [

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.fast
 
 SNAPSHOT = Path(__file__).parent / "data" / "public_api.txt"
 COMMAND = "python tests/test_public_api.py"
-LOADED = ("from_pretrained", "from_single_file", "from_pipe", "save_pretrained", "encode_prompt")
+LOADED = ("from_pretrained", "from_single_file", "from_pipe", "save_pretrained", "encode_prompt",
+          "load_textual_inversion", "unload_textual_inversion")  # fmt: skip
 ADAPTERS = ("load_lora_weights", "set_adapters", "delete_adapters", "fuse_lora", "unfuse_lora", "unload_lora_weights")
 METHODS = {
     distrijax.StableDiffusionXLPipeline: LOADED + ADAPTERS,

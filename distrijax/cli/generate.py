@@ -13,9 +13,12 @@ from PIL import Image
 from distrijax.checks import finite_number, whole_number
 from distrijax.cli.adapters import chosen_adapters, load_adapters
 from distrijax.cli.devices import choose_devices, join_processes
+from distrijax.cli.embeddings import load_embeddings, with_digests
 from distrijax.cli.generate_options import add_generate_options
 from distrijax.cli.options import Commands, default_dtype
 from distrijax.cli.pictures import png, read_settings
+from distrijax.cli.prompt_file import TEXTS
+from distrijax.cli.prompt_run import make_all
 from distrijax.cli.settings import Settings, parse_timesteps
 from distrijax.cli.start import pictures_to_start_from
 from distrijax.cli.targets import Target, choose_targets
@@ -28,6 +31,7 @@ from distrijax.pipelines.text_to_image import StableDiffusionXLPipeline
 from distrijax.runtime import processes
 from distrijax.runtime.agreement import check_same_everywhere, same_everywhere
 from distrijax.schedulers import named
+from distrijax.text.prompt import PromptInputs
 from distrijax.tools.traffic import Traffic, count_traffic
 
 Pipeline = StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline | StableDiffusionXLInpaintPipeline
@@ -52,11 +56,20 @@ def _generate(options: argparse.Namespace) -> None:
         settings = settings.with_recipe(options.recipe)
     settings = chosen_adapters(options, settings.updated(vars(options)))
     settings, pictures = pictures_to_start_from(options, settings)
+    settings = with_digests(options, settings)
+    if "prompt_file" in options:
+        make_all(options, settings, _arguments(settings, 1, pictures), _check, _load)
+        return
+    if "batch_size" in options:
+        raise DistrijaxError("--batch-size is for the pictures of a file; add --prompts FILE, or use --num-images")
     prompts: list[str] = options.prompts or ([] if settings.prompt is None else [settings.prompt])
     if not prompts:
         raise DistrijaxError('there is no prompt; give one: distrijax generate "a red circle above a blue square"')
     count = whole_number("--num-images", getattr(options, "num_images", 1), 1)
     _check(settings)
+    for prompt in prompts:
+        PromptInputs(**{name: getattr(settings, name) for name in TEXTS} | {"prompt": prompt},
+                     prompt_syntax=settings.prompt_syntax)  # fmt: skip
     join_processes(options)
     check_same_everywhere(vars(settings) | {"prompt": prompts, "num_images": count})
     parallel = choose_devices(options, settings, count)
@@ -64,7 +77,6 @@ def _generate(options: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     pipe = _load(options, settings, parallel, _arguments(settings, count, pictures))
-    load_adapters(pipe, settings)
     seconds = {"loading": time.perf_counter() - start}
     if options.auto and pipe.unet.config.time_cond_proj_dim is not None:  # guidance is an input: there is one branch
         pipe.parallel = choose_devices(options, dataclasses.replace(settings, guidance_scale=1.0), count)
@@ -143,13 +155,15 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, a
     pipe.set_progress_bar_config(disable=options.quiet)
     if changes:
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **changes)
+    load_embeddings(pipe, settings)
+    load_adapters(pipe, settings)
     return pipe
 
 
 def _arguments(settings: Settings, count: int, pictures: dict[str, Image.Image]) -> dict[str, Any]:
     """Return the arguments of a call for `count` pictures, but for the prompt and the seeds."""
     names = ["prompt_2", "negative_prompt", "negative_prompt_2", "guidance_scale", "guidance_rescale", "eta"]
-    names.append("clip_skip")
+    names += ["clip_skip", "prompt_syntax"]
     names += ["strength"] if pictures else []
     names += ["height", "width"] if "mask_image" in pictures or not pictures else []
     names += ["padding_mask_crop"] if "mask_image" in pictures else []

@@ -19,16 +19,22 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--like", metavar="PNG", type=Path, help="use the settings of a picture made earlier")
 
-    add_options(
+    model = add_options(
         command.add_argument_group("model"),
         ("--model", str, "SOURCE", f"{SOURCES} (default: demo)"),
         *PARTS,
-    ).add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU, float32 on a CPU)")
+    )
+    token = (
+        "textual inversion: a .safetensors file or demo, and what to write in the prompt; can be given several times"
+    )
+    model.add_argument("--embedding", action="append", metavar="FILE[:TOKEN]", help=token)
+    model.add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU, float32 on a CPU)")
     add_options(
         command.add_argument_group("picture"),
         ("--prompt-2", str, "TEXT", "a prompt for the second text encoder (default: the same)"),
         ("--negative-prompt", str, "TEXT", "what to avoid"),
         ("--negative-prompt-2", str, "TEXT", "the same for the second text encoder"),
+        ("--prompt-syntax", str, "NAME", "plain, or with weights and of any length: a1111 or compel (default: plain)"),
         ("--height", int, "PIXELS", "a multiple of 8 (default: the model's own)"),
         ("--width", int, "PIXELS", "a multiple of 8 (default: the model's own)"),
         ("--seed", int, "N", "seed of the first picture of a prompt; the next has N + 1 (default: a new one)"),
@@ -89,6 +95,16 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
         ("--num-processes", int, "N", "number of processes"),
         ("--process-id", int, "N", "number of this process, from 0"),
     )
+    many = add_options(
+        command.add_argument_group(
+            "a file of prompts",
+            "Thousands of pictures with one compiled program, into the folder --output. Run it again to go on where it "
+            "was ended. The folder has a list of them, manifest.jsonl.",
+        ),
+        ("--batch-size", int, "N", "pictures at once in each data group (default: 1)"),
+    )
+    each = "a prompt on each line; or .jsonl, with prompt, negative_prompt, seed, steps or guidance_scale on each"
+    many.add_argument("--prompts", dest="prompt_file", metavar="FILE", type=Path, help=each)
     where = "where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)"
     output = add_options(command.add_argument_group("output"), ("--output", Path, "PNG", where))
     output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")

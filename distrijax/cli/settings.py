@@ -18,6 +18,7 @@ class Settings:
         image, mask: paths of the picture to start from and of its mask, as they were typed.
         image_sha256, mask_sha256: digests of these files, as hexadecimal digits.
         strength: None without `image`.
+        embedding, embedding_sha256: textual inversions, FILE[:TOKEN] as they were typed, and a digest of each file.
         height, width: in pixels. With `image` alone, they are those of the result, and no option; with `mask`, the size
             at which the model paints.
         timesteps: a name, or numbers with commas between.
@@ -44,6 +45,9 @@ class Settings:
     mask_sha256: str | None = None
     padding_mask_crop: int | None = None
     strength: int | float | None = None
+    embedding: list | None = None
+    embedding_sha256: list | None = None
+    prompt_syntax: str = "plain"
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None

@@ -7,3 +7,5 @@ MODEL = Path(__file__).parent / "sdxl-demo"
 
 ADAPTERS = Path(__file__).parent / "adapters"
 """Adapters of the demo model: `outlines.safetensors` is `demo:outlines` where a LoRA is named."""
+TOKEN = Path(__file__).parent / "sun.safetensors"
+"""A word for it, "sun", by textual inversion (`examples/train_token.py`): `pipe.load_textual_inversion("demo")`."""

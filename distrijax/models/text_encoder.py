@@ -31,6 +31,18 @@ class TextEncoding(NamedTuple):
     pooled: Array
 
 
+class Added(NamedTuple):
+    """Embeddings of tokens that are not in the vocabulary, such as those of textual inversion.
+
+    Attributes:
+        first: id of the first one; the next ones follow.
+        vectors: [N, D].
+    """
+
+    first: Array
+    vectors: Array
+
+
 class TextEncoder(nnx.Module):
     """A CLIP text encoder: token ids in, hidden states and a pooled vector out."""
 
@@ -49,17 +61,22 @@ class TextEncoder(nnx.Module):
         if config.with_projection:
             self.text_projection = _linear(config.hidden_size, config.projection_dim, dtype, rngs, use_bias=False)
 
-    def __call__(self, ids: Array) -> TextEncoding:
-        """Encode token ids [B, T], integers below vocab_size, with T at most max_position_embeddings."""
+    def __call__(self, ids: Array, added: Added | None = None, mask: Array | None = None) -> TextEncoding:
+        """Encode token ids [B, T], with T at most max_position_embeddings.
+
+        Args:
+            ids: integers below vocab_size, or ids of `added`.
+            mask: [B, T], false where no token may look.
+        """
         length, limit = ids.shape[1], self.config.max_position_embeddings
         if length > limit:
             raise ValueError(f"text encoder: {length} tokens exceed its {limit} positions")
         with jax.named_scope("embeddings"):
-            x = self.embeddings(ids)  # [B, T, D]
+            x = self.embeddings(ids, added)  # [B, T, D]
         hidden_states = [x]
         for index, layer in enumerate(self.encoder.layers):
             with jax.named_scope(f"layers.{index}"):
-                x = layer(x)
+                x = layer(x, mask)
             hidden_states.append(x)
         with jax.named_scope("pool"):
             last = self.final_layer_norm(x)
@@ -96,9 +113,13 @@ class Embeddings(nnx.Module):
         self.token_embedding = embed(config.vocab_size)
         self.position_embedding = embed(config.max_position_embeddings)
 
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: Array, added: Added | None = None) -> Array:
         positions = jnp.arange(ids.shape[1])[None]  # [1, T]
-        return self.token_embedding(ids) + self.position_embedding(positions)
+        x = self.token_embedding(ids)
+        if added is not None:
+            number = jnp.clip(ids - added.first, 0, len(added.vectors) - 1)
+            x = jnp.where((ids >= added.first)[..., None], added.vectors[number], x)
+        return x + self.position_embedding(positions)
 
 
 class Layers(nnx.Module):
@@ -117,8 +138,8 @@ class Layer(nnx.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
         self.mlp = MLP(config, dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def __call__(self, x: Array, mask: Array | None) -> Array:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -135,8 +156,9 @@ class Attention(nnx.Module):
         self.v_proj = _linear(width, width, dtype, rngs, inner)
         self.out_proj = _linear(width, width, dtype, rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None) -> Array:
         batch, length, width = x.shape
+        keys = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, T]
 
         def heads(y: Array) -> Array:
             return y.reshape(batch, length, self.heads, -1)  # [B, T, H, D/H]
@@ -145,7 +167,7 @@ class Attention(nnx.Module):
         # A fused kernel gains nothing at 77 tokens and restricts lengths and head sizes. JAX's own code mixes bfloat16
         # and float32 in the softmax, which strict promotion rejects.
         with jax.numpy_dtype_promotion("standard"):
-            y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+            y = jax.nn.dot_product_attention(q, k, v, mask=keys, is_causal=True, implementation="xla")
         return self.out_proj(y.reshape(batch, length, width))
 
 

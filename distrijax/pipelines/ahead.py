@@ -12,7 +12,6 @@ from distrijax.pipelines.loop import static_arguments
 from distrijax.pipelines.stages import Call, condition_on_text, first_inputs
 from distrijax.runtime.compile import Prepared, Program
 from distrijax.sampling.programs import CARRY
-from distrijax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from distrijax.pipelines.base import Parts, SDXLPipeline
@@ -36,8 +35,8 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
 
     programs, parallel = pipe.programs, pipe.parallel
     rows_only = for_autoencoder(parallel)
-    blank = [_Blank(tokenizer) for tokenizer in pipe.tokenizers]
-    text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, blank, encode))
+    quiet = [tokenizer.quiet() for tokenizer in pipe.tokenizers]
+    text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, quiet, encode))
     batch, channels, rows, columns = call.shape
     if encodes:
         picture = (1, rows * pipe.vae_scale_factor, columns * pipe.vae_scale_factor, 3)
@@ -63,16 +62,3 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-class _Blank:
-    """A tokenizer that reads nothing and so warns of nothing."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.end, self.last, self._length = tokenizer.end, tokenizer.last, tokenizer.model_max_length
-
-    def __call__(self, prompts: list[str], *, max_length: int | None = None, warn: bool = True) -> np.ndarray:
-        return np.zeros((len(prompts), max_length or self._length), np.int32)
-
-    def advise(self, prompts: object) -> None:
-        """Say nothing of what is in the prompts."""

@@ -31,6 +31,7 @@ from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.adapters import AdapterMethods
 from distrijax.pipelines.cutoff import GuidanceState
+from distrijax.pipelines.inversion import TextualInversion
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE, other_inputs
@@ -52,7 +53,7 @@ class LoadOptions(SourceOptions, total=False):
     torch_dtype: DTypes
 
 
-class SDXLPipeline(AdapterMethods, GuidanceState):
+class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
     """A checkpoint of the SDXL family on its devices: base or refiner U-Net, one or two text encoders.
 
     Most callers want `from_pretrained`. The parts are attributes and may be replaced, as in
@@ -242,7 +243,8 @@ class SDXLPipeline(AdapterMethods, GuidanceState):
 
         Args:
             arguments, options: of a call. The prompt may be absent, and no values matter but those that say how large a
-                batch is, and of which size, and what its steps need: as any that are compiled, they serve all others.
+                batch is, of which size, how many chunks its prompts have, and what its steps need: as any that are
+                compiled, they serve all others.
         """
         for program in self._begin_compiling(*arguments, **options):
             program.wait()
@@ -250,7 +252,7 @@ class SDXLPipeline(AdapterMethods, GuidanceState):
     def _begin_compiling(self, *arguments: Any, **options: Any) -> list[Prepared]:
         self.only_compiles = True
         try:
-            return self(*(arguments or ("",)), **options)  # type: ignore[operator]  # of the pipelines
+            return self(*(arguments or (() if "prompt" in options else ("",))), **options)  # type: ignore[operator]  # of the pipelines
         finally:
             self.only_compiles = False
 
@@ -283,23 +285,26 @@ class SDXLPipeline(AdapterMethods, GuidanceState):
         negative_pooled_prompt_embeds: ArrayLike | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        *,
+        prompt_syntax: str = "plain",
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
         """Return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds and negative_pooled_prompt_embeds.
 
         They are arguments of a call, on the host, each prompt repeated `num_images_per_prompt` times: [B, T, D] with
-        T = 77 tokens and D the widths of both text encoders together (768 + 1280), and the pooled ones [B, P] with P
-        the width of the projection (1280).
+        T = 77 tokens for each chunk of the prompt and D the widths of both text encoders together (768 + 1280), and the
+        pooled ones [B, P] with P the width of the projection (1280).
 
         Args:
             device: ignored, since text encoders stay where they are.
             do_classifier_free_guidance: whether there are negative embeddings.
             lora_scale: what the weights of adapters in the text encoders are multiplied by.
+            prompt_syntax: as in a call.
         """
         scale = 1.0 if lora_scale is None else finite_number("lora_scale", lora_scale)
         guided = true_or_false("do_classifier_free_guidance", do_classifier_free_guidance)
         texts = prompt, prompt_2, negative_prompt, negative_prompt_2, num_images_per_prompt, clip_skip
         embeds = prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
-        prompts = PromptInputs(*texts, *embeds)
+        prompts = PromptInputs(*texts, *embeds, prompt_syntax)
         with self.programs.timed("encoding"):
             encode = self.programs.encode_prompt
             parts = self.place_parts(_NETWORKS[2:], scale)

@@ -64,6 +64,7 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: Seed = None,
         noise: str = "torch",
+        prompt_syntax: str = "plain",
     ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt, starting from noisy versions of `image`.
 

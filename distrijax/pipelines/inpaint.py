@@ -74,6 +74,7 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: Seed = None,
         noise: str = "torch",
+        prompt_syntax: str = "plain",
     ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt, with `image` where `mask_image` is black.
 

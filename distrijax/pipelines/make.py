@@ -35,12 +35,15 @@ def make_pictures(
     with pipe.programs.timed("merging"):
         parts = pipe.place_parts(lora_scale=call.lora_scale)
     phases, known = len(pipe.parallel.phases(call.schedule.steps)), pipe.programs.known
+    chunks = call.prompts.chunks(pipe.tokenizers)
     kind = (
         call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel,
-        tuple(call.maps.channels), call.maps.after_step,
+        chunks, tuple(call.maps.channels), call.maps.after_step,
     )  # fmt: skip
     begun = []
     if kind not in known or pipe.only_compiles:  # looking for them takes 10 ms; what is missed compiles later
+        if chunks > 1:
+            pipe._report(f"the prompts are {chunks} chunks long, and each number of chunks has programs of its own")
         begun = begin_compiling(pipe, call, parts, encodes=encodes)
     if pipe.only_compiles:
         return begun

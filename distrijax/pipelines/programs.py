@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from jax import Array
 
 from distrijax.adapters.merge import Merge
-from distrijax.models.text_encoder import TextEncoder
+from distrijax.models.text_encoder import Added, TextEncoder
 from distrijax.nn.module import Weights
 from distrijax.runtime.cache import repair_cache
 from distrijax.runtime.compile import Program, Report, keep_compiled_programs
@@ -57,6 +57,11 @@ class Programs:
 
 
 def _encode_ids(
-    encoders: Sequence[Weights[TextEncoder]], ids: tuple[Array, ...], *, clip_skip: int
+    encoders: Sequence[Weights[TextEncoder]],
+    ids: tuple[Array, ...],
+    added: tuple[Added, ...] | None,
+    masks: tuple[Array, ...] | None,
+    *,
+    clip_skip: int,
 ) -> tuple[Array, Array]:
-    return encode_ids(tuple(encoder.module() for encoder in encoders), ids, clip_skip)
+    return encode_ids(tuple(encoder.module() for encoder in encoders), ids, added, masks, clip_skip=clip_skip)

@@ -107,7 +107,9 @@ def check_call(
     generators, seed = call_with(make_generators, given, batch=prompts.batch, dtype=pipe.dtype)
     texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
     numbers = {"size": (rows, columns), "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
-    check_same_everywhere({"prompts": texts, "adapters": (pipe.adapters.signature, lora_scale)} | numbers)
+    tokens = [tokenizer.added for tokenizer in pipe.tokenizers]
+    words = {"prompts": texts, "prompt_syntax": prompts.prompt_syntax, "textual inversions": tokens}
+    check_same_everywhere(words | {"adapters": (pipe.adapters.signature, lora_scale)} | numbers)
     return Call(
         prompts=prompts,
         schedule=schedule,
@@ -152,7 +154,7 @@ def encode_texts(
         [encoder for encoder in (pipe.text_encoder, pipe.text_encoder_2) if encoder is not None],
         guided=guided,
         force_zeros_for_empty_prompt=pipe.force_zeros_for_empty_prompt,
-        encode=lambda _, ids, clip_skip: encode(encoders, ids, clip_skip=clip_skip),
+        encode=lambda _, *arrays, clip_skip: encode(encoders, *arrays, clip_skip=clip_skip),
     )
 
 

@@ -57,6 +57,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         negative_aesthetic_score: float = 2.5,
         seed: Seed = None,
         noise: str = "torch",
+        prompt_syntax: str = "plain",
     ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt, adjacent in the batch.
 
@@ -93,6 +94,7 @@ class StableDiffusionXLPipeline(SDXLPipeline):
             aesthetic_score, negative_aesthetic_score: for a U-Net that takes them (the refiner).
             seed: the same as `generator`, as a number or a list. By default a new one, which the output contains.
             noise: random number generator of a seed: "torch", as torch draws on a CPU, or "jax".
+            prompt_syntax: "plain", as in diffusers; or "a1111" or "compel", for weights and prompts of any length.
 
         Raises:
             DistrijaxError: an argument is invalid; raised before anything is compiled.

@@ -2,8 +2,6 @@
 
 _FITS = "weights stay on the devices; `distrijax plan` shows whether a model fits, and bfloat16 halves its size"
 _FUSED = "attention is fused where the device supports it; remove the call"
-_LATER = "embeddings of new words cannot be loaded yet"
-
 ADVICE = {
     "to": "weights are placed when they are loaded: choose devices with Parallel(devices=…) and "
     "the dtype with from_pretrained(dtype=…)",
@@ -22,7 +20,6 @@ ADVICE = {
     "enable_lora_hotswap": "another LoRA compiles nothing anyway; remove the call",
     "set_lora_device": "LoRAs stay in the host's memory until they are merged; remove the call",
     "save_lora_weights": "LoRAs are read, not trained; `examples/train_lora.py` writes one",
-    "load_textual_inversion": _LATER,
     "load_ip_adapter": "IP-Adapters are not implemented",
 }
 

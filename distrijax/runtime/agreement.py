@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,11 @@ def same_everywhere(value: int, what: str) -> int:
         what: what the value is for, as in "drawing a seed", for the error if another process does something else.
     """
     return int(_gather(what, str(int(value)))[0])
+
+
+def flags_everywhere(flags: Sequence[bool], what: str) -> list[bool]:
+    """Return the first process's `flags`, of which it may have another number. All processes must call this."""
+    return [flag == "1" for flag in _gather(what, "".join(str(int(flag)) for flag in flags))[0]]
 
 
 def check_same_everywhere(values: Mapping[str, object]) -> None:

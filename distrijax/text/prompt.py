@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,13 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike, DTypeLike
 
-from distrijax.checks import array_of, whole_number
+from distrijax.checks import array_of, one_of, whole_number
 from distrijax.errors import DistrijaxError
-from distrijax.models.text_encoder import TextEncoder
+from distrijax.models.text_encoder import Added, TextEncoder
+from distrijax.text.ids import added_vectors, check_encoders, check_ids, token_ids
+from distrijax.text.syntax import plain_text
 from distrijax.text.tokenizer import Tokenizer
+from distrijax.text.weighted import PLAIN, SYNTAXES, Syntax, count_chunks, encode_weighted, fill
 
 Prompt = str | list[str]
 Embeds = Array | np.ndarray
@@ -33,6 +36,7 @@ class PromptInputs:
         clip_skip: layers to skip below the penultimate one, which SDXL reads. The negative prompt skips none.
         prompt_embeds, negative_prompt_embeds: [prompts, T, D], in place of the texts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: [prompts, P].
+        prompt_syntax: "plain", which has no weights and is cut to 77 tokens, or one of `SYNTAXES`.
     """
 
     prompt: Prompt | None = None
@@ -45,8 +49,10 @@ class PromptInputs:
     negative_prompt_embeds: ArrayLike | None = None
     pooled_prompt_embeds: ArrayLike | None = None
     negative_pooled_prompt_embeds: ArrayLike | None = None
+    prompt_syntax: str = PLAIN
 
     def __post_init__(self) -> None:
+        one_of("prompt_syntax", self.prompt_syntax, (PLAIN, *SYNTAXES))
         if self.prompt is None and self.prompt_embeds is None:
             raise DistrijaxError("there is no prompt: give prompt or prompt_embeds")
         for name in "prompt", "prompt_2", "negative_prompt", "negative_prompt_2":
@@ -80,6 +86,26 @@ class PromptInputs:
         """Number of pictures, which is known before anything is encoded."""
         return self.count * self.num_images_per_prompt
 
+    @property
+    def syntax(self) -> Syntax | None:
+        """How the texts are read; None without weights."""
+        return SYNTAXES.get(self.prompt_syntax)
+
+    def chunks(self, tokenizers: Sequence[Tokenizer]) -> int:
+        """Return the number of chunks that every prompt is filled up to, which the denoising program depends on."""
+        texts = [self.prompt, self.prompt_2, self.negative_prompt, self.negative_prompt_2]
+        every = {text for given in texts if given for text in ([given] if isinstance(given, str) else given)}
+        syntax = self.syntax
+        if syntax is None:
+            return 1
+        return max((count_chunks(syntax, text, tokenizer) for text in every for tokenizer in tokenizers), default=1)
+
+    @property
+    def words(self) -> list[str]:
+        """The prompts without their syntax."""
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
+        return texts if self.syntax is None else [plain_text(self.syntax.parse(text)) for text in texts]
+
     def _check_text(self, name: str) -> None:
         text, embeds_name = getattr(self, name), f"{name.removesuffix('_2')}_embeds"
         if text is None:
@@ -87,6 +113,7 @@ class PromptInputs:
         if getattr(self, embeds_name) is not None:
             raise DistrijaxError(f"both {name} and {embeds_name} are given; they are mutually exclusive")
         if isinstance(text, str):
+            self._parse(name, [text])
             return
         if not isinstance(text, list) or not all(isinstance(entry, str) for entry in text):
             raise DistrijaxError(f"{name} is {text!r}; it must be a string or a list of strings")
@@ -96,6 +123,16 @@ class PromptInputs:
             raise DistrijaxError(
                 f"{name} has {len(text)} entries for {self.count} prompts; give one for each, or a string for all"
             )
+        self._parse(name, text)
+
+    def _parse(self, name: str, texts: list[str]) -> None:
+        syntax = self.syntax
+        for text in texts if syntax is not None else ():
+            try:
+                assert syntax is not None
+                syntax.parse(text)
+            except DistrijaxError as error:
+                raise DistrijaxError(f"{name}: {error}") from None
 
 
 class PromptEmbeds(NamedTuple):
@@ -110,15 +147,26 @@ class PromptEmbeds(NamedTuple):
     pooled: np.ndarray
 
 
-def encode_ids(encoders: tuple[TextEncoder, ...], ids: tuple[Array, ...], clip_skip: int = 0) -> tuple[Array, Array]:
+def encode_ids(
+    encoders: tuple[TextEncoder, ...],
+    ids: tuple[Array, ...],
+    added: tuple[Added, ...] | None = None,
+    masks: tuple[Array, ...] | None = None,
+    *,
+    clip_skip: int = 0,
+) -> tuple[Array, Array]:
     """Return the context [B, T, D] and the pooled vector [B, P] of token ids.
 
     Args:
         encoders: one or two text encoders, of which one has a projection.
         ids: [B, T] for each encoder.
+        added: for each encoder, what ids past its vocabulary mean.
+        masks: [B, T] for each encoder, false where no token may look.
         clip_skip: layers to skip below the penultimate one (-1 reads the last). XLA drops the layers above.
     """
-    encodings = [encoder(i) for encoder, i in zip(encoders, ids, strict=True)]
+    nothing = (None,) * len(ids)
+    inputs = zip(encoders, ids, added or nothing, masks or nothing, strict=True)
+    encodings = [encoder(tokens, extra, mask) for encoder, tokens, extra, mask in inputs]
     projects = [encoder.config.with_projection for encoder in encoders]
     context = jnp.concatenate([encoding.hidden_states[-(clip_skip + 2)] for encoding in encodings], axis=-1)
     return context, encodings[projects.index(True)].pooled
@@ -140,7 +188,8 @@ def encode_prompt(
         guided: add the negative branch.
         force_zeros_for_empty_prompt: without a `negative_prompt`, the negative embeddings are zeros, even with a
             `negative_prompt_2`; otherwise they are those of an empty text.
-        encode: replacement for `encode_ids`, such as a compiled program; called at most once per branch.
+        encode: replacement for `encode_ids`, such as a compiled program; called at most once per branch, and with a
+            syntax once for every B chunks.
 
     Raises:
         DistrijaxError: the prompts do not fit these tokenizers and encoders.
@@ -148,33 +197,52 @@ def encode_prompt(
     if len(tokenizers) != len(encoders):
         raise DistrijaxError(f"{len(tokenizers)} tokenizers for {len(encoders)} text encoders; each needs its own")
     dtype = encoders[-1].dtype if encoders else None
+    added = tuple(added_vectors(*pair) for pair in zip(tokenizers, encoders, strict=True))
 
-    def branch(kind: str, first: Prompt, second: Prompt | None, skip: int, length: int | None) -> tuple[Embeds, Embeds]:
-        """Return the context and the pooled vector: the caller's, or those of the two texts."""
+    def branch(kind: str, first: Prompt, second: Prompt | None, skip: int, length: int | None) -> _Branch:
+        """Return the caller's embeddings, or those of the two texts."""
         names = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
         embeds, pooled = (_as_dtype(getattr(prompts, name), dtype) for name in names)
         if embeds is not None and pooled is not None:
-            return embeds, pooled
+            return _Branch(embeds, pooled)
         texts = [[text] * prompts.count if isinstance(text, str) else text for text in (first, second or first)]
-        ids = _token_ids(tokenizers, encoders, texts, length)
+        check_encoders(tokenizers, encoders)
         layers = min(encoder.config.num_hidden_layers for encoder in encoders)
         skip = whole_number("clip_skip", skip, least=-1, most=layers - 1)
-        context, encoded = encode(tuple(encoders), ids, clip_skip=skip)
-        return context, encoded if pooled is None else pooled
+
+        def encode_chunks(ids: tuple[np.ndarray, ...], masks: tuple[np.ndarray, ...] | None) -> tuple[Any, Any]:
+            check_ids(tokenizers, encoders, ids)
+            return encode(tuple(encoders), ids, added, masks, clip_skip=skip)
+
+        if (syntax := prompts.syntax) is None:
+            ids = token_ids(tokenizers, texts, length)
+            made = _Branch(*encode_chunks(ids, None))
+        else:
+            weighted = encode_weighted(
+                syntax,
+                texts[: len(tokenizers)],
+                tokenizers,
+                [encoder.config.hidden_size for encoder in encoders],
+                [encoder.config.with_projection for encoder in encoders].index(True),
+                encode_chunks,
+            )
+            made = _Branch(*(part.astype(dtype) for part in weighted))
+        return made if pooled is None else made._replace(pooled=pooled)
 
     for tokenizer in tokenizers[:1] if prompts.prompt is not None else ():
-        tokenizer.advise([prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt or [])
-    context, pooled = branch("", prompts.prompt or "", prompts.prompt_2, prompts.clip_skip or 0, None)
-    branches = [(context, pooled)]
+        tokenizer.advise(prompts.words)
+    branches = [branch("", prompts.prompt or "", prompts.prompt_2, prompts.clip_skip or 0, None)]
     if guided:
+        context, pooled, _ = branches[0]
         negative = prompts.negative_prompt
         if force_zeros_for_empty_prompt and negative is None and prompts.negative_prompt_embeds is None:
-            branches.insert(0, (np.zeros(context.shape, context.dtype), np.zeros(pooled.shape, pooled.dtype)))
+            branches.insert(0, _Branch(np.zeros(context.shape, context.dtype), np.zeros(pooled.shape, pooled.dtype)))
         else:  # diffusers pads or cuts the negative prompt to the length of the prompt's embeddings
             branches.insert(0, branch("negative_", negative or "", prompts.negative_prompt_2, 0, context.shape[1]))
     # Wait for results only now that both branches are dispatched, and fetch each once.
-    parts = []
-    for name, part in zip(("prompt_embeds", "pooled_prompt_embeds"), zip(*branches, strict=True), strict=True):
+    parts, longest = [], max(each.context.shape[1] for each in branches)
+    embeds = [each.filled(longest) for each in branches], [each.pooled for each in branches]
+    for name, part in zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True):
         if part[0].shape != part[-1].shape:
             raise DistrijaxError(
                 f"{name} is {part[-1].shape} but negative_{name} is {part[0].shape}; they must be equal"
@@ -184,46 +252,19 @@ def encode_prompt(
     return PromptEmbeds(*parts)
 
 
+class _Branch(NamedTuple):
+    """Embeddings of one branch: see `Weighted`; without a syntax, there is nothing to fill them up with."""
+
+    context: Embeds
+    pooled: Embeds
+    empty: np.ndarray | None = None
+
+    def filled(self, length: int) -> Embeds:
+        return self.context if self.empty is None else fill(np.asarray(self.context), self.empty, length)
+
+
 def _as_dtype(embeds: ArrayLike | None, dtype: DTypeLike | None) -> np.ndarray | None:
     if embeds is None:
         return None
     array = np.asarray(embeds)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype) if dtype is None else dtype)
-
-
-def _token_ids(
-    tokenizers: Sequence[Tokenizer], encoders: Sequence[TextEncoder], texts: list[list[str]], length: int | None
-) -> tuple[np.ndarray, ...]:
-    """Return the ids [B, length] of each tokenizer's text; a single tokenizer reads only the first text."""
-    if not encoders:
-        raise DistrijaxError("there is no text encoder to read a prompt with; give prompt_embeds instead")
-    if not any(encoder.config.with_projection for encoder in encoders):
-        raise DistrijaxError(
-            "no text encoder has a projection (CLIPTextModelWithProjection), which the pooled embeddings need; "
-            "give prompt_embeds and pooled_prompt_embeds instead"
-        )
-    ids = tuple(  # what both tokenizers cut off is said once
-        tokenizer(text, max_length=length, warn=text not in texts[:i])
-        for i, (tokenizer, text) in enumerate(zip(tokenizers, texts, strict=False))
-    )
-    for tokenizer, tokens, encoder in zip(tokenizers, ids, encoders, strict=True):
-        limit, known = encoder.config.max_position_embeddings, encoder.config.vocab_size
-        if tokens.shape[1] > limit:
-            raise DistrijaxError(
-                f"a prompt of {tokens.shape[1]} tokens is too long for a text encoder with {limit} positions"
-            )
-        if tokens.max() >= known:
-            raise DistrijaxError(
-                f"the tokenizer produced the id {tokens.max()}, but its text encoder has {known} tokens; "
-                "the two do not belong together"
-            )
-        end = tokenizer.last if encoder.config.eos_token_id == 2 else encoder.config.eos_token_id  # see the config
-        if encoder.config.with_projection and tokenizer.end != end:
-            raise DistrijaxError(
-                f"the tokenizer ends a prompt with the id {tokenizer.end}, but its text encoder reads the pooled state "
-                f"at {end}; the two do not belong together"
-            )
-    lengths = [tokens.shape[1] for tokens in ids]
-    if len(set(lengths)) > 1:
-        raise DistrijaxError(f"the tokenizers differ in model_max_length: {lengths}; they must be equal")
-    return ids

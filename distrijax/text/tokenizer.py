@@ -1,10 +1,11 @@
 """CLIP's tokenizer: prompts in, padded token ids out. The byte-pair encoding is transformers' own `CLIPTokenizer`."""
 
+import copy
 import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class Tokenizer:
     Attributes:
         files: the tokenizer's files, name to bytes, as in its folder.
         model_max_length: number of ids of every prompt, including the start and end tokens.
-        vocab_size: every id is below it.
-        end: the id that ends a prompt.
+        vocab_size: every id of the vocabulary is below it; those of added tokens follow.
+        added: tokens of textual inversions, in the order of their ids, and their vectors [D] for the text encoder.
+        begin, end, pad: the ids that begin a prompt, end it, and fill it up.
         last: the highest id of the vocabulary, without tokens that were added to it.
     """
 
@@ -59,7 +61,9 @@ class Tokenizer:
             entry.check("tokenizer_config.json", values.get("tokenizer_config.json", {}), ENTRIES)
             self._check_vocabulary(values)
             with tokenizer_folder(self.files) as folder:
-                self._clip = _clip_tokenizer_class().from_pretrained(str(folder), local_files_only=True)
+                self._clip = self._original = _clip_tokenizer_class().from_pretrained(
+                    str(folder), local_files_only=True
+                )
             self._check_special_tokens(values)
         except DistrijaxError as error:
             raise DistrijaxError(f"{name}: {error}") from error
@@ -68,8 +72,11 @@ class Tokenizer:
         length = self._clip.model_max_length
         self.model_max_length = int(length) if length < 1_000_000 else DEFAULT_LENGTH  # 1e30 means unset
         self.vocab_size = len(self._clip)
-        self.end, self.last = int(self._clip.eos_token_id), int(self._clip.vocab_size) - 1
+        self.begin, self.end = int(self._clip.bos_token_id), int(self._clip.eos_token_id)
+        self.pad, self.last = int(self._clip.pad_token_id), int(self._clip.vocab_size) - 1
+        self.added: dict[str, np.ndarray] = {}
         self._draws = values.get("tokenizer_config.json", {}).get("draws")
+        self._speaks = True
 
     def __call__(self, prompts: Sequence[str], *, max_length: int | None = None, warn: bool = True) -> np.ndarray:
         """Return token ids [B, T] int32 of B prompts, with T = `max_length` (by default `model_max_length`).
@@ -78,25 +85,61 @@ class Tokenizer:
         """
         # The start and end tokens alone need 2.
         length = whole_number("max_length", self.model_max_length if max_length is None else max_length, 2)
-        batch = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)
+        texts = [self._expanded(prompt) for prompt in prompts]
+        batch = self._clip(texts, padding="max_length", max_length=length, truncation=True)
         cuts = []
-        for prompt in batch.encodings:
+        for prompt in batch.encodings if warn and self._speaks else ():
             # What truncation cuts off stays in `overflowing`, in pieces with start and end tokens of their own.
             tokens = [
                 pair for part in prompt.overflowing for pair in zip(part.ids, part.special_tokens_mask, strict=True)
             ]
             if ids := [index for index, added in tokens if not added]:
                 cuts.append(_shortened(self._clip.decode(ids)))
-        if cuts and warn:
+        if cuts:
             logger.warning("prompts are truncated to %d tokens, all that CLIP can read; cut off: %s", length, cuts)
         return np.asarray(batch["input_ids"], np.int32)
+
+    def words(self, text: str) -> tuple[list[int], list[str]]:
+        """Return all ids of a text and what they stand for, without the tokens that begin and end a prompt."""
+        ids = self._clip(self._expanded(text), truncation=False, verbose=False)["input_ids"][1:-1]
+        return ids, self._clip.convert_ids_to_tokens(ids)
+
+    def quiet(self) -> "Tokenizer":
+        """Return this tokenizer, but one that logs nothing."""
+        other = copy.copy(self)
+        other._speaks = False
+        return other
+
+    def knows(self, token: str) -> bool:
+        """Return whether a text that is this token has an id of its own."""
+        return token in self._clip.get_vocab()
+
+    def set_added(self, tokens: Mapping[str, np.ndarray]) -> None:
+        """Replace the tokens of textual inversions, whose ids begin at `vocab_size`; `files` stay as they are."""
+        self._clip = self._original
+        if tokens:
+            self._clip = copy.deepcopy(self._original)
+            self._clip.add_tokens(list(tokens))
+        self.added = dict(tokens)
+
+    def _expanded(self, text: str) -> str:
+        """Return a text with "token token_1 token_2" for a token of several vectors, by diffusers' rules."""
+        for token in dict.fromkeys(self._clip.tokenize(text)) if self.added else ():
+            if token in self.added:
+                several = [token]
+                while f"{token}_{len(several)}" in self.added:
+                    several.append(f"{token}_{len(several)}")
+                text = text.replace(token, " ".join(several))
+        return text
 
     def advise(self, prompts: Sequence[str]) -> None:
         """Log what a model with a vocabulary of its own draws, for prompts that are empty or have words it never saw.
 
         Such a model says in its tokenizer_config.json what it `draws`; each word that it knows is a token.
         """
-        for prompt in dict.fromkeys(prompts) if self._draws else ():
+        for prompt in dict.fromkeys(prompts) if self._draws and self._speaks else ():
+            if any(token in prompt for token in self.added):  # what such a word means is not the model's own
+                continue
             words = dict.fromkeys(re.findall(r"[^\W\d_]+", prompt.lower()))
             unknown = ", ".join(word for word in words if len(self._clip.tokenize(word)) > 1)
             if unknown or not words:
