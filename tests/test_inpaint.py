@@ -64,7 +64,7 @@ def compare(
 ) -> np.ndarray:
     """Make the same call on both sides, and return our picture."""
     ours, theirs = pair
-    config = BETAS | SCHEDULERS[scheduler]
+    config = BETAS | (SCHEDULERS | {"heun": {"_class_name": "HeunDiscreteScheduler"}})[scheduler]
     ours.scheduler = scheduler_from_config(config)
     options = {name: value for name, value in config.items() if name != "_class_name"}
     theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(options)
@@ -88,9 +88,9 @@ def test_strengths(pairs: dict[int, Pair], channels: int, strength: float) -> No
     compare(pairs[channels], strength=strength)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++ karras", "lcm"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++ karras", "lcm", "heun"])
 def test_schedulers(pairs: dict[int, Pair], scheduler: str) -> None:
-    """The noise level of what is put back after each step: by the training timestep, by the sigma, and with noise."""
+    """The noise level of what is put back after each step: by the timestep, the sigma, and at each evaluation."""
     compare(pairs[4], scheduler, strength=0.8, num_inference_steps=5)
 
 
