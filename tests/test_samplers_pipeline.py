@@ -144,7 +144,7 @@ def test_recipes(pipelines: Pipelines, name: str) -> None:
 
 def test_what_recipes_say_of_several_devices() -> None:
     for recipe in RECIPES.values():
-        phases = Parallel(patch=2, emulate=True, **recipe.parallel).phases(recipe.steps)
+        phases = Parallel(patch=2, emulate=True, warmup_steps=recipe.warmup_steps).phases(recipe.steps)
         displaced = sum(count for count, phase in phases if phase.name == "displaced")
         assert ("all synchronous" in recipe.advice) == (displaced == 0)
         assert f"{displaced} of {recipe.steps} steps are displaced" in recipe.advice or not displaced

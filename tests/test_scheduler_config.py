@@ -122,7 +122,7 @@ def test_overrides_of_from_config(cls: type[Scheduler]) -> None:
     [
         ({"_class_name": "VQDiffusionScheduler"}, None, "'VQDiffusionScheduler' is not supported.*euler.*unipc"),
         ({}, None, "names no class"),
-        (SDXL_BASE, "plmsd", "scheduler is 'plmsd', which is not supported; near: .*PLMS"),
+        (SDXL_BASE, "plmsd", "scheduler name 'plmsd' is not supported; near: .*PLMS"),
         ({**SDXL_BASE, "prediction_type": "flow_prediction"}, None, "prediction_type is 'flow_prediction'.*epsilon"),
         ({**SDXL_BASE, "timestep_spacing": "log"}, None, "timestep_spacing is 'log'.*leading"),
         ({**SDXL_BASE, "beta_schedule": "sigmoid"}, None, "beta_schedule is 'sigmoid'.*scaled_linear"),

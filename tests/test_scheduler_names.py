@@ -107,7 +107,7 @@ def test_no_two_names_have_the_same_letters() -> None:
         ("EulerDiscreteSheduler", "near: EulerDiscreteScheduler"),
         ("zzz", r"there are Euler, Euler a, .*TCD"),
         ("", "there are Euler"),
-        (7, "scheduler is 7, which is not supported"),
+        (7, "scheduler name 7 is not supported"),
         (["euler"], "not supported"),
     ],
 )

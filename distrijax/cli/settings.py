@@ -85,7 +85,8 @@ class Settings:
             DistrijaxError: there is no such recipe.
         """
         recipe = find_recipe(name)
-        values = {"scheduler": recipe.kind.class_name, "steps": recipe.steps, "eta": recipe.eta, **recipe.parallel}
+        values = {"scheduler": recipe.kind.class_name, "steps": recipe.steps, "eta": recipe.eta}
+        values["warmup_steps"] = recipe.warmup_steps
         values |= {"guidance_scale": recipe.guidance_scale, "karras_sigmas": None}
         options = {"timestep_spacing": None, "prediction_type": None, **recipe.options}
         timesteps = ",".join(map(str, recipe.timesteps)) if recipe.timesteps else None

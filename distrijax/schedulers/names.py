@@ -160,4 +160,4 @@ def named(name: object) -> tuple[type[Scheduler], dict[str, Any]]:
     by_letters = {_letters(shown): shown for shown in displayed}
     near = [by_letters[close] for close in difflib.get_close_matches(letters, by_letters, n=5, cutoff=0.5)]
     what = f"near: {', '.join(near)}" if near else f"there are {', '.join(sampler.name for sampler in SAMPLERS)}"
-    raise DistrijaxError(f"scheduler is {name!r}, which is not supported; {what}")
+    raise DistrijaxError(f"scheduler name {name!r} is not supported; {what}")

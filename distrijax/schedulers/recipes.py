@@ -21,7 +21,8 @@ class Recipe:
     """The settings for one kind of distilled model.
 
         recipe = RECIPES["lightning-4"]
-        pipe = StableDiffusionXLPipeline.from_pretrained(..., parallel=Parallel(patch=8, **recipe.parallel))
+        parallel = Parallel(patch=8, warmup_steps=recipe.warmup_steps)
+        pipe = StableDiffusionXLPipeline.from_pretrained(..., parallel=parallel)
         pipe.scheduler = recipe.scheduler(pipe.scheduler.config)
         image = pipe("a lighthouse", **recipe.call).images[0]
 
@@ -61,11 +62,6 @@ class Recipe:
         """The arguments of a pipeline's call."""
         given = {"timesteps": list(self.timesteps)} if self.timesteps else {}
         return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, "eta": self.eta} | given
-
-    @property
-    def parallel(self) -> dict[str, Any]:
-        """The arguments of `Parallel` beside the mesh."""
-        return {"warmup_steps": self.warmup_steps}
 
     @property
     def advice(self) -> str:
