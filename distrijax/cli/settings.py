@@ -16,6 +16,8 @@ class Settings:
         image, mask: paths of the picture to start from and of its mask, as they were typed.
         image_sha256, mask_sha256: digests of these files, as hexadecimal digits.
         strength: None without `image`.
+        switch_at: None without `refiner`.
+        upscale: factor; `height` and `width` are those of the picture before.
         height, width: in pixels. With `image` alone, they are those of the result, and no option; with `mask`, the size
             at which the model paints.
         seed: that of this picture alone.
@@ -39,6 +41,10 @@ class Settings:
     mask_sha256: str | None = None
     padding_mask_crop: int | None = None
     strength: int | float | None = None
+    refiner: str | None = None
+    switch_at: int | float | None = None
+    upscale: int | float | None = None
+    upscale_method: str | None = None
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
