@@ -1,11 +1,13 @@
 """The public names of the package, which `distrijax` itself imports when one of them is used."""
 
-from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
+from distrijax.config import AutoencoderTinyConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.errors import DistrijaxError
+from distrijax.models.autoencoder_tiny import AutoencoderTiny
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
 from distrijax.parallel.options import Parallel
+from distrijax.pipelines.callback import StepCallback
 from distrijax.pipelines.image_to_image import StableDiffusionXLImg2ImgPipeline
 from distrijax.pipelines.inpaint import StableDiffusionXLInpaintPipeline
 from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
@@ -36,6 +38,8 @@ from distrijax.schedulers import (
 __all__ = [
     "RECIPES",
     "VAE",
+    "AutoencoderTiny",
+    "AutoencoderTinyConfig",
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
@@ -58,6 +62,7 @@ __all__ = [
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLPipelineOutput",
+    "StepCallback",
     "TCDScheduler",
     "TextEncoder",
     "TextEncoderConfig",

@@ -77,13 +77,14 @@ CALL |= dict.fromkeys(["timesteps", "sigmas"], "numbers") | {"eta": "number", "g
 CALL |= {"denoising_end": "part", "generator": "generator", "latents": "array", "output_type": "name"}
 CALL |= {"return_dict": "flag", "cross_attention_kwargs": "scale", "clip_skip": "whole", "seed": "seed"}
 CALL |= {"noise": "name", "prompt_syntax": "name"}
+REFINER = {"refiner": "module", "switch_at": "part", "offload": "flag"}
 # A function that runs after each step is tried where it is called.
 ELSEWHERE = {"callback_on_step_end", "callback_on_step_end_tensor_inputs"}
 
 PARTS = dict.fromkeys(["unet", "vae", "text_encoder", "text_encoder_2"], "module")
 LOAD = {"source": "path", "dtype": "dtype", "torch_dtype": "dtype", "parallel": "module", "progress": "flag"}
-LOAD |= {"variant": "word", "config": "path", "tokenizer": "path", "scheduler": "module"} | PARTS
-BUILT = PARTS | dict.fromkeys(["tokenizer", "tokenizer_2", "scheduler", "parallel"], "module")
+LOAD |= {"preview": "module", "variant": "word", "config": "path", "tokenizer": "path", "scheduler": "module"} | PARTS
+BUILT = PARTS | dict.fromkeys(["tokenizer", "tokenizer_2", "scheduler", "parallel", "preview"], "module")
 CONVERT = {"source": "path", "target": "path", "dtype": "dtype", "overwrite": "flag", "progress": "flag"}
 
 
@@ -131,18 +132,20 @@ def taken(function: Callable[..., Any], kinds: dict[str, str], **fixed: Any) -> 
 
 
 def test_text_to_image(pipe: StableDiffusionXLPipeline) -> None:
-    kinds = CALL | {"height": "count", "width": "count"}
+    kinds = CALL | REFINER | {"height": "count", "width": "count"}
     assert set(kinds) == parameters(StableDiffusionXLPipeline.__call__) - ELSEWHERE
     embeds = {"prompt_embeds": None, "prompt": "a"}
     refused(pipe, kinds, **embeds)
-    right = {name: kind for name, kind in kinds.items() if name not in ("height", "width", "denoising_end")}
+    right = {
+        name: kind for name, kind in kinds.items() if name not in ("height", "width", "denoising_end", "switch_at")
+    }
     taken(pipe, right, prompt="a")
     for size in (64, np.int64(64), jnp.int32(64)):
         assert pipe("a", height=size, denoising_end=np.float32(0.5)).shape[2] == 64 // pipe.vae_scale_factor
 
 
 def test_image_to_image(pipe: StableDiffusionXLPipeline) -> None:
-    kinds = CALL | {"image": "image", "strength": "part", "denoising_start": "part"}
+    kinds = CALL | REFINER | {"image": "image", "strength": "part", "denoising_start": "part"}
     assert set(kinds) == parameters(StableDiffusionXLImg2ImgPipeline.__call__) - ELSEWHERE
     other = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
     refused(other, kinds, prompt="a", image=Image.new("RGB", (64, 64)))

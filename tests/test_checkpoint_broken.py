@@ -218,7 +218,7 @@ def test_folders_of_other_models(kind: str | None, base: Path) -> None:
 
 def test_mislabelled_parts(base: Path) -> None:
     index = json.loads((base / "model_index.json").read_text())
-    others = {"vae": "AutoencoderTiny", "unet": "FluxTransformer2DModel", "text_encoder_2": "T5EncoderModel"}
+    others = {"vae": "AsymmetricAutoencoderKL", "unet": "FluxTransformer2DModel", "text_encoder_2": "T5EncoderModel"}
     for part, kind in others.items():
         change(base / "model_index.json", lambda _, part=part, kind=kind: index | {part: ["diffusers", kind]})
         refused(base, f"{part} is a {kind}")

@@ -3,7 +3,7 @@
 from distrijax.checkpoint.component import Checkpoint, Component, Parts
 from distrijax.checkpoint.export import save_diffusers
 from distrijax.checkpoint.known import KNOWN
-from distrijax.checkpoint.load import DTypes, convert, export, load, verify
+from distrijax.checkpoint.load import DTypes, convert, export, load, load_part, verify
 from distrijax.checkpoint.source import SourceOptions, find, open_source
 from distrijax.checkpoint.tokenizers import tokenizer_folder
 
@@ -18,6 +18,7 @@ __all__ = [
     "export",
     "find",
     "load",
+    "load_part",
     "open_source",
     "save_diffusers",
     "tokenizer_folder",

@@ -18,13 +18,14 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from distrijax.checkpoint import ldm
-from distrijax.checkpoint.tables import Table, convert, text_encoder_table, unet_table, vae_table
+from distrijax.checkpoint.tables import Table, convert, text_encoder_table, tiny_vae_table, unet_table, vae_table
 from distrijax.checkpoint.tensors import Shape, Tensor
 from distrijax.checkpoint.tokenizers import Files
-from distrijax.config import TextEncoderConfig, UNetConfig, VAEConfig
+from distrijax.config import AutoencoderTinyConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.config.entry import Json
 from distrijax.config.text_encoder import WITH_PROJECTION
 from distrijax.errors import DistrijaxError
+from distrijax.models.autoencoder_tiny import Autoencoder, AutoencoderTiny
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.models.vae import VAE
@@ -32,13 +33,15 @@ from distrijax.nn.conv import stored_axes
 from distrijax.nn.module import abstract
 from distrijax.schedulers import Scheduler
 
-Config: TypeAlias = UNetConfig | VAEConfig | TextEncoderConfig
-Module: TypeAlias = UNet | VAE | TextEncoder
+AutoencoderConfig: TypeAlias = VAEConfig | AutoencoderTinyConfig
+Config: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig
+Module: TypeAlias = UNet | Autoencoder | TextEncoder
 Placement: TypeAlias = jax.Device | Sharding
 Stream: TypeAlias = Iterator[tuple[str, np.ndarray | jax.Array]]
 
-COMPONENTS: dict[str, type[Module]] = {"unet": UNet, "vae": VAE, "text_encoder": TextEncoder}
-COMPONENTS |= {"text_encoder_2": TextEncoder}
+COMPONENTS: dict[str, tuple[type[Module], ...]] = {"unet": (UNet,), "vae": (VAE, AutoencoderTiny)}
+COMPONENTS |= {"text_encoder": (TextEncoder,), "text_encoder_2": (TextEncoder,)}
+_MODELS = {UNetConfig: UNet, VAEConfig: VAE, AutoencoderTinyConfig: AutoencoderTiny, TextEncoderConfig: TextEncoder}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +74,14 @@ class Component:
 
     @classmethod
     def from_json(cls, name: str, json: Json, where: str, class_name: str | None = None) -> "Component":
-        """Return a component without tensors from its config.json, whose text encoder may be of another class."""
+        """Return a component without tensors from its config.json; `class_name` is from the model_index.json."""
         try:
             config: Config
             if name == "unet":
                 config = UNetConfig.from_json(json)
             elif name == "vae":
-                config = VAEConfig.from_json(json)
+                tiny = (class_name or json.get("_class_name")) == AutoencoderTinyConfig.class_name
+                config = (AutoencoderTinyConfig if tiny else VAEConfig).from_json(json)
             else:
                 config = TextEncoderConfig.from_json(json, with_projection=WITH_PROJECTION.get(class_name or ""))
             _, variables = _structure(config, "float32")
@@ -90,7 +94,7 @@ class Component:
     def from_module(cls, name: str, module: object) -> "Component":
         """Return the component of a model in memory, whose weights are fetched from the devices when streamed."""
         if not isinstance(module, Module) or not isinstance(module, COMPONENTS[name]):
-            expected = COMPONENTS[name].__name__
+            expected = " or ".join(kind.__name__ for kind in COMPONENTS[name])
             raise DistrijaxError(
                 f"{name} is a {type(module).__name__}; it must be a {expected}, or a path or hub id of one"
             )
@@ -119,6 +123,8 @@ class Component:
             return unet_table(self.config.use_linear_projection, ldm.unet_names(self.config))
         if isinstance(self.config, VAEConfig):
             return vae_table(ldm.vae_names(self.config))
+        if isinstance(self.config, AutoencoderTinyConfig):
+            return tiny_vae_table(ldm.tiny_vae_name)
         return text_encoder_table(prefix)
 
     def build(self, arrays: Mapping[str, jax.Array], dtype: DTypeLike) -> Module:
@@ -184,10 +190,10 @@ class Checkpoint:
         return config
 
     @property
-    def vae(self) -> VAEConfig:
+    def vae(self) -> AutoencoderConfig:
         """The autoencoder's configuration."""
         config = self.components["vae"].config
-        assert isinstance(config, VAEConfig)
+        assert isinstance(config, AutoencoderConfig)
         return config
 
     def with_classes(self) -> "Checkpoint":
@@ -227,7 +233,7 @@ class Parts:
     """A checkpoint in memory, from which a pipeline is made. Refiners have no text_encoder and no tokenizer."""
 
     unet: UNet
-    vae: VAE
+    vae: Autoencoder
     text_encoder: TextEncoder | None
     text_encoder_2: TextEncoder
     tokenizer: Files | None
@@ -279,6 +285,5 @@ def _dotted(path: Iterable[object]) -> str:
 
 @functools.lru_cache(maxsize=16)  # full SDXL takes a second to trace, and the same structure is needed more than once
 def _structure(config: Config, dtype: str) -> tuple[nnx.GraphDef, list[tuple[Any, Any]]]:
-    model = {UNetConfig: UNet, VAEConfig: VAE, TextEncoderConfig: TextEncoder}[type(config)]
-    graph, state = nnx.split(abstract(model, config, jnp.dtype(dtype)))
+    graph, state = nnx.split(abstract(_MODELS[type(config)], config, jnp.dtype(dtype)))
     return graph, list(nnx.to_flat_state(state))

@@ -19,7 +19,7 @@ from distrijax.errors import DistrijaxError
 PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": tuple(WITH_PROJECTION),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }

@@ -130,6 +130,18 @@ def vae_names(config: VAEConfig) -> Rename:
     return rename
 
 
+def tiny_vae_name(name: str) -> str:
+    """Return diffusers' name for one of the original TAESD files, with `taesd_encoder.` or `taesd_decoder.` before it.
+
+    The original decoder counts one layer more, a clamp without weights before all others.
+    """
+    match = re.fullmatch(r"taesd_(encoder|decoder)\.(\d+)\.(.+)", name)
+    if not match:
+        return name
+    side, number = match[1], int(match[2]) - (match[1] == "decoder")
+    return f"{side}.layers.{number}.{match[3]}"
+
+
 def open_clip(tensors: Pairs) -> Iterator[tuple[str, Tensor]]:
     """Yield OpenCLIP's tensors under transformers' names, with fused matrices split and the projection transposed."""
     for name, tensor in tensors:

@@ -13,11 +13,11 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
-from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Parts, Placement
+from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component, Module, Parts, Placement
 from distrijax.checkpoint.export import write_folder
 from distrijax.checkpoint.files import MANIFEST, appearing
 from distrijax.checkpoint.hub import local_path, locate
-from distrijax.checkpoint.source import SourceOptions, open_source
+from distrijax.checkpoint.source import SourceOptions, open_part, open_source
 from distrijax.checks import known_dtype, one_of, path_of, true_or_false, variant_of
 from distrijax.config import VAEConfig
 from distrijax.errors import DistrijaxError
@@ -91,6 +91,31 @@ def opened(
 
     where = placement if isinstance(placement, Sharding) else None
     return parts({name: component.described(dtypes[name], where) for name, component in unread.items()}), read
+
+
+def load_part(
+    name: str,
+    source: str | Path | Module,
+    *,
+    dtype: DTypeLike | None = None,
+    sharding: Placement | None = None,
+    variant: str | None = None,
+) -> Any:
+    """Read a single model, such as a `vae`; one that is in memory already is returned as it is.
+
+    Args:
+        name: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+        source: of that model alone or of a whole checkpoint, as for the option of that name; see `SourceOptions`.
+        dtype, sharding: see `load`.
+        variant: suffix of the weights' file names.
+    """
+    component = open_part(name, source, variant)
+    if component.module is not None:
+        return component.module
+    placement = next(iter(jnp.zeros(()).devices())) if sharding is None else sharding
+    dtype = _safe(component, component.dtype if dtype is None else known_dtype("dtype", dtype))
+    arrays: dict[str, Any] = dict(component.stream(dtype, placement))
+    return component.build(arrays, dtype)
 
 
 def convert(

@@ -31,9 +31,10 @@ _PREFIXES = {
     "text_encoder": ("conditioner.embedders.0.transformer.", "text_encoder."),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoder_2."),
 }
+TINY_VAE = r"(taesd_(encoder|decoder)|(encoder|decoder)\.layers)\.\d+\.(conv\.\d+\.)?(weight|bias)$"
 _SIGNS = {
     "unet": r"input_blocks\.|down_blocks\.",
-    "vae": r"(encoder|decoder)\.(down|up|mid)",
+    "vae": rf"(encoder|decoder)\.(down|up|mid)|{TINY_VAE}",
     "text_encoder": r"(text_model\.)?embeddings\.token_embedding\.",
     "text_encoder_2": r"(text_model\.embeddings\.|embeddings\.)?token_embedding\.",
 }

@@ -5,6 +5,7 @@ by the tensors' shapes or read from a diffusers folder, and the tokenizers' voca
 """
 
 import dataclasses
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -40,7 +41,7 @@ class SingleFile:
                 f"{path}: is not a .safetensors file{pickled}; a source is such a file, a folder or a hub id"
             )
         self.path = path
-        state = read_safetensors(path)
+        state = _whole(path, read_safetensors(path))
         if other := recognise.other_model(state):
             raise DistrijaxError(f"{path}: is not an SDXL checkpoint but {other}")
         self._config = None if config is None else Folder(locate(config, CONFIG_PATTERNS), part=True)
@@ -80,6 +81,8 @@ class SingleFile:
             return self._config.described(name)
         if beside.is_file() and _describes(values := read_json(beside), name):
             return Component.from_json(name, values, str(beside))
+        if name == "vae" and any(re.fullmatch(recognise.TINY_VAE, tensor) for tensor in self._part(name)):
+            return Component.from_json(name, {"_class_name": "AutoencoderTiny"}, str(self.path))
         if name != "unet":
             kind = known.packaged("base_model_index")[name][1]
             return Component.from_json(name, known.packaged(name), str(self.path), kind)
@@ -132,6 +135,25 @@ class SingleFile:
                 "configuration as config, or put the U-Net's config.json beside it"
             )
         return form, changes
+
+
+def _whole(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file; of an original TAESD file, which holds one half of the model, those of both."""
+    if not state or not all(re.fullmatch(r"\d+\.(conv\.\d+\.)?(weight|bias)", name) for name in state):
+        return state
+    halves = (
+        ["encoder", "decoder"] if "0.weight" in state else ["decoder", "encoder"]
+    )  # its decoder begins with a clamp
+    this, other = halves
+    beside = path.with_name(path.name.replace(this, other))
+    if beside == path or not beside.is_file():
+        name = "" if beside == path else f" as {beside.name}"
+        raise DistrijaxError(
+            f"{path}: is the {this} of a TAESD model without its {other}; put that beside it{name}, with names that "
+            f"differ only in {this!r} and {other!r}"
+        )
+    both = {this: state, other: read_safetensors(beside)}
+    return {f"taesd_{half}.{name}": both[half][name] for half in sorted(both) for name in both[half]}
 
 
 def _describes(json: Json, name: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict, Unpack
 
-from distrijax.checkpoint.component import COMPONENTS, Checkpoint, Component
+from distrijax.checkpoint.component import COMPONENTS, AutoencoderConfig, Checkpoint, Component
 from distrijax.checkpoint.files import MANIFEST, MODEL_INDEX, SCHEDULER, read_json
 from distrijax.checkpoint.folder import TOKENIZERS, Folder, present_in
 from distrijax.checkpoint.hub import TOKENIZER_PATTERNS, component_patterns, local_path, locate, pipeline_patterns
@@ -13,12 +13,12 @@ from distrijax.checkpoint.known import KNOWN, published
 from distrijax.checkpoint.single_file import SingleFile
 from distrijax.checkpoint.tokenizers import sdxl_tokenizers
 from distrijax.checks import variant_of
-from distrijax.config import UNetConfig, VAEConfig
+from distrijax.config import UNetConfig
 from distrijax.config.entry import Json
 from distrijax.errors import DistrijaxError
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
-from distrijax.models.vae import VAE
 from distrijax.schedulers import Scheduler, is_name, scheduler_from_config
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SourceOptions(TypedDict, total=False):
     config: str | Path | None
     tokenizer: str | Path | None
     unet: UNet | str | Path | None
-    vae: VAE | str | Path | None
+    vae: Autoencoder | str | Path | None
     text_encoder: TextEncoder | str | Path | None
     text_encoder_2: TextEncoder | str | Path | None
     scheduler: Scheduler | str | Path | None
@@ -73,7 +73,7 @@ def open_source(source: str | Path, **options: Unpack[SourceOptions]) -> Checkpo
     variant, config, tokenizer = options.get("variant"), options.get("config"), options.get("tokenizer")
     variant_of("variant", variant)
     given = {name: options.get(name) for name in COMPONENTS if options.get(name) is not None}
-    parts = {name: _part(name, part, variant, config) for name, part in given.items()}
+    parts = {name: open_part(name, part, variant, config) for name, part in given.items()}
     opened = _opened(locate(source, pipeline_patterns(variant, parts)), variant, config)
     for option, reason in {} if parts else opened.rejects.items():
         if options.get(option) is not None:
@@ -120,7 +120,7 @@ def _opened(path: Path, variant: str | None, config: str | Path | None, *, part:
     return Folder(path, variant, part=part)
 
 
-def _part(name: str, part: object, variant: str | None, config: str | Path | None) -> Component:
+def open_part(name: str, part: object, variant: str | None = None, config: str | Path | None = None) -> Component:
     """Return a component in place of a checkpoint's own."""
     if not isinstance(part, str | Path):
         return Component.from_module(name, part)
@@ -152,7 +152,7 @@ def _check_channels(components: Mapping[str, Component], path: Path) -> None:
     """Refuse U-Nets that read another picture beside the latents, and VAEs of other models."""
     unet, vae = components["unet"].config, components["vae"].config
     assert isinstance(unet, UNetConfig)
-    assert isinstance(vae, VAEConfig)
+    assert isinstance(vae, AutoencoderConfig)
     latents = vae.latent_channels
     allowed = (latents, 2 * latents + 1)  # without or with a mask and a masked picture
     if unet.in_channels not in allowed or unet.out_channels != latents:

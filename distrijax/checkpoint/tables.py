@@ -223,6 +223,12 @@ def vae_table(rename: Callable[[str], str] = str) -> Table:
     )
 
 
+def tiny_vae_table(rename: Callable[[str], str] = str) -> Table:
+    """Return the table of AutoencoderTiny, whose layers are numbered, and so are those of its blocks."""
+    layers = [*_same("layers.*", CONV), *_same("layers.*.conv.*", CONV)]
+    return Table([*_under("encoder", layers), *_under("decoder", layers)], rename=rename)
+
+
 def text_encoder_table(prefix: str = "text_model.") -> Table:
     """Return the table of CLIPTextModel and CLIPTextModelWithProjection.
 

@@ -17,8 +17,10 @@ from distrijax.cli.embeddings import load_embeddings, with_digests
 from distrijax.cli.generate_options import add_generate_options
 from distrijax.cli.options import Commands, default_dtype
 from distrijax.cli.pictures import png, read_settings
+from distrijax.cli.previews import preview_arguments
 from distrijax.cli.prompt_file import TEXTS
 from distrijax.cli.prompt_run import make_all
+from distrijax.cli.refiner import follow, refiner_arguments, with_refiner
 from distrijax.cli.settings import Settings, parse_timesteps
 from distrijax.cli.start import pictures_to_start_from
 from distrijax.cli.targets import Target, choose_targets
@@ -70,16 +72,21 @@ def _generate(options: argparse.Namespace) -> None:
     for prompt in prompts:
         PromptInputs(**{name: getattr(settings, name) for name in TEXTS} | {"prompt": prompt},
                      prompt_syntax=settings.prompt_syntax)  # fmt: skip
+    settings = with_refiner(options, settings)
     join_processes(options)
     check_same_everywhere(vars(settings) | {"prompt": prompts, "num_images": count})
     parallel = choose_devices(options, settings, count)
     targets = choose_targets(getattr(options, "output", None), prompts, count, overwrite=options.overwrite)
+    arguments = _arguments(settings, count, pictures) | preview_arguments(options, settings, targets)
 
     start = time.perf_counter()
-    pipe = _load(options, settings, parallel, _arguments(settings, count, pictures))
+    arguments |= refiner_arguments(options, settings, parallel)
+    refiner = arguments.get("refiner")
+    pipe = _load(options, settings, parallel, arguments)
     seconds = {"loading": time.perf_counter() - start}
     if options.auto and pipe.unet.config.time_cond_proj_dim is not None:  # guidance is an input: there is one branch
         pipe.parallel = choose_devices(options, dataclasses.replace(settings, guidance_scale=1.0), count)
+    follow(refiner, pipe)
     seed = settings.seed
     if seed is None:
         seed = same_everywhere(int(np.random.SeedSequence().generate_state(1)[0]), "drawing a seed")
@@ -90,11 +97,13 @@ def _generate(options: argparse.Namespace) -> None:
         print(_traffic(pipe, settings, count, pictures), file=sys.stderr)
     for prompt in prompts:
         seeds = [seed + i for i in range(count)]
-        made = pipe(prompt, seed=seeds, **_arguments(settings, count, pictures)).images
+        made, size = _make(pipe, settings, {"prompt": prompt, "seed": seeds} | arguments)
         if processes.is_first():
-            _save(made, prompt, seeds, targets, settings)
+            _save(made, prompt, seeds, targets, settings.updated(size))
     if verbose:
         seconds |= pipe.seconds
+        for stage, spent in ({} if refiner is None else refiner.seconds).items():
+            seconds[stage] += spent
         print(", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items()), file=sys.stderr)
 
 
@@ -114,17 +123,27 @@ def _check(settings: Settings) -> None:
         named(settings.scheduler)
 
 
+def _make(pipe: Pipeline, settings: Settings, call: dict[str, Any]) -> tuple[list[Image.Image], dict[str, int]]:
+    """Make the pictures of a prompt; return them, and the size to record: that before they were enlarged."""
+    enlarges = settings.upscale is not None
+    made = [call["image"]] if enlarges and "image" in call else pipe(**call).images
+    size = {} if settings.mask is not None else {"height": made[0].height, "width": made[0].width}
+    if enlarges:
+        others = {name: x for name, x in call.items() if name not in ("image", "height", "width")}
+        method = settings.upscale_method or "lanczos"
+        others |= {"strength": settings.strength, "method": method, "factor": settings.upscale}
+        made = pipe.upscale(made, **others).images
+    return made, size
+
+
 def _save(
     pictures: list[Image.Image], prompt: str, seeds: list[int], targets: list[Target], settings: Settings
 ) -> None:
     """Write each picture to the next target; if one cannot be written, write the others and raise its error."""
     problems = []
     for picture, seed in zip(pictures, seeds, strict=True):
-        made: dict[str, object] = {"prompt": prompt, "seed": seed}
-        if settings.mask is None:
-            made |= {"height": picture.height, "width": picture.width}
         try:
-            print(targets.pop(0).write(png(picture, settings.updated(made))))
+            print(targets.pop(0).write(png(picture, settings.updated({"prompt": prompt, "seed": seed}))))
         except DistrijaxError as error:
             problems.append(str(error))
     if problems:
@@ -150,7 +169,9 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, a
         vae=settings.vae,
         tokenizer=settings.tokenizer,
         scheduler=settings.scheduler,
-        compile=None if options.auto or changes else arguments,  # with --auto, the model decides about the branches
+        preview=getattr(options, "preview", None),
+        # With --auto, the model decides about the branches; an image that is enlarged has another size.
+        compile=None if options.auto or changes or (settings.upscale and "image" in arguments) else arguments,
     )
     pipe.set_progress_bar_config(disable=options.quiet)
     if changes:

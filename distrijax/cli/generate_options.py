@@ -6,7 +6,8 @@ from pathlib import Path
 from distrijax.checks import DTYPES
 from distrijax.cli.adapters import add_adapters
 from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, add_options
-from distrijax.cli.start import MASKED_STRENGTH, STRENGTH
+from distrijax.cli.refiner import SWITCH_AT
+from distrijax.cli.start import MASKED_STRENGTH, STRENGTH, UPSCALED_STRENGTH
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import MODES, TENSOR
 from distrijax.schedulers import RECIPES
@@ -53,6 +54,17 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
         ("--padding-mask-crop", int, "PIXELS", crop),
         ("--strength", float, "X", part),
     )
+    add_options(
+        command.add_argument_group("upscaling", "Enlarge the picture, and draw it again at the large size in part."),
+        ("--upscale", float, "X", f"how many times as high and wide; --strength is {UPSCALED_STRENGTH} by default"),
+        ("--upscale-method", str, "NAME", "enlarge pixels (lanczos, the default) or latents (latent: strength 0.5)"),
+    )
+    second = "Another model of the same latents, such as SDXL's refiner, takes the last steps."
+    add_options(
+        command.add_argument_group("refiner", second),
+        ("--refiner", str, "SOURCE", "the model that takes the last steps"),
+        ("--switch-at", float, "X", f"part of the noise schedule after which it does, 0 to 1 (default: {SWITCH_AT})"),
+    ).add_argument("--offload", action="store_true", default=False, help="keep one U-Net on the devices at a time")
     add_options(
         command.add_argument_group("sampling"),
         ("--steps", int, "N", "denoising steps (default: 30)"),
@@ -108,6 +120,12 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
     where = "where to write; several pictures get -1, -2, ... (default: a free name made from the prompt)"
     output = add_options(command.add_argument_group("output"), ("--output", Path, "PNG", where))
     output.add_argument("--overwrite", action="store_true", default=False, help="replace an --output that exists")
+    small = "a small autoencoder for previews, such as madebyollin/taesdxl (default: the model's own)"
+    add_options(
+        output,
+        ("--preview-every", int, "N", "write a preview beside the picture, as NAME.preview.png, every N steps"),
+        ("--preview", str, "SOURCE", small),
+    )
     amount = output.add_mutually_exclusive_group()
     amount.add_argument("--quiet", action="store_true", default=False, help="print only the pictures' paths")
     verbose = "also print what each device sends, receives and holds, and the seconds of each stage"

@@ -4,13 +4,15 @@ import argparse
 import json
 import sys
 
+from distrijax.checkpoint import find
 from distrijax.checks import DTYPES, whole_number
 from distrijax.cli.options import Axes, Commands, add_layout, add_options, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.schedulers import RECIPES, find_recipe
-from distrijax.tools.plan import estimate, layouts, report
+from distrijax.tools.plan import estimate, layouts, report, runs
 from distrijax.tools.plan.gpus import CARDS, RATES, Rates, missing_compiler, prepare_cuda_compiler
+from distrijax.tools.workload import Workload
 
 
 def add(commands: Commands) -> None:
@@ -27,6 +29,14 @@ def add(commands: Commands) -> None:
 
     few = "settings of a few-step model, in place of --steps, --no-guidance and --warmup-steps"
     add_options(pictures, ("--recipe", str, "NAME", f"{few}: {', '.join(RECIPES)}"))
+    several = command.add_argument_group("pictures of several runs")
+    add_options(
+        several,
+        ("--refiner", str, "SOURCE", "the model that takes the last steps, such as sdxl-refiner"),
+        ("--switch-at", float, "X", "part of the noise schedule after which it does (default: 0.8)"),
+        ("--upscale", float, "X", "how many times as high and wide the picture becomes, by a second part of the steps"),
+        ("--strength", float, "X", "that part (default: 0.35)"),
+    )
 
     devices = add_layout(command)
     devices.add_argument("--warmup-steps", type=int, default=4, metavar="N", help="(default: %(default)s)")
@@ -54,31 +64,43 @@ def _plan(options: argparse.Namespace) -> None:
     prepare_cuda_compiler()
     card = CARDS[options.gpu]
     rates = {name: getattr(options, name) for name in RATES if getattr(options, name) is not None}
-    request = estimate.Request(
-        workload(options, dtype=options.dtype, steps=options.steps),
-        card,
-        Rates.of(card, options.dtype, **rates),
-        options.nodes,
-    )
+    whole = workload(options, dtype=options.dtype, steps=options.steps)
+    workloads = _runs(options, whole)
+    requests = [estimate.Request(run, card, Rates.of(card, options.dtype, **rates), options.nodes) for run in workloads]
+    request = requests[0]
     parallel = Parallel(**sizes, mode=options.mode, warmup_steps=options.warmup_steps, emulate=True)
     if options.compare is not None:
         plans = layouts.compare(options.compare, request, parallel, _announce)
         print(json.dumps([plan.json() for plan in plans], indent=1) if options.json else layouts.comparison(plans))
-    else:
-        _announce("both programs" if parallel.patch > 1 else "the program")
-        plan = estimate.plan(request, parallel)
-        print(json.dumps(plan.json(), indent=1) if options.json else report.report(plan))
-    if recipe is not None and not options.json:
-        print(f"\nrecipe {options.recipe}, for {recipe.weights}: {recipe.advice}")
+        return
+    _announce("both programs" if parallel.patch > 1 else "the program")
+    plans = [estimate.plan(request, parallel) for request in requests]
+    if options.json:
+        print(json.dumps([plan.json() for plan in plans] if len(plans) > 1 else plans[0].json(), indent=1))
+        return
+    texts = [report.report(plan) for plan in plans] + [runs.summary(plans)] * (len(plans) > 1)
+    if recipe is not None:
+        texts.append(f"recipe {options.recipe}, for {recipe.weights}: {recipe.advice}")
+    print("\n\n".join(texts))
+
+
+def _runs(options: argparse.Namespace, whole: Workload) -> list[Workload]:
+    given = {name: getattr(options, name) for name in ("switch_at", "upscale", "strength")}
+    refiner = None if options.refiner is None else find(options.refiner)
+    return runs.runs_of(whole, refiner=refiner, **{name: x for name, x in given.items() if x is not None})
 
 
 def _check(options: argparse.Namespace, sizes: Axes) -> None:
     """Refuse what can be refused before anything is read or compiled."""
+    for name, of in (("switch_at", "refiner"), ("strength", "upscale")):
+        if getattr(options, name) is not None and getattr(options, of) is None:
+            raise DistrijaxError(f"--{name.replace('_', '-')} is about --{of}, which is not given; add it")
     if options.mode == "tensor":
         raise DistrijaxError("--mode is 'tensor', whose program is not planned; choose another, such as full_sync")
     if options.compare is not None:
         whole_number("--compare", options.compare, 1)
         unused = [f"--{name}" for name in sizes]
+        unused += [f"--{name}" for name in ("refiner", "upscale") if getattr(options, name) is not None]
         if unused:
             raise DistrijaxError(f"--compare plans several layouts of its own choice; leave out {' and '.join(unused)}")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
@@ -19,6 +19,8 @@ class Settings:
         image_sha256, mask_sha256: digests of these files, as hexadecimal digits.
         strength: None without `image`.
         embedding, embedding_sha256: textual inversions, FILE[:TOKEN] as they were typed, and a digest of each file.
+        switch_at: None without `refiner`.
+        upscale: factor; `height` and `width` are those of the picture before.
         height, width: in pixels. With `image` alone, they are those of the result, and no option; with `mask`, the size
             at which the model paints.
         timesteps: a name, or numbers with commas between.
@@ -48,6 +50,10 @@ class Settings:
     embedding: list | None = None
     embedding_sha256: list | None = None
     prompt_syntax: str = "plain"
+    refiner: str | None = None
+    switch_at: int | float | None = None
+    upscale: int | float | None = None
+    upscale_method: str | None = None
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
@@ -85,12 +91,12 @@ class Settings:
             DistrijaxError: there is no such recipe.
         """
         recipe = find_recipe(name)
-        values = {"scheduler": recipe.kind.class_name, "steps": recipe.steps, "eta": recipe.eta}
+        values: dict[str, Any] = {"scheduler": recipe.kind.class_name, "steps": recipe.steps, "eta": recipe.eta}
         values["warmup_steps"] = recipe.warmup_steps
         values |= {"guidance_scale": recipe.guidance_scale, "karras_sigmas": None}
-        options = {"timestep_spacing": None, "prediction_type": None, **recipe.options}
+        values |= {"timestep_spacing": None, "prediction_type": None, **recipe.options}
         timesteps = ",".join(map(str, recipe.timesteps)) if recipe.timesteps else None
-        return dataclasses.replace(self, **values, **options, timesteps=timesteps)
+        return dataclasses.replace(self, **values, timesteps=timesteps)
 
 
 def parse_timesteps(text: str | None) -> str | list[float] | None:

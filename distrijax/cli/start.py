@@ -6,11 +6,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from distrijax.checks import finite_number, one_of
 from distrijax.cli.pictures import read_picture
 from distrijax.cli.settings import Settings
 from distrijax.errors import DistrijaxError
+from distrijax.pipelines.upscale import METHODS
 
-STRENGTH, MASKED_STRENGTH = 0.3, 0.9999  # the pipelines' defaults
+STRENGTH, MASKED_STRENGTH, UPSCALED_STRENGTH = 0.3, 0.9999, 0.35  # the pipelines' defaults
 
 
 def pictures_to_start_from(options: argparse.Namespace, settings: Settings) -> tuple[Settings, dict[str, Image.Image]]:
@@ -19,6 +21,18 @@ def pictures_to_start_from(options: argparse.Namespace, settings: Settings) -> t
     Raises:
         DistrijaxError: a picture cannot be read, or is not the one that `--like` was made from.
     """
+    if settings.upscale is not None:
+        if settings.mask is not None:
+            raise DistrijaxError("--upscale cannot follow --mask; upscale the result: --image RESULT --upscale X")
+        finite_number("--upscale", settings.upscale, 1, 8)
+        if settings.upscale_method is not None:
+            one_of("--upscale-method", settings.upscale_method, METHODS)
+        if settings.strength is None:
+            settings = dataclasses.replace(settings, strength=UPSCALED_STRENGTH)
+        if settings.image is None:
+            return settings, {}
+    elif settings.upscale_method is not None:
+        raise DistrijaxError("--upscale-method says how to enlarge, but nothing is enlarged; add --upscale 2")
     if settings.image is None:
         for name, says in {"strength": "how much to change", "mask": "where to change"}.items():
             if getattr(settings, name) is not None:

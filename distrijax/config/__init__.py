@@ -4,8 +4,9 @@ Each is a frozen dataclass with the names of diffusers or transformers. A table 
 JSON may be: an error names every value that is not supported before anything is built.
 """
 
+from distrijax.config.autoencoder_tiny import AutoencoderTinyConfig
 from distrijax.config.text_encoder import TextEncoderConfig
 from distrijax.config.unet import UNetConfig
 from distrijax.config.vae import VAEConfig
 
-__all__ = ["TextEncoderConfig", "UNetConfig", "VAEConfig"]
+__all__ = ["AutoencoderTinyConfig", "TextEncoderConfig", "UNetConfig", "VAEConfig"]

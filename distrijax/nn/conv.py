@@ -21,6 +21,7 @@ class Conv(Layer):
 
     Args:
         padding: zero rows and columns outside the picture, `((above, below), (left, right))`.
+        bias: whether a bias is added; without one, the layer has no attribute of that name.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Conv(Layer):
         *,
         stride: int = 1,
         padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+        bias: bool = True,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         shape = (out_channels, kernel_size, kernel_size, in_channels)
         self.kernel = nnx.Param(_INIT(rngs.params(), shape, dtype))
-        self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
         self.order, self.stride, self.padding = "OHWI", stride, padding
 
     def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, I] -> [B, H / stride, W / stride, O]
@@ -68,7 +71,7 @@ def _convolve(x: Array, layer: Conv | PointwiseConv, stride: int, columns: tuple
         y = lax.conv_general_dilated(
             x, kernel, (stride, stride), ((0, 0), columns), dimension_numbers=("NHWC", layer.order, "NHWC")
         )
-    return y + layer.bias[...][None, None, None, :]
+    return y + layer.bias[...][None, None, None, :] if hasattr(layer, "bias") else y
 
 
 def _product(x: Array, kernel: Array, stride: int) -> Array:
@@ -119,6 +122,12 @@ class Downsample(nnx.Module):
         return self.conv(x, exchange)
 
 
+def doubled(x: Array) -> Array:  # [B, H, W, C] -> [B, 2H, 2W, C]
+    """Return the picture with every pixel repeated twice along both sides."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
 class Upsample(nnx.Module):
     """Nearest-neighbour upsampling by 2, cropped to `size` and followed by a convolution."""
 
@@ -126,8 +135,8 @@ class Upsample(nnx.Module):
         self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, exchange: Exchange, size: tuple[int, int] | None = None) -> Array:
-        b, h, w, c = x.shape
+        _, h, w, _ = x.shape
         rows, columns = size or (2 * h, 2 * w)
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        x = doubled(x)
         # As in torch's interpolate, an odd size 2h - 1 is the doubled picture without its last row.
         return self.conv(x[:, :rows, :columns], exchange)

@@ -16,8 +16,17 @@ M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
 
 
+def sharding_of(spec: PartitionSpec, parallel: Parallel) -> NamedSharding:
+    """Return the sharding of an array on the real devices: whole on each one that emulates others."""
+    if parallel.emulate:
+        return parallel.replicated
+    return NamedSharding(parallel.mesh, keep_axes(spec, manual_axes(parallel)))
+
+
 def place(tree: T, specs: object, parallel: Parallel) -> T:
     """Put host arrays on the devices, each its own part; give shapes the sharding that arrays would get.
+
+    Arrays that are already there stay.
 
     Args:
         tree: host arrays, the same in all processes, or `jax.ShapeDtypeStruct`s.
@@ -25,11 +34,11 @@ def place(tree: T, specs: object, parallel: Parallel) -> T:
     """
 
     def put(spec: PartitionSpec, x: Array | np.ndarray | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
-        sharding = parallel.replicated
-        if not parallel.emulate:
-            sharding = NamedSharding(parallel.mesh, keep_axes(spec, manual_axes(parallel)))
+        sharding = sharding_of(spec, parallel)
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        if isinstance(x, Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 

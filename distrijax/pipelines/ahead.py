@@ -53,9 +53,13 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
         carry, *_ = begin(programs.denoise[phase.name], *inputs, **static, phase=phase)
         inputs = inputs._replace(carry=place(jax.tree.map(_shape, carry), CARRY, parallel))
     final, latent = inputs.carry.latents, call.output_type == "latent"
-    if latent or (call.callback is not None and "latents" in call.callback.inputs):
+    seen = () if call.callback is None else call.callback.inputs
+    if latent or {"latents", "pred_original_sample"} & set(seen):
         begin(programs.crop, final, parallel=parallel.program_key, height=rows)
-    if not latent:
+    if "preview" in seen:
+        preview = parts.get("preview", parts["vae"])
+        begin(programs.decode, preview, final, np.int32(0), parallel=rows_only, height=rows)
+    if not latent and call.then is None:
         begin(programs.decode, parts["vae"], final, np.int32(0), parallel=rows_only, height=rows)
     return begun
 

@@ -1,10 +1,10 @@
 """The base of the pipelines of the SDXL family: their parts, and loading and saving them."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self, Unpack, get_type_hints
+from typing import Any, Self, Unpack, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,27 @@ from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from distrijax.adapters.chosen import Adapters
-from distrijax.adapters.merge import is_changed, restore
 from distrijax.checkpoint import DTypes, SourceOptions, save_diffusers
 from distrijax.checkpoint import Parts as Loaded
-from distrijax.checkpoint.load import opened
+from distrijax.checkpoint.load import load_part, opened
 from distrijax.checks import finite_number, instance_of, path_of, true_or_false
 from distrijax.errors import DistrijaxError, UnsupportedError
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
-from distrijax.models.vae import VAE
 from distrijax.nn.conv import order_kernels
-from distrijax.nn.module import Collected, Weights
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
-from distrijax.parallel.placement import place_model
-from distrijax.parallel.policies import TENSOR
-from distrijax.parallel.tensor import spread_weights
 from distrijax.pipelines.adapters import AdapterMethods
 from distrijax.pipelines.cutoff import GuidanceState
+from distrijax.pipelines.images import ImageInput
 from distrijax.pipelines.inversion import TextualInversion
+from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
 from distrijax.pipelines.programs import Programs
 from distrijax.pipelines.stages import encode_texts
 from distrijax.pipelines.unsupported import ADVICE, LOADING_ADVICE, other_inputs
+from distrijax.pipelines.weights import NETWORKS, PlacedWeights
+from distrijax.pipelines.weights import Parts as Parts
 from distrijax.runtime.agreement import check_same_everywhere
 from distrijax.runtime.compile import Prepared
 from distrijax.runtime.processes import is_first
@@ -42,10 +41,6 @@ from distrijax.schedulers import Scheduler
 from distrijax.text.prompt import Prompt, PromptInputs
 from distrijax.text.tokenizer import Tokenizer
 
-Parts = dict[str, Weights]
-"""The weights of the networks by name, for programs."""
-
-_NETWORKS = "unet", "vae", "text_encoder", "text_encoder_2"
 _FLAGS = "force_zeros_for_empty_prompt", "requires_aesthetics_score"
 
 
@@ -53,7 +48,7 @@ class LoadOptions(SourceOptions, total=False):
     torch_dtype: DTypes
 
 
-class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
+class SDXLPipeline(PlacedWeights, AdapterMethods, TextualInversion, GuidanceState):
     """A checkpoint of the SDXL family on its devices: base or refiner U-Net, one or two text encoders.
 
     Most callers want `from_pretrained`. The parts are attributes and may be replaced, as in
@@ -64,6 +59,7 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
             `text_encoder` nor `tokenizer`.
         force_zeros_for_empty_prompt: without a negative prompt, guide away from zero embeddings instead of from "".
         requires_aesthetics_score: the U-Net takes an aesthetic score in place of the target size, like the refiner's.
+        preview: a small autoencoder for previews, which callbacks see; the VAE makes them if there is none.
         parallel: the devices and how they share pictures; by default one device.
         programs: another pipeline's programs, to share what is compiled.
         adapters: another pipeline's adapters, to share what is loaded and active.
@@ -76,7 +72,7 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
         self,
         *,
         unet: UNet,
-        vae: VAE,
+        vae: Autoencoder,
         text_encoder: TextEncoder | None,
         text_encoder_2: TextEncoder | None,
         tokenizer: Tokenizer | None,
@@ -84,20 +80,22 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
         scheduler: Scheduler,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
+        preview: Autoencoder | None = None,
         parallel: Parallel | None = None,
         programs: Programs | None = None,
         adapters: Adapters | None = None,
     ):
         self.source: str | None = None
-        self.unet, self.vae, self.scheduler = unet, vae, scheduler
+        self.unet, self.vae, self.scheduler, self.preview = unet, vae, scheduler, preview
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
         self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         self.requires_aesthetics_score = requires_aesthetics_score
         self.parallel = Parallel() if parallel is None else parallel
-        for part in (unet, vae):
-            order_kernels(part, self.parallel.kernel_order)
-        self._collected = dict[str, tuple[Parallel, Collected]]()  # the weights of networks that have been placed
+        for part in (unet, vae, preview):
+            if part is not None:
+                order_kernels(part, self.parallel.kernel_order)
+        self._collected = {}
         self.only_compiles = False
         self.set_progress_bar_config()
         self.check_channels()
@@ -126,6 +124,7 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
         parallel: Parallel | None = None,
         progress: bool = True,
         compile: Mapping[str, Any] | None = None,
+        preview: Autoencoder | str | Path | None = None,
         **options: Unpack[LoadOptions],
     ) -> Self:
         """Load the pipeline of a checkpoint.
@@ -138,6 +137,7 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
             parallel: the devices and how they share pictures; by default one device.
             progress: show a progress bar while loading; False silences it.
             compile: arguments of `compile`, which then runs while the weights are read; `{}` for the defaults.
+            preview: a small autoencoder for previews, an object or a source such as "madebyollin/taesdxl".
             options: `torch_dtype`, the same as `dtype`; `variant`, `config` and `tokenizer`; and `unet`, `vae`,
                 `text_encoder`, `text_encoder_2` and `scheduler`, objects or paths that replace the checkpoint's own.
 
@@ -159,8 +159,15 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
         versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
         check_same_everywhere({"parallel": repr(parallel), "dtype": str(dtype), "versions": versions})
         shapes, read = opened(source, dtype=dtype, sharding=parallel.replicated, **options)  # type: ignore[misc]
+        small = None
+        if preview is not None:
+            kinds = str, Path, *get_args(Autoencoder)
+            instance_of("preview", preview, kinds, "an autoencoder, or a source of one")
+            of_vae = dtype.get("vae") if isinstance(dtype, Mapping) else dtype
+            small = load_part("vae", preview, dtype=of_vae, sharding=parallel.replicated)
         pipe = cls(
-            **{name: getattr(shapes, name) for name in _NETWORKS},
+            **{name: getattr(shapes, name) for name in NETWORKS},
+            preview=small,
             tokenizer=None if shapes.tokenizer is None else Tokenizer(shapes.tokenizer, "tokenizer"),
             tokenizer_2=Tokenizer(shapes.tokenizer_2, "tokenizer_2"),
             scheduler=shapes.scheduler,
@@ -173,7 +180,7 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
         if compile is not None:
             pipe._begin_compiling(**compile)
         parts = read(show and is_first())
-        for name in _NETWORKS:
+        for name in NETWORKS:
             setattr(pipe, name, getattr(parts, name))
         pipe.place_parts()
         pipe.set_progress_bar_config()
@@ -221,7 +228,8 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
     @property
     def components(self) -> dict[str, Any]:
         """The parts by name: `Other(**pipe.components)` makes a pipeline that shares them."""
-        return {name: getattr(self, name) for name in (*_NETWORKS, "tokenizer", "tokenizer_2", "scheduler")}
+        names = *NETWORKS, "preview", "tokenizer", "tokenizer_2", "scheduler"
+        return {name: getattr(self, name) for name in names}
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -255,6 +263,23 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
             return self(*(arguments or (() if "prompt" in options else ("",))), **options)  # type: ignore[operator]  # of the pipelines
         finally:
             self.only_compiles = False
+
+    def upscale(self, image: ImageInput, factor: float = 2.0, **call: Any) -> StableDiffusionXLPipelineOutput:
+        """Enlarge pictures, and take the last part of the steps at the large size to draw what they lack.
+
+        At sizes beyond those of its training, a model repeats its subject; pictures that were made small and enlarged
+        have it once.
+
+        Args:
+            image: pictures, or their latents, as in `StableDiffusionXLImg2ImgPipeline`.
+            factor: of both sides, from 1 to 8; they are rounded to multiples of the VAE's scale factor (8).
+            call: arguments of that pipeline, such as `prompt` and `seed`, where `strength` is 0.35 by default; and
+                `method`: "lanczos", which enlarges the pixels, or "latent", which enlarges the latents, is blurred, and
+                needs a strength of 0.5 or more.
+        """
+        from distrijax.pipelines.upscale import upscale  # which is built on a pipeline
+
+        return upscale(self, image, factor, **call)
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Set arguments of the `tqdm` progress bar; `disable=True` also silences messages about compiling."""
@@ -307,7 +332,7 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
         prompts = PromptInputs(*texts, *embeds, prompt_syntax)
         with self.programs.timed("encoding"):
             encode = self.programs.encode_prompt
-            parts = self.place_parts(_NETWORKS[2:], scale)
+            parts = self.place_parts(NETWORKS[2:], scale)
             context, pooled = encode_texts(self, prompts, parts, self.tokenizers, encode, guided=guided)
         return context[-1], context[0] if guided else None, pooled[-1], pooled[0] if guided else None
 
@@ -330,40 +355,6 @@ class SDXLPipeline(AdapterMethods, TextualInversion, GuidanceState):
     def tokenizers(self) -> list[Tokenizer]:
         """The tokenizers, of which a refiner has one."""
         return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
-
-    def place_parts(self, names: Iterable[str] = _NETWORKS, lora_scale: float = 1.0) -> Parts:
-        """Return the weights with those adapters that are active.
-
-        Parts that the caller has replaced are moved to the devices of the others first.
-
-        Args:
-            names: the networks that are needed.
-            lora_scale: what the weights of adapters are multiplied by.
-        """
-        return {name: self._placed(name, lora_scale) for name in names if getattr(self, name) is not None}
-
-    def _placed(self, name: str, lora_scale: float) -> Weights:
-        part, spreads = getattr(self, name), name == "unet" and self.parallel.mode == TENSOR
-        parallel, known = self._collected.get(name, (None, None))
-        same = known is not None and known.module is part and parallel == self.parallel
-        # Pipelines that share the module may have changed its adapters, which leaves the weights where they are.
-        if known is None or not same or (known.changed() and not (is_changed(part) and self._is_placed(name))):
-            restore(part)  # what is moved are the checkpoint's weights
-            setattr(self, name, (spread_weights if spreads else place_model)(part, self.parallel))
-            known = Collected(getattr(self, name))
-            self._collected[name] = self.parallel, known
-            if not spreads and isinstance(known.weights.arrays[0], jax.Array):
-                check_same_everywhere({f"{name}'s weights": known.weights.arrays})
-        wanted = self.adapters.wanted(name, known.module.config, lora_scale)
-        if self.programs.merge.apply(known.module, wanted):
-            known.changed()
-        return known.weights
-
-    def _is_placed(self, name: str) -> bool:
-        """Return whether the weights of a network that has been placed are all on the devices."""
-        _, known = self._collected[name]
-        where = (getattr(x, "sharding", None) for x in known.weights.arrays)
-        return all(getattr(sharding, "mesh", None) == self.parallel.mesh for sharding in where)
 
 
 _KINDS = get_type_hints(SDXLPipeline.__init__)

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax import Array
 
+from distrijax.checks import whole_number
 from distrijax.errors import DistrijaxError
+from distrijax.models.autoencoder_tiny import Autoencoder
+from distrijax.nn.module import Weights
 from distrijax.parallel.placement import place
 from distrijax.pipelines.cutoff import change_guidance
+from distrijax.pipelines.decode import decoded
 from distrijax.pipelines.finite import check_steps
 from distrijax.pipelines.maps import MapKinds
 from distrijax.sampling import programs
@@ -23,39 +27,73 @@ if TYPE_CHECKING:
 StepFunction = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
 
 _TEXT_FIELDS = {"prompt_embeds": "context", "add_text_embeds": "pooled", "add_time_ids": "time_ids"}
+_PREVIEWS = ("pred_original_sample", "preview")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCallback:
+    """A function for `callback_on_step_end` with the names of its tensors, which need not run after every step.
+
+    Attributes:
+        function: see `callback_on_step_end`.
+        tensor_inputs: names of the tensors that it receives, in place of `callback_on_step_end_tensor_inputs`.
+        every: steps from one call to the next. Those between do not wait for the host.
+    """
+
+    function: StepFunction
+    tensor_inputs: Sequence[str] = ("latents",)
+    every: int = 1
+
+    def __call__(self, *arguments: Any) -> Mapping[str, Any] | None:
+        return self.function(*arguments)
 
 
 @dataclasses.dataclass(frozen=True)
 class Callback:
-    """A function that runs after each step.
+    """A function that runs after every step, or every few.
 
     Attributes:
         function: called as `function(pipe, step, timestep, tensors)`; it may return tensors to replace.
         inputs: names of the tensors that it receives.
-        known: names of those that it may receive and return.
+        replaceable: names of those that it may return.
+        every: steps from one call to the next.
     """
 
     function: StepFunction
     inputs: Sequence[str]
-    known: Sequence[str]
+    replaceable: Sequence[str]
+    every: int = 1
 
     @classmethod
     def of(cls, function: StepFunction | None, inputs: Sequence[str], maps: MapKinds) -> "Callback | None":
         """Return the callback for a call's arguments, or None if there is no function.
 
-        A callback of diffusers, such as `SDXLCFGCutoffCallback`, names its inputs itself.
+        A `StepCallback`, or a callback of diffusers, such as `SDXLCFGCutoffCallback`, names its inputs itself.
         """
-        inputs, known = tuple(getattr(function, "tensor_inputs", inputs)), ("latents", *_TEXT_FIELDS, *maps.parts)
+        if function is not None and not callable(function):
+            raise DistrijaxError(f"callback_on_step_end is {function!r}; it must be a function")
+        every = whole_number("every", getattr(function, "every", 1), 1)
+        inputs, replaceable = tuple(getattr(function, "tensor_inputs", inputs)), ("latents", *_TEXT_FIELDS, *maps.parts)
+        known = (*replaceable, *_PREVIEWS)
         if unknown := sorted(set(inputs) - set(known)):
             raise DistrijaxError(
                 f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}; it may have {', '.join(known)}"
             )
-        return None if function is None else cls(function, inputs, known)
+        return None if function is None else cls(function, inputs, replaceable, every)
+
+    @property
+    def previews(self) -> bool:
+        """Whether the function sees what a step predicts."""
+        return any(name in self.inputs for name in _PREVIEWS)
+
+    def next_turn(self, steps: int) -> int:
+        """Return the number of steps after which the function is called next, when `steps` are taken."""
+        return (steps // self.every + 1) * self.every
 
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """The host's copies of what a callback may read and replace.
+    """What a callback needs: the host's copies of what it may read and replace, and the autoencoder for previews.
 
     Attributes:
         maps: [B, h, w, ...] by name.
@@ -63,6 +101,7 @@ class Held:
 
     text: TextInputs
     maps: Mapping[str, np.ndarray]
+    preview: Weights[Autoencoder]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +142,20 @@ def call_back(
     branches, parallel, layout = len(held.text.context), pipe.parallel, pipe.layout(call.shape[2])
     tensors: dict[str, Any] = {name: _flat(getattr(held.text, field)) for name, field in _TEXT_FIELDS.items()}
     tensors |= {name: _channels_first(held.maps[m][..., part], branches) for name, (m, part) in call.maps.parts.items()}
-    if "latents" in callback.inputs:
-        latents = pipe.programs.crop(inputs.carry.latents, parallel=parallel.program_key, height=layout.height)
-        tensors["latents"] = latents.transpose(0, 3, 1, 2)
+    seen: dict[str, Any] = {"latents": inputs.carry.latents, "pred_original_sample": inputs.carry.denoised}
+    for name in seen.keys() & set(callback.inputs):
+        rows = pipe.programs.crop(seen[name], parallel=parallel.program_key, height=layout.height)
+        tensors[name] = rows.transpose(0, 3, 1, 2)
+    if "preview" in callback.inputs:
+        tensors["preview"] = decoded(pipe, held.preview, seen["pred_original_sample"], layout.height)
     before = pipe.guidance_scale, pipe.guidance_rescale
     given = {name: tensors[name] for name in callback.inputs}
     result = callback.function(pipe, step, call.schedule.timesteps[step], given) or {}
     where = f"in step {step}, callback_on_step_end returned"
     if not isinstance(result, Mapping):
         raise DistrijaxError(f"{where} {result!r}; it may return a dictionary or nothing")
-    if unknown := sorted(set(result) - set(callback.known)):
-        raise DistrijaxError(f"{where} {', '.join(unknown)}; it may return {', '.join(callback.known)}")
+    if unknown := sorted(set(result) - set(callback.replaceable)):
+        raise DistrijaxError(f"{where} {', '.join(unknown)}; it may return {', '.join(callback.replaceable)}")
     check_before = partial(check_steps, finite, step, step + 1, len(call.schedule), pipe.dtype)
     returned = _Returned(result, where, check_before)
 
@@ -133,7 +175,7 @@ def call_back(
             inputs.unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key
         )
         inputs = inputs._replace(cond=cond)
-    return inputs, Held(text, {**held.maps, **maps})
+    return inputs, dataclasses.replace(held, text=text, maps={**held.maps, **maps})
 
 
 def _changed_maps(returned: _Returned, held: Held, call: "Call") -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from distrijax.checks import array_of
 from distrijax.errors import DistrijaxError
-from distrijax.models.vae import VAE
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.nn.module import Weights
 from distrijax.pipelines.base import SDXLPipeline
 from distrijax.pipelines.callback import StepFunction
@@ -18,7 +18,7 @@ from distrijax.pipelines.make import make_pictures
 from distrijax.pipelines.maps import Start
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import checked_latents, normal
-from distrijax.pipelines.stages import check_call
+from distrijax.pipelines.refine import check_runs
 
 
 class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
@@ -65,6 +65,9 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
         seed: Seed = None,
         noise: str = "torch",
         prompt_syntax: str = "plain",
+        refiner: SDXLPipeline | None = None,
+        switch_at: float = 0.8,
+        offload: bool = False,
     ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt, starting from noisy versions of `image`.
 
@@ -91,14 +94,14 @@ class StableDiffusionXLImg2ImgPipeline(SDXLPipeline):
             raise DistrijaxError("there is no image: give image, or latents to start from")
         else:
             pictures = preprocess_images(image, scale, self.vae.config.latent_channels)
-        call = check_call(self, given, *pictures.latent_size(scale), image_to_image=True)
+        call = check_runs(self, given, *pictures.latent_size(scale), image_to_image=True)
         if latents is not None:
             clean = checked_latents(latents, call.shape).transpose(0, 2, 3, 1)
             return make_pictures(self, call, lambda _: Start(clean))
         batch = call.prompts.batch
         check_divides("images", len(pictures.values), batch)
 
-        def start(vae: Weights[VAE]) -> Start:
+        def start(vae: Weights[Autoencoder]) -> Start:
             # With a generator for each picture of the batch, each draws its own noise for an image that they share.
             copies = batch // len(pictures.values) if len(call.generators) > 1 else 1
             clean = repeat_to(batch, as_latents(self, vae, pictures, call.generators, copies))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.vae import VAE
 from distrijax.nn.module import Weights
 from distrijax.pipelines.arguments import call_with
@@ -114,7 +115,7 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
         if not sees_mask:
             call = dataclasses.replace(call, schedule=with_blend(call.schedule))
 
-        def start(vae: Weights[VAE]) -> Start:
+        def start(vae: Weights[Autoencoder]) -> Start:
             # The order of draws is diffusers': the picture's latents, the noise, the masked picture's latents.
             clean = None
             if not (sees_mask and starts_from_noise):
@@ -130,7 +131,8 @@ class StableDiffusionXLInpaintPipeline(SDXLPipeline):
             if sees_mask or clean is None:
                 masked = repeat_to(batch, as_latents(self, vae, canvas.masked, generators))
                 return Start(begin, {EXTRA_CHANNELS: np.concatenate([mask, masked], -1)})
-            if not canvas.masked.is_latent:  # diffusers encodes it, too: the noise of the steps is drawn after that
+            if not canvas.masked.is_latent and isinstance(self.vae, VAE):
+                # diffusers encodes it, too: the noise of the steps is drawn after that
                 noise_of_latents(self, (len(canvas.masked.values), rows, columns, channels), generators)
             return Start(begin, {MASK: mask, CLEAN: clean, NOISE: unit})
 

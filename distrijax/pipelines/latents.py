@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
+from jax import Array
 
 from distrijax.errors import DistrijaxError
-from distrijax.models.vae import VAE
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.nn.module import Weights
 from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.images import Pictures
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def as_latents(
-    pipe: "SDXLPipeline", vae: Weights[VAE], pictures: Pictures, generators: Generators, copies: int = 1
+    pipe: "SDXLPipeline", vae: Weights[Autoencoder], pictures: Pictures, generators: Generators, copies: int = 1
 ) -> np.ndarray:
     """Return latents in the U-Net's scale, drawn from the VAE's distribution, [copies * N, h, w, C].
 
@@ -27,17 +29,31 @@ def as_latents(
     """
     if pictures.is_latent:
         return pictures.values
+    mean, logvar = _moments(pipe, vae, pictures, copies)
+    if logvar is not None:  # a tiny autoencoder's latents are not drawn
+        mean = mean + np.exp(0.5 * logvar) * noise_of_latents(pipe, mean.shape, generators)
+    return pipe.vae.config.to_unet(mean)
+
+
+def mean_latents(pipe: "SDXLPipeline", vae: Weights[Autoencoder], pictures: Pictures) -> np.ndarray:
+    """Return the means of the distributions that `as_latents` draws from."""
+    if pictures.is_latent:
+        return pictures.values
+    return pipe.vae.config.to_unet(_moments(pipe, vae, pictures, 1)[0])
+
+
+def _moments(
+    pipe: "SDXLPipeline", vae: Weights[Autoencoder], pictures: Pictures, copies: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     with pipe.programs.timed("encoding"):
         parallel = for_autoencoder(pipe.parallel, encoding=True)
-        moments = [
-            [np.asarray(x) for x in pipe.programs.encode_image(vae, picture[None], parallel=parallel)]
-            for picture in pictures.values
-        ]
-    mean, logvar = (
-        np.concatenate(parts * copies).astype(np.float32) for parts in map(list, zip(*moments, strict=True))
-    )
-    noise = noise_of_latents(pipe, mean.shape, generators)
-    return pipe.vae.config.to_unet(mean + np.exp(0.5 * logvar) * noise)
+        moments = [pipe.programs.encode_image(vae, picture[None], parallel=parallel) for picture in pictures.values]
+
+    def joined(*parts: Array) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in parts] * copies).astype(np.float32)
+
+    mean, logvar = jax.tree.map(joined, *moments)
+    return mean, logvar
 
 
 def noise_of_latents(pipe: "SDXLPipeline", shape: tuple[int, ...], generators: Generators) -> np.ndarray:

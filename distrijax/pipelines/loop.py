@@ -31,8 +31,8 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
     """Take all steps and return the latents [B, >= h, W, C], whose rows past the picture's are padding.
 
     A dispatch takes several steps without the host, and the next one is queued before it ends, so the devices never
-    wait; the host waits for its end only to advance the bar. With a callback, each dispatch is one step. Of a step with
-    several evaluations of the U-Net, each counts, except for the bar and the warm-up.
+    wait; the host waits for its end only to advance the bar. A dispatch ends where a callback has its turn. Each
+    evaluation of the U-Net counts as a step, except for the bar and the warm-up.
     """
     parallel, callback, schedule = pipe.parallel, call.callback, call.schedule
     total, start, length = len(schedule), 0, 1
@@ -54,6 +54,8 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
         while start < total and not pipe.interrupted:
             phase = phases[start]
             stop = min(start + length, start + phases[start:].count(phase))
+            if callback is not None:
+                stop = min(stop, callback.next_turn(start))
             if stop > placed.stop:
                 table, placed = inputs.with_steps(start, stop, parallel).steps, range(start, start + inputs.rows)
             now = inputs._replace(steps=table).with_turns(start - placed.start, stop - placed.start, parallel)
@@ -63,8 +65,8 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
             carry, finite, _ = pipe.programs.denoise[phase.name](*now, **static, phase=phase)
             running.append((finite, start, stop))
             inputs = inputs._replace(carry=carry)
-            if callback is not None:
-                inputs, held = call_back(pipe, call, callback, inputs, held, start, finite)
+            if callback is not None and stop == callback.next_turn(start):
+                inputs, held = call_back(pipe, call, callback, inputs, held, stop - 1, finite)
             start = stop
             last = start == total or pipe.interrupted
             while len(running) > (not last):  # one more may run while the host waits
@@ -72,8 +74,7 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
                 check_steps(finite, schedule.step_of[first], schedule.step_of[end - 1] + 1, schedule.steps, pipe.dtype)
                 bar.update(int(done[end] - done[first]))
                 before, ended = ended, time.perf_counter()
-                if callback is None:
-                    length = min(inputs.rows, dispatch_length(total, (ended - before) / (end - first)))
+                length = min(inputs.rows, dispatch_length(total, (ended - before) / (end - first)))
     return inputs.carry.latents
 
 

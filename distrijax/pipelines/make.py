@@ -4,23 +4,28 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax import Array
 
-from distrijax.models.vae import VAE
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.nn.module import Weights
 from distrijax.pipelines.ahead import begin_compiling
+from distrijax.pipelines.decode import decode
 from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.maps import Start
 from distrijax.pipelines.output import StableDiffusionXLPipelineOutput
-from distrijax.pipelines.stages import Call, condition_on_text, decode, denoise
+from distrijax.pipelines.refine import hand_over, prepare_hand_over
+from distrijax.pipelines.stages import Call, condition_on_text, denoise
+from distrijax.runtime.agreement import check_same_everywhere
+from distrijax.runtime.compile import Prepared
 
 if TYPE_CHECKING:
-    from distrijax.pipelines.base import SDXLPipeline
+    from distrijax.pipelines.base import Parts, SDXLPipeline
 
 
 def make_pictures(
     pipe: "SDXLPipeline",
     call: Call,
-    start: Callable[[Weights[VAE]], Start],
+    start: Callable[[Weights[Autoencoder]], Start],
     *,
     encodes: bool = False,
     finish: Callable[[Any], Any] = lambda images: images,
@@ -32,31 +37,59 @@ def make_pictures(
         encodes: whether `start` runs the autoencoder, which is then compiled with the others.
         finish: changes the finished images.
     """
-    with pipe.programs.timed("merging"):
-        parts = pipe.place_parts(lora_scale=call.lora_scale)
-    phases, known = len(pipe.parallel.phases(call.schedule.steps)), pipe.programs.known
-    chunks = call.prompts.chunks(pipe.tokenizers)
-    kind = (
-        call.shape, call.prompts.count, call.guided, call.output_type, phases, encodes, pipe.scheduler, pipe.parallel,
-        chunks, tuple(call.maps.channels), call.maps.after_step,
-    )  # fmt: skip
-    begun = []
-    if kind not in known or pipe.only_compiles:  # looking for them takes 10 ms; what is missed compiles later
-        if chunks > 1:
-            pipe._report(f"the prompts are {chunks} chunks long, and each number of chunks has programs of its own")
-        begun = begin_compiling(pipe, call, parts, encodes=encodes)
-    if pipe.only_compiles:
+    only_compiles, then = pipe.only_compiles, call.then
+    if then is not None and then.offload and then.pipe.unet is not pipe.unet:
+        then.pipe.offload()
+    parts = _weights(pipe, call)
+    begun = _begin(pipe, call, parts, anew=only_compiles, encodes=encodes)
+    later = None
+    if then is not None:
+        later = then.pipe.shapes() if then.offload else _weights(then.pipe, then.call)
+        begun += _begin(then.pipe, then.call, later, anew=only_compiles)
+        begun.append(prepare_hand_over(pipe, call, then))
+    if only_compiles:
         return begun
     begin = start(parts["vae"])
     finite = all(np.isfinite(x).all() for x in (begin.latents, *begin.maps.values()))
     check_finite(finite, "the initial latents are", "vae", pipe.vae.dtype)
+    check_same_everywhere({"initial latents": begin.latents, "maps": begin.maps})
+    final = _run(pipe, call, parts, begin, begun)
+    if then is not None and not pipe.interrupted:
+        del parts  # with `offload`, nothing else may hold the weights
+        parts, final = hand_over(pipe, final, then, later)
+        pipe, call = then.pipe, then.call
+        final = _run(pipe, call, parts, Start(final), begun)
+    images = finish(decode(pipe, parts["vae"], final, call.shape[2], call.output_type))
+    return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
+
+
+def _weights(pipe: "SDXLPipeline", call: Call) -> "Parts":
+    with pipe.programs.timed("merging"):
+        return pipe.place_parts(lora_scale=call.lora_scale)
+
+
+def _begin(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, anew: bool, encodes: bool = False) -> list[Prepared]:
+    """Begin to compile what a run needs, unless one of its kind has run before; `anew` even then."""
+    phases, known = len(pipe.parallel.phases(call.schedule.steps)), pipe.programs.known
+    chunks = call.prompts.chunks(pipe.tokenizers)
+    needs = call.guided, call.output_type, call.previews, encodes, call.then is None
+    maps = tuple(call.maps.channels), call.maps.after_step
+    kind = call.shape, call.prompts.count, chunks, needs, maps, phases, pipe.scheduler, pipe.parallel
+    if kind in known and not anew:  # looking for them takes 10 ms; what is missed compiles later
+        return []
+    if chunks > 1:
+        pipe._report(f"the prompts are {chunks} chunks long, and each number of chunks has programs of its own")
+    begun = begin_compiling(pipe, call, parts, encodes=encodes)
+    known.add(kind)
+    return begun
+
+
+def _run(pipe: "SDXLPipeline", call: Call, parts: "Parts", start: Start, begun: list[Prepared]) -> Array:
+    """Encode the prompt and take all steps."""
     with pipe.programs.timed("encoding"):
         text = condition_on_text(pipe, call, parts, pipe.tokenizers, pipe.programs.encode_prompt)
         finite = all(np.isfinite(np.asarray(x)).all() for x in (text.context, text.pooled))
         check_finite(finite, "the prompt's embeddings are", "text_encoder_2", text.context.dtype)
     for program in begun:  # before the progress bar starts
         program.wait()
-    known.add(kind)
-    final = denoise(pipe, call, parts, text, begin)
-    images = finish(decode(pipe, parts["vae"], final, call.shape[2], call.output_type))
-    return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
+    return denoise(pipe, call, parts, text, start)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jax import Array
 
 from distrijax.sampling.denoise import AfterStep, keep_latents
 
@@ -34,9 +35,9 @@ class Start:
     """What a run begins with, on the host.
 
     Attributes:
-        latents: [B, h, w, C].
+        latents: [B, h, w, C]; on the devices, with their padding, if another run left them there.
         maps: what every step sees beside them, [B, h, w, ...] by name.
     """
 
-    latents: np.ndarray
+    latents: np.ndarray | Array
     maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)

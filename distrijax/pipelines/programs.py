@@ -35,6 +35,7 @@ class Programs:
             name: programs.denoising(f"denoising, {name} steps", report) for name in ("synchronous", "displaced")
         }
         self.end_guidance = program("end of guidance", programs.end_guidance, "parallel")
+        self.deal = program("change of U-Nets", programs.deal, "parallel", "layout")
         self.crop = program("end of denoising", programs.crop, "parallel", "height")
         self.decode = program("decoding", programs.decode, "parallel", "height")
         self.merge = Merge()
@@ -45,7 +46,8 @@ class Programs:
     def all(self) -> tuple[Program, ...]:
         """Every program, in the order of a call."""
         before = self.encode_prompt, self.encode_image, self.condition
-        return *self.merge.all, *before, *self.denoise.values(), self.end_guidance, self.crop, self.decode
+        denoise = self.denoise.values()
+        return *self.merge.all, *before, *denoise, self.end_guidance, self.deal, self.crop, self.decode
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -12,17 +12,13 @@ from jax import Array
 from distrijax.checks import finite_number, one_of, true_or_false
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import Conditioning
-from distrijax.models.vae import VAE
 from distrijax.nn.embeddings import guidance_embedding
-from distrijax.nn.module import Weights
-from distrijax.parallel.options import for_autoencoder
 from distrijax.pipelines.adapters import check_lora_scale
 from distrijax.pipelines.arguments import call_with
 from distrijax.pipelines.callback import Callback, Held
-from distrijax.pipelines.finite import check_finite
 from distrijax.pipelines.loop import run_loop
 from distrijax.pipelines.maps import NO_MAPS, MapKinds, Start
-from distrijax.pipelines.output import OUTPUT_TYPES, Seed, to_pil
+from distrijax.pipelines.output import OUTPUT_TYPES, Seed
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
 from distrijax.pipelines.steps import call_schedule
 from distrijax.runtime.agreement import check_same_everywhere
@@ -48,6 +44,7 @@ class Call:
         seed: the seed that recreates the generators.
         maps: what every step sees beside the latents.
         lora_scale: what the weights of adapters are multiplied by.
+        then: the run of another pipeline that goes on with the latents.
     """
 
     prompts: PromptInputs
@@ -64,6 +61,25 @@ class Call:
     return_dict: bool
     lora_scale: float
     maps: MapKinds = NO_MAPS
+    then: "Then | None" = None
+
+    @property
+    def previews(self) -> bool:
+        """Whether the callback sees the clean latents that a step predicts, or pictures of them."""
+        return self.callback is not None and self.callback.previews
+
+
+@dataclasses.dataclass(frozen=True)
+class Then:
+    """A second run, which goes on with the latents of the first.
+
+    Attributes:
+        offload: whether the U-Net that is not running leaves the devices.
+    """
+
+    pipe: "SDXLPipeline"
+    call: Call
+    offload: bool
 
 
 def check_call(
@@ -192,7 +208,7 @@ def first_inputs(
     call: Call,
     parts: "Parts",
     text: TextInputs,
-    latents: Host,
+    latents: Host | Array,
     maps: Mapping[str, Host],
     noise: Host | None,
     condition: Callable[..., Conditioning],
@@ -210,6 +226,7 @@ def first_inputs(
         layout=pipe.layout(call.shape[2]),
         condition=condition,
         maps=maps,
+        previews=call.previews,
     )
 
 
@@ -218,24 +235,4 @@ def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, 
     with pipe.programs.timed("denoising"):
         noise = step_noise(call.generators, call.shape, call.schedule, pipe.scheduler.noise_dtype)
         inputs = first_inputs(pipe, call, parts, text, start.latents, start.maps, noise, pipe.programs.condition)
-        return run_loop(pipe, call, inputs, Held(text, start.maps))
-
-
-def decode(pipe: "SDXLPipeline", vae: Weights[VAE], latents: Array, height: int, output_type: str) -> Any:
-    """Return latents, an array of pictures or PIL images, as `output_type` says.
-
-    Args:
-        height: rows of the picture's latents.
-    """
-    if output_type == "latent":
-        return pipe.programs.crop(latents, parallel=pipe.parallel.program_key, height=height).transpose(0, 3, 1, 2)
-    with pipe.programs.timed("decoding"):
-        parallel = for_autoencoder(pipe.parallel)
-        pictures = []
-        for i in range(len(latents) // pipe.parallel.data):
-            picture, finite = pipe.programs.decode(vae, latents, np.int32(i), parallel=parallel, height=height)
-            check_finite(finite, "the latents are finite, but the picture's pixels are", "vae", pipe.vae.dtype)
-            pictures.append(np.asarray(picture))
-    images = np.stack(pictures, 1)  # [data, B / data, H, W, 3]
-    images = images.reshape(-1, *images.shape[2:])
-    return images if output_type == "np" else to_pil(images)
+        return run_loop(pipe, call, inputs, Held(text, start.maps, parts.get("preview", parts["vae"])))

@@ -12,7 +12,7 @@ from distrijax.pipelines.make import make_pictures
 from distrijax.pipelines.maps import Start
 from distrijax.pipelines.output import Seed, StableDiffusionXLPipelineOutput
 from distrijax.pipelines.randomness import initial_latents
-from distrijax.pipelines.stages import check_call
+from distrijax.pipelines.refine import check_runs
 
 
 class StableDiffusionXLPipeline(SDXLPipeline):
@@ -58,6 +58,9 @@ class StableDiffusionXLPipeline(SDXLPipeline):
         seed: Seed = None,
         noise: str = "torch",
         prompt_syntax: str = "plain",
+        refiner: SDXLPipeline | None = None,
+        switch_at: float = 0.8,
+        offload: bool = False,
     ) -> StableDiffusionXLPipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt, adjacent in the batch.
 
@@ -88,19 +91,25 @@ class StableDiffusionXLPipeline(SDXLPipeline):
                 in pixels (arXiv 2307.01952, section 2.2); the negative ones likewise.
             clip_skip: layers of the text encoders to skip below the penultimate one, the default.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step. It may return a
-                dictionary of tensors to replace, or set `pipe.interrupt`. Each step then waits for the host.
+                dictionary of tensors to replace, or set `pipe.interrupt`. Each step then waits for the host; a
+                `StepCallback` runs after every few.
             callback_on_step_end_tensor_inputs: names of `tensors`: latents, prompt_embeds, add_text_embeds,
-                add_time_ids.
+                add_time_ids; and, which cannot be replaced, pred_original_sample, the latents without noise as the step
+                predicts them, and preview, pictures of these in [0, 1], made by `pipe.preview` or else by the VAE.
             aesthetic_score, negative_aesthetic_score: for a U-Net that takes them (the refiner).
             seed: the same as `generator`, as a number or a list. By default a new one, which the output contains.
             noise: random number generator of a seed: "torch", as torch draws on a CPU, or "jax".
             prompt_syntax: "plain", as in diffusers; or "a1111" or "compel", for weights and prompts of any length.
+            refiner: a pipeline of the same devices that takes the last steps, with its own U-Net, text encoders and
+                scheduler, and decodes.
+            switch_at: fraction of the noise schedule, between 0 and 1, at which the refiner takes over.
+            offload: keep only the U-Net on the devices that is running, and the other one on the host.
 
         Raises:
             DistrijaxError: an argument is invalid; raised before anything is compiled.
         """
         given = locals()
         height, width = picture_size(self, height, width)
-        call = check_call(self, given, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        call = check_runs(self, given, height // self.vae_scale_factor, width // self.vae_scale_factor)
         start = initial_latents(call.generators, call.shape, call.schedule, latents)
         return make_pictures(self, call, lambda _: Start(start))

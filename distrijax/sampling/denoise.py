@@ -13,6 +13,7 @@ from distrijax.nn.exchange import Exchange
 from distrijax.parallel.messages import Carried
 from distrijax.sampling.guidance import Guidance, guide
 from distrijax.schedulers import Scheduler
+from distrijax.schedulers.predictions import combine
 
 
 class StepExchange(Exchange, Protocol):
@@ -30,11 +31,13 @@ class Carry:
         latents: fp32 [B, h, W, C].
         state: the scheduler's state, a tuple of arrays shaped like the latents.
         pieces: what the exchange carries; None before the first step.
+        denoised: the clean latents that the last step predicted, for previews; None if nobody asks.
     """
 
     latents: Array
     state: tuple[Array, ...]
     pieces: Carried | None = None
+    denoised: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -116,9 +119,13 @@ def denoise(
         prediction = unet(seen.reshape(-1, *seen.shape[2:]), now.timesteps, cond, answers)
         prediction = prediction.astype(jnp.float32).reshape(x.shape)
         guided = guide(prediction, guidance, answers)
+        denoised = None
+        if carry.denoised is not None:
+            factors = (now.coefficients[f"denoised_{name}"] for name in ("sample", "prediction"))
+            denoised = combine(*zip(factors, (carry.latents, guided), strict=True))
         latents, state = scheduler.step(now.coefficients, carry.state, guided, carry.latents, now.noise)
         latents = after_step(jnp.asarray(latents), now, maps)
-        return Carry(latents, state, answers.carry()), prediction
+        return Carry(latents, state, answers.carry(), denoised), prediction
 
     def turn(i: Array, state: tuple[Carry, Array | None]) -> tuple[Carry, Array | None]:
         carry, seen = state

@@ -94,7 +94,7 @@ class LoopInputs(NamedTuple):
 def loop_inputs(
     unet: Weights[UNet],
     text: TextInputs,
-    latents: Host,
+    latents: Host | Array,
     noise: Host | None,
     guidance: Guidance,
     schedule: Schedule,
@@ -104,30 +104,34 @@ def loop_inputs(
     layout: SlabLayout,
     condition: Callable[..., Conditioning],
     maps: Mapping[str, Host] | None = None,
+    previews: bool = False,
 ) -> LoopInputs:
     """Return the denoising program's first inputs, all placed except the steps; see `LoopInputs.with_steps`.
 
     Args:
         unet: weights on the devices, or shapes.
         text: on the host, or shapes, like the next two.
-        latents: initial latents [B, h, W, C], without padding.
+        latents: initial latents [B, h, W, C]; those on the devices are dealt to them already, with padding.
         noise: noise of every step, [S, B, h, W, C]; None if the schedule draws none.
         condition: `programs.condition`, compiled; `jax.eval_shape` of it for shapes.
         maps: [B, h, W, …], what every step sees beside the latents.
+        previews: whether the carry keeps the clean latents that each step predicts.
     """
-    latents = pad_rows(latents, layout, axis=1)
-    state = jax.eval_shape(scheduler.init_state, jax.ShapeDtypeStruct(latents.shape, np.float32))
+    rows: Any = latents if isinstance(latents, Array) else pad_rows(latents, layout, axis=1)
+    state = jax.eval_shape(scheduler.init_state, jax.ShapeDtypeStruct(rows.shape, np.float32))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     padded_noise = None if noise is None else pad_rows(noise, layout, axis=2)
     padded_maps: Any = {name: pad_rows(x, layout, axis=1) for name, x in (maps or {}).items()}
-    steps = Steps(schedule.coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # still on the host
+    coefficients = schedule.coefficients | (scheduler.denoised_factors(schedule) if previews else {})
+    denoised: Any = np.zeros(rows.shape, np.float32) if previews else None
+    steps = Steps(coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # still on the host
     cond = condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key)
-    if isinstance(latents, jax.ShapeDtypeStruct):
-        state, steps, guidance = jax.tree.map(_shape, (state, steps, guidance))
+    if isinstance(rows, jax.ShapeDtypeStruct):
+        state, steps, guidance, denoised = jax.tree.map(_shape, (state, steps, guidance, denoised))
         cond = place(cond, programs.BRANCH, parallel)
     return LoopInputs(
         unet,
-        place(Carry(latents, state), programs.CARRY, parallel),  # type: ignore[arg-type]
+        place(Carry(rows, state, None, denoised), programs.CARRY, parallel),
         steps,
         np.zeros(2, np.int32),  # type: ignore[arg-type]  # until `with_steps`
         cond,

@@ -3,6 +3,7 @@
 All take arrays as positional arguments, and static hashable choices (`parallel`, `layout`, …) as keyword arguments.
 """
 
+import dataclasses
 from typing import TypeVar
 
 import jax
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.unet import Conditioning, UNet
-from distrijax.models.vae import VAE
 from distrijax.nn.module import Weights
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.messages import Carried
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.phases import SYNCHRONOUS, Phase
+from distrijax.parallel.placement import sharding_of
 from distrijax.parallel.spread import PER_DEVICE, spread
 from distrijax.parallel.transport import MESH, Transport
 from distrijax.runtime import xla_options
@@ -34,7 +36,7 @@ TEXT = P("cfg", "data")  # [branches, B, ...]
 BRANCH = P(("data", "cfg"))  # each device's own, the same for all patches of a picture
 STEPS = Steps(coefficients=P(), timesteps=P(), noise=P(None, "data", "patch"))  # type: ignore[arg-type]
 GUIDANCE = Guidance(weights=P("cfg"), prompted=P("cfg"), rescale=P())  # type: ignore[arg-type]
-CARRY = Carry(LATENTS, LATENTS, PER_DEVICE)  # type: ignore[arg-type]
+CARRY = Carry(LATENTS, LATENTS, PER_DEVICE, LATENTS)  # type: ignore[arg-type]
 
 
 def condition(
@@ -90,7 +92,7 @@ def denoise(
     ) -> tuple[Carry, Array | None]:
         carry, predictions = denoise_locally(
             unet.module(),
-            Carry(carry.latents, carry.state, _drop_device_axis(carry.pieces)),
+            dataclasses.replace(carry, pieces=_drop_device_axis(carry.pieces)),
             steps,
             turns,
             _drop_device_axis(cond),
@@ -101,7 +103,7 @@ def denoise(
             after_step=after_step,
             record=record,
         )
-        return Carry(carry.latents, carry.state, _add_device_axis(carry.pieces)), predictions
+        return dataclasses.replace(carry, pieces=_add_device_axis(carry.pieces)), predictions
 
     in_specs = [P(), CARRY, STEPS, P(), BRANCH, GUIDANCE, LATENTS]
     out_specs = CARRY, P(None, "cfg", "data", "patch")
@@ -142,6 +144,11 @@ def crop(latents: Array, *, parallel: Parallel, height: int) -> Array:
     return lax.with_sharding_constraint(latents[:, :height], parallel.replicated)
 
 
+def deal(latents: Array, *, parallel: Parallel, layout: SlabLayout) -> Array:
+    """Return latents [B, >= height, W, C] with their rows dealt to the devices by another layout."""
+    return lax.with_sharding_constraint(layout.pad(latents[:, : layout.height], 1), sharding_of(LATENTS, parallel))
+
+
 def end_guidance(pieces: Carried, *, parallel: Parallel) -> Carried:
     """Return what the exchange carries without the first of two guidance branches, which all devices hold."""
 
@@ -151,7 +158,9 @@ def end_guidance(pieces: Carried, *, parallel: Parallel) -> Carried:
     return spread(local, parallel, [PER_DEVICE], PER_DEVICE)(pieces)
 
 
-def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Parallel, height: int) -> tuple[Array, Array]:
+def decode(
+    vae: Weights[Autoencoder], latents: Array, index: Array, *, parallel: Parallel, height: int
+) -> tuple[Array, Array]:
     """Decode one picture of each data group.
 
     More at a time would take memory in proportion: decoding needs far more of it than denoising.
@@ -166,7 +175,7 @@ def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Paralle
     layout = SlabLayout(height, parallel.patch)
     exchange = SYNCHRONOUS.exchange(layout)(None)
 
-    def local(weights: Weights[VAE], latents: Array, index: Array) -> Array:
+    def local(weights: Weights[Autoencoder], latents: Array, index: Array) -> Array:
         vae = weights.module()
         one = lax.dynamic_slice_in_dim(latents, index, 1)
         return vae.decode(one, exchange).astype(jnp.float32)
@@ -179,13 +188,16 @@ def decode(vae: Weights[VAE], latents: Array, index: Array, *, parallel: Paralle
     return lax.with_sharding_constraint(results, parallel.replicated)
 
 
-def encode(vae: Weights[VAE], image: Array, *, parallel: Parallel) -> tuple[Array, Array]:
-    """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]; see `VAE.encode`."""
+def encode(vae: Weights[Autoencoder], image: Array, *, parallel: Parallel) -> tuple[Array, Array | None]:
+    """Return mean and log variance of the latents [B, h, w, C] of `image` [B, H, W, 3] in [-1, 1]; see `VAE.encode`.
+
+    Those of a tiny autoencoder have no variance: it is None.
+    """
     height, scale_factor = image.shape[1], vae.module().config.scale_factor
     layout = SlabLayout(height, parallel.patch, scale_factor)
     exchange = SYNCHRONOUS.exchange(layout)(None)
 
-    def local(vae: Weights[VAE], image: Array) -> tuple[Array, Array]:
+    def local(vae: Weights[Autoencoder], image: Array) -> tuple[Array, Array | None]:
         return vae.module().encode(image, exchange)
 
     moments = spread(local, parallel, [P(), LATENTS], LATENTS)(vae, layout.pad(image, 1))

@@ -30,7 +30,7 @@ from distrijax.config.entry import Rule, log_ignored
 from distrijax.errors import DistrijaxError
 from distrijax.schedulers import ays
 from distrijax.schedulers.options import ALL_OPTIONS, OPTIONS, SIGMA_OPTIONS
-from distrijax.schedulers.predictions import combine
+from distrijax.schedulers.predictions import combine, denoised_factors
 from distrijax.schedulers.request import Request, custom_sigmas, custom_timesteps
 from distrijax.schedulers.schedule import Array, Coefficients, Schedule, State
 
@@ -244,6 +244,10 @@ class Scheduler:
     def memory(self) -> int:
         """The number of earlier estimates that a step uses."""
         return 0
+
+    def denoised_factors(self, schedule: Schedule) -> dict[str, np.ndarray]:
+        """Return the factors by which each step's latents and prediction give the clean latents, float32 [S] each."""
+        return denoised_factors(self.prediction_type, schedule.signal, schedule.noise_level)
 
     # -------------------------------------------------------------------------------------------------------- one step
 

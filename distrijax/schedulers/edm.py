@@ -55,6 +55,11 @@ class EDMScheduler(Scheduler):
         flags, steps = np.full(count, draws), np.arange(count)
         return Schedule(times, norm | coefficients, np.ones_like(sigmas), sigmas, first, flags, steps)
 
+    def denoised_factors(self, schedule: Schedule) -> dict[str, np.ndarray]:
+        of_sample, of_prediction = self._clean_factors(schedule.noise_level)
+        factors = {"denoised_sample": of_sample, "denoised_prediction": of_prediction}
+        return {name: x.astype(np.float32) for name, x in factors.items()}
+
     def _clean_factors(self, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the factors of the sample and of the prediction whose sum is the clean image, float64 [S] each."""
         sigma, data = sigmas.astype(np.float64), self.sigma_data

@@ -30,6 +30,18 @@ def to_clean(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tupl
         return np.zeros_like(alpha), np.ones_like(alpha)
 
 
+def denoised_factors(prediction_type: str, signal: np.ndarray, noise_level: np.ndarray) -> dict[str, np.ndarray]:
+    """Return `to_clean` of latents that are not of unit variance, such as Euler's, by name, float32 [S] each.
+
+    Args:
+        signal, noise_level: of the latents; the U-Net saw them divided by the length of both together.
+    """
+    size = np.hypot(np.asarray(signal, np.float64), noise_level)
+    of_sample, of_prediction = to_clean(prediction_type, signal / size, noise_level / size)
+    factors = {"denoised_sample": of_sample / size, "denoised_prediction": of_prediction}
+    return {name: x.astype(np.float32) for name, x in factors.items()}
+
+
 def to_noise(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the factors of the sample and of the prediction whose sum is the noise; arguments as in `to_clean`."""
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
