@@ -42,6 +42,9 @@ def make_all(
     """
     if options.prompts:
         raise DistrijaxError("--prompts reads the prompts from a file; leave out the others, or --prompts")
+    if others := [name for name in ("refiner", "upscale", "preview_every") if getattr(options, name, None) is not None]:
+        option = others[0].replace("_", "-")
+        raise DistrijaxError(f"--{option} is for a single prompt; leave it out, or --prompts")
     if "output" not in options:
         raise DistrijaxError("--prompts needs a folder for the pictures; add --output FOLDER")
     count = whole_number("--num-images", getattr(options, "num_images", 1), 1)
