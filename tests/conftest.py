@@ -1,7 +1,9 @@
 """Settings of every test: strict dtypes and ranks, full matmul precision, the CPU as eight devices."""
 
+import gc
 import os
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -20,9 +23,27 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / "
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 if find_spec("torch") is None:
-    # The tests that compare with torch and diffusers, themselves or through a module of helpers.
-    needs = re.compile(r"^(from|import) (torch|diffusers|reference|helpers_checkpoint|test_pipeline)\b", re.MULTILINE)
-    collect_ignore = [str(file) for file in Path(__file__).parent.glob("test_*.py") if needs.search(file.read_text())]
+    # The tests that compare with torch and diffusers, themselves or through other files here.
+    imports = {
+        file: set(re.findall(r"^(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+        for file in Path(__file__).parent.glob("*.py")
+    }
+    missing, count = {"torch", "diffusers"}, 0
+    while count < len(missing):
+        count = len(missing)
+        missing |= {file.stem for file, names in imports.items() if names & missing}
+    collect_ignore = [str(file) for file in imports if file.stem in missing and file.stem.startswith("test_")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Free what a file of tests keeps: pipelines in its caches, and compiled programs; a whole run held 18 GB."""
+    yield
+    for value in vars(request.module).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()
+    jax.clear_caches()
 
 
 def pytest_report_header() -> str:

@@ -82,7 +82,7 @@ def check_calls(tree: ast.Module) -> None:
             signature, arguments = inspect.signature(function), list(call.args)
         else:
             continue
-        signature.bind(*arguments, **{str(keyword.arg): None for keyword in call.keywords})
+        signature.bind(*arguments, **{keyword.arg: None for keyword in call.keywords if keyword.arg})  # not a **dict
 
 
 @pytest.mark.fast
