@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_unless_asked(capsys: pytest.CaptureFixture[str])
         (["generate", "x", "--output", "x.jpg"], "must end in .png"),
         (["generate", "x", "--output", "nowhere/x.png"], "no folder nowhere"),
         (["generate", "x", "--num-images", "0"], "--num-images is 0"),
-        (["generate", "x", "--scheduler", "euler_anc", *FAST], "'euler_anc' is not supported; near: euler_ancestral"),
+        (["generate", "x", "--scheduler", "euler_anc", *FAST], "'euler_anc' is not supported; near: Euler a"),
         (["generate", "x", "--recipe", "lightning-3"], "no recipe 'lightning-3'; near: lightning-"),
         (["generate", "x", "--timesteps", "999;5"], "--timesteps is '999;5'; it must be ays, or numbers"),
         (["plan", "--recipe", "turbo-9"], "no recipe 'turbo-9'; near: turbo"),
@@ -179,7 +179,7 @@ def test_devices_belong_to_the_picture(capsys: pytest.CaptureFixture[str]) -> No
     for line in ("in a displaced step", "keys and values", "carries from step to step"):
         assert printed.err.index(line) < printed.err.index("denoising:")  # known before the steps begin
     times = re.search(
-        r"^loading (\S+) s, compiling (\S+) s, encoding (\S+) s, denoising (\S+) s, decoding (\S+) s$",
+        r"^loading (\S+) s, compiling (\S+) s, merging \S+ s, encoding (\S+) s, denoising (\S+) s, decoding (\S+) s$",
         printed.err,
         re.M,
     )
@@ -312,17 +312,18 @@ def test_only_the_first_process_writes(
 ) -> None:
     """All make the picture, of the first one's seed; a first one that cannot write stops all."""
     monkeypatch.setattr(targets.processes, "is_first", lambda: False)
-    monkeypatch.setattr(targets.processes, "same_everywhere", lambda value: {True: 1}.get(value, 77))
+    for module in (targets, generate):
+        monkeypatch.setattr(module, "same_everywhere", lambda value, what: {True: 1}.get(value, 77))
     assert run("generate", "x", "--verbose") == 0
     assert pipes[0].calls[0]["seed"] == [77]
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(targets.processes, "same_everywhere", lambda value: 0)
+    monkeypatch.setattr(targets, "same_everywhere", lambda value, what: 0)
     assert run("generate", "x") == 2
     assert "the first process cannot write" in capsys.readouterr().err
     assert len(pipes) == 1
     assert not list(Path().iterdir())
     monkeypatch.setattr(targets.processes, "is_first", lambda: True)
-    monkeypatch.setattr(targets.processes, "same_everywhere", lambda value: int(value))
+    monkeypatch.setattr(targets, "same_everywhere", lambda value, what: int(value))
     assert run("generate", "x", "--output", "nowhere/x.png") == 2
     assert "no folder nowhere" in capsys.readouterr().err
 

@@ -1,9 +1,9 @@
 """Guidance that a callback changes between two steps, or ends."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from distrijax.checks import finite_number
 from distrijax.errors import DistrijaxError
@@ -89,5 +89,6 @@ def change_guidance(
         guidance = Guidance.of(None)
         text = TextInputs(*(getattr(text, field)[-1:] for field in ("context", "pooled", "time_ids")))
     if guidance.rescale is None and len(text.context) == 2 and inputs.guidance.rescale is not None:
-        guidance = dataclasses.replace(guidance, rescale=jnp.float32(0))  # compiles nothing
+        rescale: Any = np.float32(0)
+        guidance = dataclasses.replace(guidance, rescale=rescale)  # compiles nothing
     return inputs._replace(guidance=place(guidance, programs.GUIDANCE, parallel)), text

@@ -44,7 +44,7 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
         warnings.warn(
             f"all {schedule.steps} steps are synchronous: the first and warmup_steps={parallel.warmup_steps} more; "
             "with a lower warmup_steps, transfers overlap with computation in the others",
-            stacklevel=5,
+            stacklevel=6,
         )
     static, running = static_arguments(pipe, call), deque[tuple[Array, int, int]]()
     table, placed = inputs.steps, range(0)

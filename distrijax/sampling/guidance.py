@@ -34,8 +34,8 @@ class Guidance:
         """Return the guidance for a scale and a rescale, or for a single branch if `scale` is None."""
         weights, prompted = ([1.0], [1.0]) if scale is None else ([1 - scale, scale], [0.0, 1.0])
         rescales = scale is not None and rescale > 0
-        arrays: list[Any] = [np.asarray(x, np.float32) for x in (weights, prompted)]
-        return cls(arrays[0], arrays[1], jnp.float32(rescale) if rescales else None)
+        arrays: list[Any] = [np.asarray(x, np.float32) for x in (weights, prompted, rescale)]  # until they are placed
+        return cls(arrays[0], arrays[1], arrays[2] if rescales else None)
 
 
 def guide(predictions: Array, guidance: Guidance, exchange: Exchange) -> Array:
