@@ -39,7 +39,8 @@ if options and "fdo_profile" in options:
 plan = estimate.plan(request, Parallel(**layout, emulate=True), options=options)
 copies = [k for k in plan.phases[-1].step.kernels if k.category == "copies" and k.written >= 1e6]
 copied = {kind: sum(work.written for work in copies if kind in work.name) for kind in ("copy", "transpose")}
-print(json.dumps(plan.json() | {"copied_bytes": copied}))
+kernels = len(plan.phases[-1].step.kernels)
+print(json.dumps(plan.json() | {"copied_bytes": copied, "kernels": kernels}))
 """
 
 
@@ -103,6 +104,7 @@ def test_full_sdxl(size: int) -> None:
         # Of 620 MB, 480 were products kept to the step's end, for the keys and values that the next one sends.
         assert displaced["temporary_bytes"] <= 200e6
         assert plan["carry_bytes"] <= 125e6
+        assert plan["kernels"] <= 1800  # 1,765: one of these small ones takes 2 µs at the least, whatever it does
     # Weights lie as the kernels want them, and activations are transposed inside of the norms alone.
     assert plan["copied_bytes"]["transpose"] == 0
     assert plan["copied_bytes"]["copy"] <= 4e6 * (size / 1024) ** 2
