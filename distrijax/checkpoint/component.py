@@ -24,6 +24,7 @@ from distrijax.checkpoint.tokenizers import Files
 from distrijax.config import AutoencoderTinyConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from distrijax.config.entry import Json
 from distrijax.config.text_encoder import WITH_PROJECTION
+from distrijax.config.unet import inpainting_channels
 from distrijax.errors import DistrijaxError
 from distrijax.models.autoencoder_tiny import Autoencoder, AutoencoderTiny
 from distrijax.models.text_encoder import TextEncoder
@@ -210,7 +211,7 @@ class Checkpoint:
     @property
     def inpaints(self) -> bool:
         """Whether the U-Net sees a mask and a masked picture beside the latents."""
-        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
+        return self.unet.in_channels == inpainting_channels(self.vae.latent_channels)
 
     @property
     def has_weights(self) -> bool:

@@ -15,6 +15,7 @@ from distrijax.checkpoint.tokenizers import sdxl_tokenizers
 from distrijax.checks import variant_of
 from distrijax.config import UNetConfig
 from distrijax.config.entry import Json
+from distrijax.config.unet import inpainting_channels
 from distrijax.errors import DistrijaxError
 from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.text_encoder import TextEncoder
@@ -154,7 +155,7 @@ def _check_channels(components: Mapping[str, Component], path: Path) -> None:
     assert isinstance(unet, UNetConfig)
     assert isinstance(vae, AutoencoderConfig)
     latents = vae.latent_channels
-    allowed = (latents, 2 * latents + 1)  # without or with a mask and a masked picture
+    allowed = (latents, inpainting_channels(latents))  # without or with a mask and a masked picture
     if unet.in_channels not in allowed or unet.out_channels != latents:
         edits = ", as one for editing by instructions (InstructPix2Pix, CosXL Edit)"
         raise DistrijaxError(

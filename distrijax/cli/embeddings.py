@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-import hashlib
 from pathlib import Path
 
+from distrijax.adapters.files import digest_of
 from distrijax.checkpoint.inversion import read_inversion
 from distrijax.cli.settings import Settings
 from distrijax.errors import DistrijaxError
@@ -25,7 +25,7 @@ def with_digests(options: argparse.Namespace, settings: Settings) -> Settings:
             raise DistrijaxError(f"the setting embedding has {entry!r}; it must be FILE[:TOKEN]")
         file, _ = split(entry)
         read_inversion(file)
-        digests.append(hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None)
+        digests.append(digest_of(Path(file)) if Path(file).is_file() else None)
     if settings.embedding and "embedding" not in options and digests != settings.embedding_sha256:
         raise DistrijaxError(
             f"{' or '.join(settings.embedding)} has changed since {options.like} was made with it; to use it as it is "

@@ -6,7 +6,6 @@ import sys
 import time
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -15,12 +14,12 @@ from distrijax.cli.adapters import chosen_adapters, load_adapters
 from distrijax.cli.devices import choose_devices, join_processes
 from distrijax.cli.embeddings import load_embeddings, with_digests
 from distrijax.cli.generate_options import add_generate_options
-from distrijax.cli.options import Commands, default_dtype
+from distrijax.cli.options import Commands
 from distrijax.cli.pictures import png, read_settings
 from distrijax.cli.previews import preview_arguments
 from distrijax.cli.prompt_file import TEXTS
 from distrijax.cli.prompt_run import make_all
-from distrijax.cli.refiner import follow, refiner_arguments, with_refiner
+from distrijax.cli.refiner import follow, loading_options, refiner_arguments, with_refiner
 from distrijax.cli.settings import Settings, parse_timesteps
 from distrijax.cli.start import pictures_to_start_from
 from distrijax.cli.targets import Target, choose_targets
@@ -160,16 +159,10 @@ def _load(options: argparse.Namespace, settings: Settings, parallel: Parallel, a
         kind = StableDiffusionXLInpaintPipeline
     pipe: Pipeline = kind.from_pretrained(
         settings.model,
-        dtype=jnp.dtype(settings.dtype or default_dtype()),
-        parallel=parallel,
-        progress=not options.quiet,
-        variant=settings.variant,
+        **loading_options(options, settings, parallel),
         config=settings.config,
         unet=settings.unet,
         vae=settings.vae,
-        tokenizer=settings.tokenizer,
-        scheduler=settings.scheduler,
-        preview=getattr(options, "preview", None),
         # With --auto, the model decides about the branches; an image that is enlarged has another size.
         compile=None if options.auto or changes or (settings.upscale and "image" in arguments) else arguments,
     )

@@ -1,7 +1,6 @@
 """Making the pictures of a file of prompts: `distrijax generate --prompts FILE --output FOLDER`."""
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,12 @@ from distrijax.cli.folder import PictureFolder
 from distrijax.cli.options import default_dtype
 from distrijax.cli.prompt_file import TEXTS, Request, arguments, batches, read_requests
 from distrijax.cli.settings import Settings
+from distrijax.cli.targets import by_the_first
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
 from distrijax.pipelines.base import SDXLPipeline
 from distrijax.runtime import processes
-from distrijax.runtime.agreement import check_same_everywhere, flags_everywhere, same_everywhere
+from distrijax.runtime.agreement import check_same_everywhere, flags_everywhere
 from distrijax.text.prompt import PromptInputs
 
 Load = Callable[[argparse.Namespace, Settings, Parallel, dict[str, Any]], SDXLPipeline]
@@ -77,15 +77,8 @@ def make_all(
 
 def _open(options: argparse.Namespace, requests: list[Request]) -> tuple[PictureFolder | None, list[bool]]:
     """Return the folder in the first process, and which of the pictures it has; all processes raise its errors."""
-    check_same_everywhere({"--prompts": hashlib.sha256(repr(requests).encode()).hexdigest()})
-    folder, problem = None, None
-    if processes.is_first():
-        try:
-            folder = PictureFolder(options.output, requests, overwrite=options.overwrite)
-        except DistrijaxError as error:
-            problem = error
-    if not same_everywhere(problem is None, "looking for a place to write to"):
-        raise problem or DistrijaxError("the first process cannot write its pictures; its own message says why")
+    check_same_everywhere({"--prompts": repr(requests)})
+    folder = by_the_first(lambda: PictureFolder(options.output, requests, overwrite=options.overwrite))
     return folder, flags_everywhere([] if folder is None else folder.done, "looking for what is made")
 
 

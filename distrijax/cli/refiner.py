@@ -33,19 +33,25 @@ def with_refiner(options: argparse.Namespace, settings: Settings) -> Settings:
     return dataclasses.replace(settings, switch_at=switch_at)
 
 
+def loading_options(options: argparse.Namespace, settings: Settings, parallel: Parallel) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that a model and its refiner share."""
+    return {
+        "dtype": jnp.dtype(settings.dtype or default_dtype()),
+        "parallel": parallel,
+        "progress": not options.quiet,
+        "variant": settings.variant,
+        "tokenizer": settings.tokenizer,
+        "scheduler": settings.scheduler,
+        "preview": getattr(options, "preview", None),
+    }
+
+
 def refiner_arguments(options: argparse.Namespace, settings: Settings, parallel: Parallel) -> dict[str, Any]:
     """Load the refiner, if there is one, and return the arguments of a call that it belongs to."""
     if settings.refiner is None:
         return {}
     refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-        settings.refiner,
-        dtype=jnp.dtype(settings.dtype or default_dtype()),
-        parallel=parallel,
-        progress=not options.quiet,
-        variant=settings.variant,
-        tokenizer=settings.tokenizer,
-        scheduler=settings.scheduler,
-        preview=getattr(options, "preview", None),
+        settings.refiner, **loading_options(options, settings, parallel)
     )
     refiner.set_progress_bar_config(disable=options.quiet, desc="refining")
     if options.offload:

@@ -5,14 +5,17 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from distrijax.errors import DistrijaxError
 from distrijax.runtime import processes
 from distrijax.runtime.agreement import same_everywhere
+
+T = TypeVar("T")
 
 LONGEST_NAME = 120
 """Bytes of a name that is made from a prompt. File systems allow 255, and a number or two are added."""
@@ -66,19 +69,24 @@ class Target:
 
 
 def choose_targets(output: Path | None, prompts: list[str], images: int, *, overwrite: bool) -> list[Target]:
-    """Return a target for each of the `images` pictures of each prompt, in the first process, which writes them.
+    """Return a target for each of the `images` pictures of each prompt, in the first process, which writes them."""
+    return by_the_first(lambda: _targets(output, prompts, images, overwrite)) or []
+
+
+def by_the_first(prepare: Callable[[], T]) -> T | None:
+    """Return what `prepare` returns in the first process, which writes the files, and None in the others.
 
     All processes must call this, and raise an error if the first one cannot write: they would wait for it.
     """
-    targets, problem = [], None
+    prepared, problem = None, None
     if processes.is_first():
         try:
-            targets = _targets(output, prompts, images, overwrite)
+            prepared = prepare()
         except DistrijaxError as error:
             problem = error
     if not same_everywhere(problem is None, "looking for a place to write to"):
         raise problem or DistrijaxError("the first process cannot write its pictures; its own message says why")
-    return targets
+    return prepared
 
 
 def check_output(option: str, path: Path) -> None:

@@ -55,6 +55,11 @@ _REQUIRED += ["addition_time_embed_dim", "projection_class_embeddings_input_dim"
 _DERIVED = {"has_mid_block", "attention_heads", "transformer_layers", "mid_transformer_layers", "up_transformer_layers"}
 
 
+def inpainting_channels(latent_channels: int) -> int:
+    """Return the input channels of a U-Net that sees a mask and a masked picture beside the latents."""
+    return 2 * latent_channels + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Configuration of a `UNet2DConditionModel` of the SDXL family, with diffusers' names and defaults.

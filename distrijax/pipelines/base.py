@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from distrijax.adapters.chosen import Adapters
 from distrijax.checks import finite_number, instance_of, true_or_false
+from distrijax.config.unet import inpainting_channels
 from distrijax.errors import DistrijaxError, UnsupportedError
 from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.text_encoder import TextEncoder
@@ -231,7 +232,7 @@ class SDXLPipeline(Loading, AdapterMethods, TextualInversion, GuidanceState):
     def check_channels(self) -> None:
         """Raise DistrijaxError unless the U-Net takes what this pipeline gives it."""
         latents, inputs = self.vae.config.latent_channels, self.unet.config.in_channels
-        if inputs not in (latents, 2 * latents + 1 if self.takes_mask else latents):
+        if inputs not in (latents, inpainting_channels(latents) if self.takes_mask else latents):
             raise DistrijaxError(other_inputs(inputs, latents))
 
     def layout(self, rows: int) -> SlabLayout:

@@ -1,12 +1,13 @@
 """Reading a pipeline's parts from a checkpoint, and writing them."""
 
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, Unpack, get_args
 
+import flax
 import jax
 import jax.numpy as jnp
+import jaxlib
 
 from distrijax.checkpoint import DTypes, SourceOptions, save_diffusers
 from distrijax.checkpoint import Parts as Loaded
@@ -82,7 +83,7 @@ class Loading(PlacedWeights):
         parallel = Parallel() if parallel is None else parallel
         instance_of("parallel", parallel, Parallel, "a Parallel")
         show = true_or_false("progress", progress)
-        versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
+        versions = {module.__name__: module.__version__ for module in (jax, jaxlib, flax)}
         check_same_everywhere({"parallel": repr(parallel), "dtype": str(dtype), "versions": versions})
         shapes, read = opened(source, dtype=dtype, sharding=parallel.replicated, **options)  # type: ignore[misc]
         small = None

@@ -1,5 +1,7 @@
 """Methods of diffusers' pipelines that do not apply here, and what to do instead."""
 
+from distrijax.config.unet import inpainting_channels
+
 _FITS = "weights stay on the devices; `distrijax plan` shows whether a model fits, and bfloat16 halves its size"
 _FUSED = "attention is fused where the device supports it; remove the call"
 ADVICE = {
@@ -36,7 +38,7 @@ LOADING_ADVICE = {
 def other_inputs(inputs: int, latents: int) -> str:
     """Return the message about a U-Net with another number of input channels than latents have."""
     cure = "use one that takes as many"
-    if inputs == 2 * latents + 1:
+    if inputs == inpainting_channels(latents):
         cure = "it is one for inpainting: load it with StableDiffusionXLInpaintPipeline"
     elif inputs == 2 * latents:
         cure = "it is one for editing by instructions (InstructPix2Pix), which no pipeline here can feed"

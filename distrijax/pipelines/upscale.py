@@ -40,7 +40,7 @@ def upscale(
     rows, columns = (max(1, round(side * factor)) for side in pictures.latent_size(scale))
     large: np.ndarray | Array
     if method == "latent":
-        latents = mean_latents(pipe, pipe.place_parts()["vae"], pictures)
+        latents = mean_latents(pipe, pipe.place_parts(["vae"])["vae"], pictures)
         large = jnp.asarray(_resized(latents, rows, columns, Image.Resampling.BILINEAR).transpose(0, 3, 1, 2))
     else:
         pixels = _resized(pictures.values, rows * scale, columns * scale, Image.Resampling.LANCZOS)
