@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distrijax.tools.plan.gpus import CARDS, on_absent_gpus, prepare_cuda_compiler
+from distrijax.parallel.cards import CARDS
+from distrijax.tools.plan.gpus import on_absent_gpus, prepare_cuda_compiler
 
 prepare_cuda_compiler()
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from distrijax import Parallel
 from distrijax.config import UNetConfig
+from distrijax.parallel.cards import CARDS
 from distrijax.sampling.inputs import abstract_inputs
 from distrijax.tools import loop
-from distrijax.tools.plan.gpus import CARDS, on_absent_gpus, prepare_cuda_compiler
+from distrijax.tools.plan.gpus import on_absent_gpus, prepare_cuda_compiler
 
 CONFIG = UNetConfig.from_json(
     {

@@ -22,7 +22,8 @@ pytestmark = [
 # In a process of its own: the CUDA compiler has to be found before JAX knows its devices.
 WORKER = """
 import json, sys
-from distrijax.tools.plan.gpus import CARDS, Rates, prepare_cuda_compiler
+from distrijax.parallel.cards import CARDS, Rates
+from distrijax.tools.plan.gpus import prepare_cuda_compiler
 prepare_cuda_compiler()
 from distrijax import Parallel
 from distrijax.checkpoint import find

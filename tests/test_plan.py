@@ -15,8 +15,8 @@ import pytest
 
 from distrijax import DistrijaxError, Parallel, cli
 from distrijax.checkpoint import find
+from distrijax.parallel.cards import CARDS, Rates
 from distrijax.tools.plan import estimate, gpus, layouts, report
-from distrijax.tools.plan.gpus import CARDS, Rates
 from distrijax.tools.plan.hlo import Instruction
 from distrijax.tools.plan.reading import read
 from distrijax.tools.plan.schedule import Timeline, walk

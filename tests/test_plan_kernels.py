@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrijax.tools.plan.gpus import CARDS, Rates
+from distrijax.parallel.cards import CARDS, Rates
 from distrijax.tools.plan.hlo import parse
 from distrijax.tools.plan.kernels import Work
 from distrijax.tools.plan.reading import read

@@ -18,7 +18,8 @@ pytestmark = [
 # In a process of its own: the CUDA compiler has to be found before JAX knows its devices.
 WORKER = """
 import json, sys
-from distrijax.tools.plan.gpus import CARDS, on_absent_gpus, prepare_cuda_compiler
+from distrijax.parallel.cards import CARDS
+from distrijax.tools.plan.gpus import on_absent_gpus, prepare_cuda_compiler
 prepare_cuda_compiler()
 sys.path.insert(0, sys.argv[1])
 import jax, jax.numpy as jnp

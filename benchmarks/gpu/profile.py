@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from distrijax.tools.plan.gpus import CARDS, Rates
+from distrijax.parallel.cards import CARDS, Rates
 from distrijax.tools.plan.reading import read
 from distrijax.tools.plan.schedule import walk
 from gpu.results import Json

@@ -78,9 +78,11 @@ def _reports(options: argparse.Namespace, sizes: Axes, shares: list[int], case: 
     """Measure what was asked for."""
     settings = RunSettings(options.runs, report=(lambda message: None) if options.quiet else _announce)
     if shares:
-        yield measure.measure_shares(case, shares, settings, cfg=sizes.get("cfg", 1), mode=options.mode)
+        yield measure.measure_shares(
+            case, shares, settings, cfg=sizes.get("cfg", 1), mode=options.mode, max_waiting=options.max_waiting
+        )
         return
-    parallel = Parallel(**sizes, mode=options.mode, emulate=options.emulate)
+    parallel = Parallel(**sizes, mode=options.mode, emulate=options.emulate, max_waiting=options.max_waiting)
     if options.only == "host":
         yield measure.measure_host(case, parallel, settings)
         return

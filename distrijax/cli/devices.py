@@ -8,6 +8,7 @@ from distrijax.cli.options import AXES
 from distrijax.cli.settings import Settings
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.options import Parallel
+from distrijax.parallel.policies import AUTO
 from distrijax.runtime import processes
 
 PROCESSES = ("coordinator", "num_processes", "process_id")
@@ -27,6 +28,17 @@ def join_processes(options: argparse.Namespace) -> None:
         raise DistrijaxError(f"{_flags(missing)}: missing; every process needs all of {_flags(PROCESSES)}")
 
 
+def with_mode(options: argparse.Namespace, settings: Settings) -> Settings:
+    """Return the settings with a note of who chooses the mode."""
+    if "max_waiting" in options and settings.mode != AUTO:
+        raise DistrijaxError(
+            f"--max-waiting is about --mode {AUTO}, but the mode is {settings.mode}; add --mode {AUTO}"
+        )
+    if "mode" not in options:
+        return settings
+    return dataclasses.replace(settings, mode_chosen_by=AUTO if settings.mode == AUTO else None, upscale_mode=None)
+
+
 def choose_devices(options: argparse.Namespace, settings: Settings, pictures: int) -> Parallel:
     """Return the devices that make a batch of `pictures`."""
     guided = settings.guidance_scale > 1
@@ -35,11 +47,18 @@ def choose_devices(options: argparse.Namespace, settings: Settings, pictures: in
         if named:
             raise DistrijaxError(f"--auto chooses among all devices; leave out {_flags(named)}, or --auto")
         auto = Parallel.auto(guided=guided, pictures=pictures)
-        return dataclasses.replace(auto, mode=settings.mode, warmup_steps=settings.warmup_steps)
+        chosen = {name: getattr(settings, name) for name in ("mode", "warmup_steps", "max_waiting")}
+        return dataclasses.replace(auto, **chosen)
     # A picture of --like that was made beside others can be made again alone.
     data = settings.data if "data" in options else gcd(settings.data, pictures)
     parallel = Parallel(
-        data, settings.cfg, settings.patch, settings.mode, settings.warmup_steps, emulate=settings.emulate
+        data,
+        settings.cfg,
+        settings.patch,
+        settings.mode,
+        settings.warmup_steps,
+        emulate=settings.emulate,
+        max_waiting=settings.max_waiting,
     )
     # The pipeline checks it too, but only once the model is loaded.
     parallel.check(pictures=pictures, guided=guided, because=f"guidance_scale is {settings.guidance_scale}")

@@ -13,6 +13,7 @@ from distrijax.cli.pictures import png, read_settings
 from distrijax.cli.prompt_file import Request
 from distrijax.cli.targets import Target, check_output
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.policies import AUTO
 
 MANIFEST = "manifest.jsonl"
 _OF_THE_RUN = ("data", "emulate")
@@ -41,11 +42,12 @@ class PictureFolder:
         self._made = self._read()
         self.done = [self._is_done(request, overwrite) for request in requests]
 
-    def add(self, requests: Sequence[Request], pictures: Sequence[Image.Image]) -> list[Path]:
-        """Write pictures, then the manifest, and return the pictures' paths."""
+    def add(self, requests: Sequence[Request], pictures: Sequence[Image.Image], mode: str) -> list[Path]:
+        """Write pictures that were made in this mode, then the manifest, and return the pictures' paths."""
         paths = []
         for request, picture in zip(requests, pictures, strict=True):
-            settings = dataclasses.replace(request.settings, height=picture.height, width=picture.width)
+            size = {"height": picture.height, "width": picture.width}
+            settings = dataclasses.replace(request.settings, **size, mode=mode)
             paths.append(Target(self.path / request.name, overwrite=True).write(png(picture, settings)))
             self._made[request.name] = {"line": request.line} | dataclasses.asdict(settings)
         self.write_manifest()
@@ -99,4 +101,5 @@ class PictureFolder:
 
 def _same(name: str, wanted: object, made: object) -> bool:
     chosen_later = name in ("height", "width") and wanted is None  # by the model
+    chosen_later |= name == "mode" and wanted == AUTO  # as `mode_chosen_by` says
     return name in _OF_THE_RUN or chosen_later or wanted == made

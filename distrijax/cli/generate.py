@@ -11,7 +11,7 @@ from PIL import Image
 
 from distrijax.checks import finite_number, whole_number
 from distrijax.cli.adapters import chosen_adapters, load_adapters
-from distrijax.cli.devices import choose_devices, join_processes
+from distrijax.cli.devices import choose_devices, join_processes, with_mode
 from distrijax.cli.embeddings import load_embeddings, with_digests
 from distrijax.cli.generate_options import add_generate_options
 from distrijax.cli.options import Commands
@@ -55,7 +55,7 @@ def _generate(options: argparse.Namespace) -> None:
     settings = read_settings(options.like) if "like" in options else Settings()
     if "recipe" in options:
         settings = settings.with_recipe(options.recipe)
-    settings = chosen_adapters(options, settings.updated(vars(options)))
+    settings = chosen_adapters(options, with_mode(options, settings.updated(vars(options))))
     settings, pictures = pictures_to_start_from(options, settings)
     settings = with_digests(options, settings)
     if "prompt_file" in options:
@@ -122,17 +122,28 @@ def _check(settings: Settings) -> None:
         named(settings.scheduler)
 
 
-def _make(pipe: Pipeline, settings: Settings, call: dict[str, Any]) -> tuple[list[Image.Image], dict[str, int]]:
-    """Make the pictures of a prompt; return them, and the size to record: that before they were enlarged."""
+def _make(pipe: Pipeline, settings: Settings, call: dict[str, Any]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Make the pictures of a prompt; return them, and settings to record: mode, and the size before they were enlarged."""
     enlarges = settings.upscale is not None
-    made = [call["image"]] if enlarges and "image" in call else pipe(**call).images
-    size = {} if settings.mask is not None else {"height": made[0].height, "width": made[0].width}
+    changed: dict[str, Any] = {}
+    if enlarges and "image" in call:
+        made = [call["image"]]
+    else:
+        output = pipe(**call)
+        made, changed["mode"] = output.images, output.mode
+    if settings.mask is None:
+        changed |= {"height": made[0].height, "width": made[0].width}
     if enlarges:
         others = {name: x for name, x in call.items() if name not in ("image", "height", "width")}
         method = settings.upscale_method or "lanczos"
         others |= {"strength": settings.strength, "method": method, "factor": settings.upscale}
-        made = pipe.upscale(made, **others).images
-    return made, size
+        before = pipe.parallel
+        pipe.parallel = dataclasses.replace(before, mode=settings.upscale_mode or before.mode)
+        output = pipe.upscale(made, **others)
+        pipe.parallel, made = before, output.images
+        changed |= {"mode": changed.get("mode", output.mode)}
+        changed["upscale_mode"] = None if output.mode == changed["mode"] else output.mode
+    return made, changed
 
 
 def _save(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from distrijax.checks import DTYPES
 from distrijax.cli.adapters import add_adapters
-from distrijax.cli.options import AXIS_SIZES, PARTS, SOURCES, add_options
+from distrijax.cli.options import AXIS_SIZES, MAX_WAITING, PARTS, SOURCES, add_options
 from distrijax.cli.refiner import SWITCH_AT
 from distrijax.cli.start import MASKED_STRENGTH, STRENGTH, UPSCALED_STRENGTH
 from distrijax.parallel.options import Parallel
-from distrijax.parallel.policies import MODES, TENSOR
+from distrijax.parallel.policies import AUTO, MODES, TENSOR
 from distrijax.schedulers import RECIPES
 
 
@@ -85,11 +85,14 @@ def add_generate_options(command: argparse.ArgumentParser) -> None:
         "picture that eight GPUs made can be made again on one.",
     )
     devices.add_argument("--auto", action="store_true", default=False, help="use all devices that are present")
-    exchanged = f"what devices exchange after the warm-up: {', '.join((*MODES, TENSOR))} (default: {Parallel.mode})"
+    exchanged = (
+        f"what devices exchange after the warm-up: {', '.join((*MODES, TENSOR, AUTO))} (default: {Parallel.mode})"
+    )
     add_options(
         devices,
         *AXIS_SIZES,
         ("--mode", str, "NAME", exchanged),
+        ("--max-waiting", float, "X", MAX_WAITING),
         ("--warmup-steps", int, "N", "synchronous steps after the first (default: 4)"),
         ("--emulate", bool, "", "run virtual devices on a real one: slower, but the same picture"),
     )

@@ -9,7 +9,7 @@ import jax
 from distrijax.checkpoint import KNOWN, find
 from distrijax.checks import whole_number
 from distrijax.parallel.options import Parallel
-from distrijax.parallel.policies import MODES
+from distrijax.parallel.policies import AUTO, MODES
 from distrijax.tools.workload import Workload
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -33,6 +33,8 @@ PARTS: list[Row] = [
     ("--vae", str, "SOURCE", "an autoencoder in place of the checkpoint's own"),
     ("--tokenizer", str, "SOURCE", "CLIP's vocabulary, for a .safetensors file"),
 ]
+
+MAX_WAITING = f"part of a step that devices may wait with --mode {AUTO} (default: {Parallel.max_waiting:g})"
 
 
 class Axes(TypedDict, total=False):
@@ -68,7 +70,8 @@ def add_workload(command: argparse.ArgumentParser, *, steps: int) -> Group:
 def add_layout(command: argparse.ArgumentParser) -> Group:
     """Add the options that describe the mesh."""
     group = add_options(command.add_argument_group("devices"), *AXIS_SIZES)
-    group.add_argument("--mode", default=Parallel.mode, metavar="NAME", help=f"one of {', '.join(MODES)}")
+    group.add_argument("--mode", default=Parallel.mode, metavar="NAME", help=f"one of {', '.join((*MODES, AUTO))}")
+    group.add_argument("--max-waiting", type=float, default=Parallel.max_waiting, metavar="X", help=MAX_WAITING)
     return group
 
 

@@ -8,10 +8,11 @@ from distrijax.checkpoint import find
 from distrijax.checks import DTYPES, whole_number
 from distrijax.cli.options import Axes, Commands, add_layout, add_options, add_workload, layout, workload
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.cards import CARDS, RATES, Rates
 from distrijax.parallel.options import Parallel
 from distrijax.schedulers import RECIPES, find_recipe
 from distrijax.tools.plan import estimate, layouts, report, runs
-from distrijax.tools.plan.gpus import CARDS, RATES, Rates, missing_compiler, prepare_cuda_compiler
+from distrijax.tools.plan.gpus import missing_compiler, prepare_cuda_compiler
 from distrijax.tools.workload import Workload
 
 
@@ -68,7 +69,8 @@ def _plan(options: argparse.Namespace) -> None:
     workloads = _runs(options, whole)
     requests = [estimate.Request(run, card, Rates.of(card, options.dtype, **rates), options.nodes) for run in workloads]
     request = requests[0]
-    parallel = Parallel(**sizes, mode=options.mode, warmup_steps=options.warmup_steps, emulate=True)
+    choices = {"mode": options.mode, "warmup_steps": options.warmup_steps, "max_waiting": options.max_waiting}
+    parallel = Parallel(**sizes, **choices, emulate=True)
     if options.compare is not None:
         plans = layouts.compare(options.compare, request, parallel, _announce)
         print(json.dumps([plan.json() for plan in plans], indent=1) if options.json else layouts.comparison(plans))

@@ -68,9 +68,9 @@ def make_all(
     pipe.set_progress_bar_config(disable=options.quiet, leave=False, position=1)  # below the one of all pictures
     with _bar(options, len(requests), len(requests) - len(todo)) as bar:
         for batch in batches(todo, size, lambda request: _chunks(pipe, request)):
-            pictures = pipe(**call | arguments(batch, size)).images[: len(batch)]  # type: ignore[operator]
+            output = pipe(**call | arguments(batch, size))  # type: ignore[operator]
             if folder is not None:
-                for path in folder.add(batch, pictures):
+                for path in folder.add(batch, output.images[: len(batch)], output.mode):
                     bar.write(str(path), file=sys.stdout)
             bar.update(len(batch))
 

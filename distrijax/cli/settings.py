@@ -25,6 +25,9 @@ class Settings:
             at which the model paints.
         timesteps: a name, or numbers with commas between.
         seed: that of this picture alone.
+        mode: the one that the picture was made in.
+        mode_chosen_by: "auto" if that was its choice.
+        upscale_mode: the one that it was enlarged in, if another.
     """
 
     prompt: str | None = None
@@ -69,6 +72,9 @@ class Settings:
     cfg: int = Parallel.cfg
     patch: int = Parallel.patch
     mode: str = Parallel.mode
+    mode_chosen_by: str | None = None
+    max_waiting: int | float = Parallel.max_waiting
+    upscale_mode: str | None = None
     warmup_steps: int = Parallel.warmup_steps
     emulate: bool = Parallel.emulate
 

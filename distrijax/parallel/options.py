@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from distrijax.checks import one_of, true_or_false, whole_number
+from distrijax.checks import finite_number, one_of, true_or_false, whole_number
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.phases import Phase, phases
-from distrijax.parallel.policies import FULL_SYNC, MODES, TENSOR, Policy
+from distrijax.parallel.policies import AUTO, FULL_SYNC, MODES, TENSOR, Policy
 from distrijax.parallel.specs import AXES
 from distrijax.parallel.transport import AXIS
 
@@ -33,10 +33,12 @@ class Parallel:
             and `no_sync` use neighbours' activations of the previous step (arXiv 2402.19481) and differ in their group
             norms. The default may leave marks where slabs have few rows: try `stale_gn` there. `full_sync` waits for
             activations of the same step and matches one device. `naive_patch` (no exchange at all) and `tensor`
-            (weights sharded instead of rows) are the baselines of that paper.
+            (weights sharded instead of rows) are the baselines of that paper. `auto` chooses for each picture: the most
+            exact mode that is estimated to wait for at most `max_waiting`.
         warmup_steps: number of synchronous steps after the first, before the displaced steps.
         emulate: run virtual devices on one real device: slower, but with the same picture as on real ones.
         devices: the devices to use; by default the first of `jax.devices()`.
+        max_waiting: part of a step after the warm-up, from 0 to 1, that devices may wait in mode `auto`.
 
     Raises:
         DistrijaxError: an argument is invalid.
@@ -49,13 +51,15 @@ class Parallel:
     warmup_steps: int = 4
     emulate: bool = False
     devices: tuple[jax.Device, ...] | None = None
+    max_waiting: float = 0.05
 
     def __post_init__(self) -> None:
         for name in (*AXES, "warmup_steps"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=int(name in AXES)))
         if self.cfg > 2:
             raise DistrijaxError(f"cfg is {self.cfg}; there are two guidance branches, so it can be 1 or 2")
-        one_of("mode", self.mode, (*MODES, TENSOR))
+        one_of("mode", self.mode, (*MODES, TENSOR, AUTO))
+        object.__setattr__(self, "max_waiting", finite_number("max_waiting", self.max_waiting, 0, 1))
         object.__setattr__(self, "emulate", true_or_false("emulate", self.emulate))
         object.__setattr__(self, "devices", _checked_devices(self.devices))
         if self.emulate and self.mode == TENSOR:
@@ -153,6 +157,11 @@ class Parallel:
     @property
     def policy(self) -> Policy:
         """The policy of the steps after the warm-up."""
+        if self.mode == AUTO and self.patch > 1:
+            raise DistrijaxError(
+                "mode is 'auto', which depends on the picture and is chosen when one is made; name a mode here, such as "
+                "'full_sync'"
+            )
         return FULL_SYNC if self.patch == 1 else MODES.get(self.mode, FULL_SYNC)
 
     def phases(self, steps: int) -> list[tuple[int, Phase]]:
@@ -161,8 +170,8 @@ class Parallel:
 
     @cached_property
     def program_key(self) -> "Parallel":
-        """The choices that compiled programs depend on, which exclude the number of warm-up steps."""
-        return dataclasses.replace(self, warmup_steps=0)
+        """The choices that compiled programs depend on, which exclude the numbers of warm-up steps and of waiting."""
+        return dataclasses.replace(self, warmup_steps=0, max_waiting=0.0)
 
     @property
     def kernel_order(self) -> str:
@@ -188,7 +197,7 @@ def for_autoencoder(parallel: Parallel, *, encoding: bool = False) -> Parallel:
     """
     data = 1 if encoding else parallel.data
     return dataclasses.replace(
-        parallel, data=data, cfg=1, patch=parallel.size // data, mode="full_sync", warmup_steps=0
+        parallel, data=data, cfg=1, patch=parallel.size // data, mode="full_sync", warmup_steps=0, max_waiting=0.0
     )
 
 

@@ -53,5 +53,11 @@ MODES = {
 }
 """The modes by name, the default first. All but `halo_sync` are those of the original (arXiv 2402.19481)."""
 
+BY_EXACTNESS = ("full_sync", "halo_sync", "corrected_async_gn")
+"""The modes that `auto` chooses from: the nearest to one device first, which waits for most."""
+
+AUTO = "auto"
+"""The mode that is chosen for each picture, when its size is known: see `auto`."""
+
 TENSOR = "tensor"
 """The mode that shards weights instead of rows, so that no layer has to ask: see `tensor.py`."""

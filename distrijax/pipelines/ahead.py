@@ -33,7 +33,7 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
     def encode(*args: object, **static: Any) -> Any:
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), begin(programs.encode_prompt, *args, **static))
 
-    programs, parallel = pipe.programs, pipe.parallel
+    programs, parallel = pipe.programs, call.parallel
     rows_only = for_autoencoder(parallel)
     quiet = [tokenizer.quiet() for tokenizer in pipe.tokenizers]
     text = jax.tree.map(_shape, condition_on_text(pipe, call, parts, quiet, encode))

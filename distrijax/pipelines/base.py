@@ -16,6 +16,7 @@ from distrijax.models.autoencoder_tiny import Autoencoder
 from distrijax.models.text_encoder import TextEncoder
 from distrijax.models.unet import UNet
 from distrijax.nn.conv import order_kernels
+from distrijax.parallel.auto.choose import Choice, choose
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 from distrijax.pipelines.adapters import AdapterMethods
@@ -238,6 +239,11 @@ class SDXLPipeline(Loading, AdapterMethods, TextualInversion, GuidanceState):
     def layout(self, rows: int) -> SlabLayout:
         """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""
         return self.parallel.layout(rows, self.unet.config.row_multiple)
+
+    def choose(self, rows: int, columns: int, *, pictures: int, guided: bool) -> Choice:
+        """Return the devices with the mode that a call takes, for latents of this size."""
+        config, dtype = self.unet.config, self.dtype
+        return choose(self.parallel, config, height=rows, width=columns, pictures=pictures, guided=guided, dtype=dtype)
 
     @property
     def tokenizers(self) -> list[Tokenizer]:

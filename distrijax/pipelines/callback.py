@@ -139,7 +139,7 @@ def call_back(
     Args:
         finite: whether the latents of this step were finite before.
     """
-    branches, parallel, layout = len(held.text.context), pipe.parallel, pipe.layout(call.shape[2])
+    branches, parallel, layout = len(held.text.context), call.parallel, pipe.layout(call.shape[2])
     tensors: dict[str, Any] = {name: _flat(getattr(held.text, field)) for name, field in _TEXT_FIELDS.items()}
     tensors |= {name: _channels_first(held.maps[m][..., part], branches) for name, (m, part) in call.maps.parts.items()}
     seen: dict[str, Any] = {"latents": inputs.carry.latents, "pred_original_sample": inputs.carry.denoised}
@@ -169,7 +169,7 @@ def call_back(
     inputs = inputs._replace(maps={**inputs.maps, **{name: placed(x) for name, x in maps.items()}})
     text = _changed_text(returned, held.text, tensors, ends=branches == 2 and not pipe.do_classifier_free_guidance)
     if before != (pipe.guidance_scale, pipe.guidance_rescale):
-        inputs, text = change_guidance(pipe, inputs, text, step)
+        inputs, text = change_guidance(pipe, parallel, inputs, text, step)
     if text is not held.text:
         cond = pipe.programs.condition(
             inputs.unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key

@@ -7,6 +7,7 @@ import numpy as np
 
 from distrijax.checks import finite_number
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.options import Parallel
 from distrijax.parallel.placement import place
 from distrijax.sampling import programs
 from distrijax.sampling.guidance import Guidance
@@ -61,14 +62,14 @@ class GuidanceState:
 
 
 def change_guidance(
-    pipe: "SDXLPipeline", inputs: LoopInputs, text: TextInputs, step: int
+    pipe: "SDXLPipeline", parallel: Parallel, inputs: LoopInputs, text: TextInputs, step: int
 ) -> tuple[LoopInputs, TextInputs]:
     """Return the loop's inputs, and the text that they are made from, with the guidance that `pipe` has now.
 
     Where guidance ends, so does the branch without the prompt: the steps that follow cost half, in a program of their
     own. Devices of cfg=2 hold one branch each, so there the branch stays, with the weight 0.
     """
-    branches, parallel = len(text.context), pipe.parallel
+    branches = len(text.context)
     if pipe.distilled:  # the scale was embedded before the first step
         return inputs, text
     if branches == 1:

@@ -13,16 +13,14 @@ from distrijax.pipelines.output import to_pil
 
 if TYPE_CHECKING:
     from distrijax.pipelines.base import SDXLPipeline
+    from distrijax.pipelines.stages import Call
 
 
-def decode(pipe: "SDXLPipeline", vae: Weights[Autoencoder], latents: Array, height: int, output_type: str) -> Any:
-    """Return latents, an array of pictures or PIL images, as `output_type` says.
-
-    Args:
-        height: rows of the picture's latents.
-    """
+def decode(pipe: "SDXLPipeline", call: "Call", vae: Weights[Autoencoder], latents: Array) -> Any:
+    """Return latents, an array of pictures or PIL images, as the call's `output_type` says."""
+    height, output_type = call.shape[2], call.output_type
     if output_type == "latent":
-        return pipe.programs.crop(latents, parallel=pipe.parallel.program_key, height=height).transpose(0, 3, 1, 2)
+        return pipe.programs.crop(latents, parallel=call.parallel.program_key, height=height).transpose(0, 3, 1, 2)
     with pipe.programs.timed("decoding"):
         images = decoded(pipe, vae, latents, height)
     return images if output_type == "np" else to_pil(images)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def static_arguments(pipe: "SDXLPipeline", call: "Call") -> dict[str, Any]:
     """Return the static arguments of the denoising program that all of a call's phases share."""
     layout = pipe.layout(call.shape[2])
-    shared = {"parallel": pipe.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
+    shared = {"parallel": call.parallel.program_key, "layout": layout, "scheduler": pipe.scheduler}
     return shared | {"after_step": call.maps.after_step}
 
 
@@ -34,7 +34,7 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
     wait; the host waits for its end only to advance the bar. A dispatch ends where a callback has its turn. Each
     evaluation of the U-Net counts as a step, except for the bar and the warm-up.
     """
-    parallel, callback, schedule = pipe.parallel, call.callback, call.schedule
+    parallel, callback, schedule = call.parallel, call.callback, call.schedule
     total, start, length = len(schedule), 0, 1
     phase_of_step = [phase for count, phase in parallel.phases(schedule.steps) for _ in range(count)]
     phases = [phase_of_step[step] for step in schedule.step_of]

@@ -59,8 +59,8 @@ def make_pictures(
         parts, final = hand_over(pipe, final, then, later)
         pipe, call = then.pipe, then.call
         final = _run(pipe, call, parts, Start(final), begun)
-    images = finish(decode(pipe, parts["vae"], final, call.shape[2], call.output_type))
-    return StableDiffusionXLPipelineOutput(images, call.seed) if call.return_dict else (images,)
+    images = finish(decode(pipe, call, parts["vae"], final))
+    return StableDiffusionXLPipelineOutput(images, call.seed, call.parallel.mode) if call.return_dict else (images,)
 
 
 def _weights(pipe: "SDXLPipeline", call: Call) -> "Parts":
@@ -70,13 +70,15 @@ def _weights(pipe: "SDXLPipeline", call: Call) -> "Parts":
 
 def _begin(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, anew: bool, encodes: bool = False) -> list[Prepared]:
     """Begin to compile what a run needs, unless one of its kind has run before; `anew` even then."""
-    phases, known = len(pipe.parallel.phases(call.schedule.steps)), pipe.programs.known
+    phases, known = len(call.parallel.phases(call.schedule.steps)), pipe.programs.known
     chunks = call.prompts.chunks(pipe.tokenizers)
     needs = call.guided, call.output_type, call.previews, encodes, call.then is None
     maps = tuple(call.maps.channels), call.maps.after_step
-    kind = call.shape, call.prompts.count, chunks, needs, maps, phases, pipe.scheduler, pipe.parallel
+    kind = call.shape, call.prompts.count, chunks, needs, maps, phases, pipe.scheduler, call.parallel
     if kind in known and not anew:  # looking for them takes 10 ms; what is missed compiles later
         return []
+    if call.why is not None:
+        pipe._report(call.why)
     if chunks > 1:
         pipe._report(f"the prompts are {chunks} chunks long, and each number of chunks has programs of its own")
     begun = begin_compiling(pipe, call, parts, encodes=encodes)

@@ -20,10 +20,12 @@ class StableDiffusionXLPipelineOutput:
         images: PIL images; or an array, [B, H, W, 3] in [0, 1] for `output_type="np"`; or for "latent" [B, C, h, w],
             scaled as the U-Net has them: `vae.config.from_unet` scales them back, with channels last.
         seed: the seed that makes the same pictures again; None if the generator was a JAX key.
+        mode: the mode of the devices, which `auto` may have chosen.
     """
 
     images: Any
     seed: Seed
+    mode: str | None = None
 
     def __getitem__(self, index: Any) -> Any:
         """Return what diffusers' output has there: the images for 0 and "images"."""

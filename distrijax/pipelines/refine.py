@@ -13,7 +13,7 @@ from jax import Array
 from distrijax.checks import finite_number, true_or_false
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.placement import place
-from distrijax.parallel.policies import TENSOR
+from distrijax.parallel.policies import AUTO, TENSOR
 from distrijax.pipelines.arguments import call_with
 from distrijax.pipelines.stages import Call, Then, check_call
 from distrijax.pipelines.steps import call_schedule
@@ -57,6 +57,9 @@ def check_runs(pipe: "SDXLPipeline", given: Mapping[str, Any], rows: int, column
     _warn_of_a_gap(pipe, given, first, second)
     # The noise of its steps goes on in the same stream: the same seed anew would repeat the initial noise.
     second = dataclasses.replace(second, generators=first.generators)
+    if pipe.parallel.mode == refiner.parallel.mode == AUTO:  # a picture is made in one mode
+        parallel = dataclasses.replace(second.parallel, mode=first.parallel.mode)
+        second = dataclasses.replace(second, parallel=parallel, why=None)
     return dataclasses.replace(first, then=Then(refiner, second, offload))
 
 
@@ -72,7 +75,7 @@ def hand_over(pipe: "SDXLPipeline", latents: Array, then: Then, parts: "Parts | 
     if then.offload or parts is None:
         parts = then.pipe.place_parts(lora_scale=then.call.lora_scale)
     layout = then.pipe.layout(then.call.shape[2])
-    return parts, then.pipe.programs.deal(latents, parallel=then.pipe.parallel.program_key, layout=layout)
+    return parts, then.pipe.programs.deal(latents, parallel=then.call.parallel.program_key, layout=layout)
 
 
 def prepare_hand_over(pipe: "SDXLPipeline", call: Call, then: Then) -> Prepared:
@@ -81,7 +84,7 @@ def prepare_hand_over(pipe: "SDXLPipeline", call: Call, then: Then) -> Prepared:
     shape = jax.ShapeDtypeStruct((batch, pipe.layout(rows).padded_height, columns, channels), np.float32)
     placed = place(shape, LATENTS, pipe.parallel)
     layout = then.pipe.layout(rows)
-    return then.pipe.programs.deal.prepare(placed, parallel=then.pipe.parallel.program_key, layout=layout)
+    return then.pipe.programs.deal.prepare(placed, parallel=then.call.parallel.program_key, layout=layout)
 
 
 def _check_refiner(pipe: "SDXLPipeline", refiner: object, given: Mapping[str, Any], *, offload: bool) -> None:

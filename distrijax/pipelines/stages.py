@@ -13,6 +13,7 @@ from distrijax.checks import finite_number, one_of, true_or_false
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import Conditioning
 from distrijax.nn.embeddings import guidance_embedding
+from distrijax.parallel.options import Parallel
 from distrijax.pipelines.adapters import check_lora_scale
 from distrijax.pipelines.arguments import call_with
 from distrijax.pipelines.callback import Callback, Held
@@ -40,11 +41,13 @@ class Call:
         shape: shape of the latents in diffusers' order, (B, C, h, w).
         time_ids: time ids of both guidance branches, [2, B, 6] or [2, B, 5].
         guided: whether there are two guidance branches.
+        parallel: the devices, with the mode that the call takes.
         generators: one for the batch, or one for each picture.
         seed: the seed that recreates the generators.
         maps: what every step sees beside the latents.
         lora_scale: what the weights of adapters are multiplied by.
         then: the run of another pipeline that goes on with the latents.
+        why: what mode `auto` chose and for which reason.
     """
 
     prompts: PromptInputs
@@ -52,6 +55,7 @@ class Call:
     shape: tuple[int, int, int, int]
     time_ids: np.ndarray
     guided: bool
+    parallel: Parallel
     guidance_scale: float
     guidance_rescale: float
     generators: Generators
@@ -62,6 +66,7 @@ class Call:
     lora_scale: float
     maps: MapKinds = NO_MAPS
     then: "Then | None" = None
+    why: str | None = None
 
     @property
     def previews(self) -> bool:
@@ -112,6 +117,7 @@ def check_call(
     because = "this model takes it as an input" if pipe.distilled else f"guidance_scale is {guidance_scale}"
     pipe.parallel.check(pictures=prompts.batch, guided=guided, because=because)
     pipe.layout(rows)
+    choice = pipe.choose(rows, columns, pictures=prompts.batch, guided=guided)
     ids = call_with(
         time_ids,
         given,
@@ -123,6 +129,7 @@ def check_call(
     generators, seed = call_with(make_generators, given, batch=prompts.batch, dtype=pipe.dtype)
     texts = prompts.prompt, prompts.prompt_2, prompts.negative_prompt, prompts.negative_prompt_2
     numbers = {"size": (rows, columns), "steps": len(schedule), "guidance_scale": guidance_scale, "seed": seed}
+    numbers["mode"] = choice.parallel.mode
     tokens = [tokenizer.added for tokenizer in pipe.tokenizers]
     words = {"prompts": texts, "prompt_syntax": prompts.prompt_syntax, "textual inversions": tokens}
     check_same_everywhere(words | {"adapters": (pipe.adapters.signature, lora_scale)} | numbers)
@@ -132,6 +139,7 @@ def check_call(
         shape=(prompts.batch, pipe.vae.config.latent_channels, rows, columns),
         time_ids=ids,
         guided=guided,
+        parallel=choice.parallel,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
         generators=generators,
@@ -141,6 +149,7 @@ def check_call(
         return_dict=given["return_dict"],
         lora_scale=lora_scale,
         maps=maps,
+        why=choice.why,
     )
 
 
@@ -222,7 +231,7 @@ def first_inputs(
         Guidance.of(call.guidance_scale if call.guided else None, call.guidance_rescale),
         call.schedule,
         scheduler=pipe.scheduler,
-        parallel=pipe.parallel,
+        parallel=call.parallel,
         layout=pipe.layout(call.shape[2]),
         condition=condition,
         maps=maps,

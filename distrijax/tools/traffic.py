@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.auto.choose import choose
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.specs import AXES
@@ -120,10 +121,14 @@ def count_traffic(
     """
     if parallel.mode == TENSOR:
         raise DistrijaxError("mode is 'tensor', in which the compiler decides what is sent; choose another to count it")
+    rows, columns = height or config.native_size[0], width or config.native_size[1]
+    branches = guided and config.time_cond_proj_dim is None
+    parallel = choose(
+        parallel, config, height=rows, width=columns, pictures=pictures, guided=branches, dtype=dtype
+    ).parallel
     absent = _AbstractParallel(**{name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")})
     inputs, layout = abstract_inputs(
-        config, parallel=absent, scheduler=scheduler, height=height or config.native_size[0],
-        width=width or config.native_size[1], dtype=dtype, guided=guided, pictures=pictures,
+        config, parallel=absent, scheduler=scheduler, height=rows, width=columns, dtype=dtype, guided=guided, pictures=pictures,
     )  # fmt: skip
     call = loop.LoopCall(inputs, absent, layout, scheduler)
     sizes = {"data": parallel.data, "cfg": parallel.cfg, AXIS: parallel.patch}

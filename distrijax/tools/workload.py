@@ -5,6 +5,7 @@ import dataclasses
 from distrijax.checkpoint import Checkpoint
 from distrijax.checks import whole_number
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.auto.choose import Choice, Machine, choose
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.options import Parallel
 
@@ -67,6 +68,14 @@ class Workload:
         because = "it is off, or an input of this model"
         parallel.check(pictures=self.pictures, guided=self.branches == 2, because=because)
         return parallel.layout(self.latents[0], self.model.unet.row_multiple)
+
+    def choose(self, parallel: Parallel, machine: Machine | None = None) -> Choice:
+        """Return the devices with the mode of these pictures; see `distrijax.parallel.auto.choose`."""
+        rows, columns = self.latents
+        return choose(
+            parallel, self.model.unet, height=rows, width=columns, pictures=self.pictures, guided=self.branches == 2,
+            dtype=self.dtype, machine=machine,
+        )  # fmt: skip
 
     def json(self) -> dict[str, object]:
         return {**vars(self), "model": self.model.name, "random_weights": not self.model.has_weights}

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 
 from distrijax import Parallel
 from distrijax.checkpoint import find
+from distrijax.parallel.cards import CARDS, Rates
 from distrijax.tools.plan.estimate import Plan, PlannedPhase, Request, plan
-from distrijax.tools.plan.gpus import CARDS, Rates, prepare_cuda_compiler
+from distrijax.tools.plan.gpus import prepare_cuda_compiler
 from distrijax.tools.plan.kernels import CATEGORIES
 from distrijax.tools.workload import Workload
 

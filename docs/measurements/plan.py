@@ -16,7 +16,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from distrijax.tools.plan.gpus import CARDS, Rates, prepare_cuda_compiler
+from distrijax.parallel.cards import CARDS, Rates
+from distrijax.tools.plan.gpus import prepare_cuda_compiler
 from distrijax.tools.plan.kernels import Work
 from distrijax.tools.plan.schedule import Step, Transfer, walk
 

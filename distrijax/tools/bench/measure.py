@@ -14,7 +14,7 @@ PARTS = ("encoding", "denoising", "decoding")
 
 def measure_steps(workload: Workload, parallel: Parallel, settings: RunSettings) -> BenchReport:
     """Time a denoising step of each phase on these devices."""
-    workload.layout(parallel)
+    parallel = _settled(workload, parallel, settings)
     settings.report("making the model")
     unet = weights.unet(workload.model, workload.dtype, parallel)
     lines = take_turns(steps.mesh_steps(workload, unet, parallel), settings)
@@ -22,13 +22,13 @@ def measure_steps(workload: Workload, parallel: Parallel, settings: RunSettings)
 
 
 def measure_shares(
-    workload: Workload, devices: Sequence[int], settings: RunSettings, *, cfg: int, mode: str
+    workload: Workload, devices: Sequence[int], settings: RunSettings, *, cfg: int, mode: str, max_waiting: float
 ) -> BenchReport:
     """Time the share of a step that one of N devices computes, for each N in `devices`.
 
     The facts are how many times faster than one device the arithmetic allows N to be, if no transfer were waited for.
     """
-    layouts = [steps.share_layout(workload, n, cfg=cfg, mode=mode) for n in devices]
+    layouts = [steps.share_layout(workload, n, cfg=cfg, mode=mode, max_waiting=max_waiting) for n in devices]
     settings.report("making the model")
     unet, lines = weights.unet(workload.model, workload.dtype, Parallel()), list[Measurement]()
     for layout in layouts:
@@ -45,7 +45,7 @@ def measure_shares(
 
 def measure_host(workload: Workload, parallel: Parallel, settings: RunSettings) -> BenchReport:
     """Time what the host does to dispatch every program of a picture, without running it."""
-    workload.layout(parallel)
+    parallel = _settled(workload, parallel, settings)
     lines = take_turns(host.dispatches(workload, parallel), settings)
     return BenchReport(f"host time of a dispatch, {workload}, {_layout(parallel)}", lines)
 
@@ -55,7 +55,7 @@ def measure_pictures(workload: Workload, parallel: Parallel, settings: RunSettin
 
     The facts are the seconds until the first picture, by part.
     """
-    workload.layout(parallel)
+    parallel = _settled(workload, parallel, settings)
     settings.report("loading the model")
     start = time.perf_counter()
     pipe = weights.pipeline(workload.model, workload.dtype, parallel)
@@ -81,6 +81,15 @@ def measure_pictures(workload: Workload, parallel: Parallel, settings: RunSettin
         [Measurement(part, tuple(s[part] for s in spent[1:])) for part in ("whole", *PARTS)],
         {f"to the first picture, {part}": seconds for part, seconds in first.items()},
     )
+
+
+def _settled(workload: Workload, parallel: Parallel, settings: RunSettings) -> Parallel:
+    """Return the devices with the mode of these pictures, for which there are rows enough."""
+    workload.layout(parallel)
+    choice = workload.choose(parallel)
+    if choice.why is not None:
+        settings.report(choice.why)
+    return choice.parallel
 
 
 def _layout(parallel: Parallel) -> str:

@@ -17,6 +17,7 @@ from jax import Array, lax
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import UNet
 from distrijax.nn.module import Weights
+from distrijax.parallel.auto.choose import Machine
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.transport import Edges, LocalCopies
 from distrijax.sampling import programs
@@ -47,8 +48,15 @@ def share_steps(workload: Workload, unet: UNet, layout: Parallel) -> dict[str, T
     return _compiled(share_call(workload, unet, layout), layout, workload.steps)
 
 
-def share_layout(workload: Workload, devices: int, *, cfg: int = 1, mode: str = Parallel.mode) -> Parallel:
-    """Return the mesh of `devices`, emulated, since the others may be absent.
+def share_layout(
+    workload: Workload,
+    devices: int,
+    *,
+    cfg: int = 1,
+    mode: str = Parallel.mode,
+    max_waiting: float = Parallel.max_waiting,
+) -> Parallel:
+    """Return the mesh of `devices`, emulated, since the others may be absent: as many cards like the first one here.
 
     Args:
         cfg: groups of devices among which the guidance branches are divided, if there are several devices.
@@ -59,9 +67,9 @@ def share_layout(workload: Workload, devices: int, *, cfg: int = 1, mode: str = 
     cfg = 1 if devices == 1 else cfg
     if devices % cfg:
         raise DistrijaxError(f"share is {devices}; it must be a multiple of cfg={cfg}, such as {cfg * devices}")
-    layout = Parallel(cfg=cfg, patch=devices // cfg, mode=mode, emulate=True)
+    layout = Parallel(cfg=cfg, patch=devices // cfg, mode=mode, emulate=True, max_waiting=max_waiting)
     workload.layout(layout)
-    return layout
+    return workload.choose(layout, Machine.of(jax.devices()[0].device_kind, workload.dtype)).parallel
 
 
 def share_call(workload: Workload, unet: UNet, layout: Parallel) -> loop.LoopCall:

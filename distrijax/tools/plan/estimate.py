@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from distrijax.checks import whole_number
+from distrijax.parallel.auto.choose import Machine
+from distrijax.parallel.cards import Card, Rates
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.specs import AXES
 from distrijax.runtime.xla_options import Options
 from distrijax.sampling.inputs import abstract_inputs
 from distrijax.tools import loop
-from distrijax.tools.plan.gpus import Card, Rates, on_absent_gpus
+from distrijax.tools.plan.gpus import on_absent_gpus
 from distrijax.tools.plan.reading import read
 from distrijax.tools.plan.schedule import Step, Timeline, walk
 from distrijax.tools.traffic import Traffic, count_traffic
@@ -36,6 +38,11 @@ class Request:
 
     def __post_init__(self) -> None:
         whole_number("nodes", self.nodes, 1)
+
+    def machine(self, parallel: Parallel) -> Machine:
+        """Return the cards that share a picture, whose devices are numbered node by node."""
+        across = parallel.size // self.nodes % parallel.patch != 0
+        return Machine(self.card.name, self.rates, across)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +85,17 @@ class PlannedPhase:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A layout with the cost of its compiled programs."""
+    """A layout with the cost of its compiled programs.
+
+    Attributes:
+        why: what mode `auto` chose and for which reason.
+    """
 
     request: Request
     parallel: Parallel
     traffic: Traffic
     phases: list[PlannedPhase]
+    why: str | None = None
 
     @property
     def name(self) -> str:
@@ -128,6 +140,7 @@ class Plan:
         return {
             **self.request.workload.json(),
             **{name: getattr(self.parallel, name) for name in (*AXES, "mode", "warmup_steps")},
+            "mode_chosen": self.why,
             "gpu": self.request.card.name,
             "nodes": self.request.nodes,
             "assumed": dataclasses.asdict(self.request.rates),
@@ -153,6 +166,8 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
     """
     workload = request.workload
     workload.layout(layout)
+    choice = workload.choose(layout, request.machine(layout))
+    layout = choice.parallel
     parallel = on_absent_gpus(layout, request.card, request.nodes)
     config, dtype, (height, width) = workload.model.unet, jnp.dtype(workload.dtype), workload.latents
     guided, pictures = workload.branches == 2, workload.pictures
@@ -182,7 +197,7 @@ def plan(request: Request, layout: Parallel, *, options: Options | None = None) 
         )
         call = program.after
     counted = count_traffic(config, layout, dtype, height=height, width=width, guided=guided, pictures=pictures)
-    return Plan(request, parallel, counted, planned)
+    return Plan(request, parallel, counted, planned, choice.why)
 
 
 def _bytes_of_device(x: jax.ShapeDtypeStruct | np.ndarray) -> int:

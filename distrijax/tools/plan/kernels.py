@@ -9,7 +9,7 @@ fitted to the kernels of two steps of SDXL on an H200: a whole one, and that of 
 import dataclasses
 from math import ceil
 
-from distrijax.tools.plan.gpus import Rates
+from distrijax.parallel.cards import Rates
 
 Shape = tuple[int, int, int, int]
 CATEGORIES = ("attention", "products", "convolutions", "copies", "elementwise and norms")

@@ -1,7 +1,7 @@
 """A plan as text."""
 
+from distrijax.parallel.cards import CARDS, RATES
 from distrijax.tools.plan.estimate import Plan, PlannedPhase
-from distrijax.tools.plan.gpus import CARDS, RATES
 from distrijax.tools.traffic import KINDS
 
 GB, MB, MS = 1e9, 1e6, 1e3
@@ -23,7 +23,8 @@ def title(plan: Plan) -> str:
 def report(plan: Plan) -> str:
     """Return everything about one layout."""
     last = plan.phases[-1]
-    lines = [f"{title(plan)}: {plan.name}, mode {plan.parallel.mode}", "", "compiled"]
+    lines = [f"{title(plan)}: {plan.name}, mode {plan.parallel.mode}"]
+    lines += ([] if plan.why is None else [plan.why]) + ["", "compiled"]
     for phase in plan.phases:
         step, exposed = phase.step, phase.step.exposed
         lines.append(

@@ -9,7 +9,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from distrijax.tools.plan.gpus import Rates
+from distrijax.parallel.cards import Rates
 from distrijax.tools.plan.kernels import CATEGORIES, Work
 
 GRAPH = 5  # kernels in a row that XLA records as a CUDA graph (xla_gpu_graph_min_graph_size)
