@@ -225,6 +225,7 @@ def test_converting(folder: Path, tmp_path: Path) -> None:
 
 def test_parallel() -> None:
     kinds = dict.fromkeys(["data", "cfg", "patch"], "count") | {"warmup_steps": "whole", "mode": "name"}
+    kinds |= {"max_waiting": "part"}
     kinds |= {"emulate": "flag", "devices": "devices"}
     assert set(kinds) == parameters(Parallel)
     refused(Parallel, kinds)

@@ -205,7 +205,8 @@ class Pipe:
 
     def __call__(self, prompt: str, **options: Any) -> Any:
         self.calls.append({"prompt": prompt, "parallel": self.parallel} | options)
-        return SimpleNamespace(images=[Image.new("RGB", (8, 8))] * options["num_images_per_prompt"])
+        images = [Image.new("RGB", (8, 8))] * options["num_images_per_prompt"]
+        return SimpleNamespace(images=images, mode=self.parallel.mode)
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def _check(settings: Settings) -> None:
 
 
 def _make(pipe: Pipeline, settings: Settings, call: dict[str, Any]) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Make the pictures of a prompt; return them, and settings to record: mode, and the size before they were enlarged."""
+    """Make the pictures of a prompt; return them, and settings to record, such as the size before enlarging."""
     enlarges = settings.upscale is not None
     changed: dict[str, Any] = {}
     if enlarges and "image" in call:

@@ -159,7 +159,7 @@ class Parallel:
         """The policy of the steps after the warm-up."""
         if self.mode == AUTO and self.patch > 1:
             raise DistrijaxError(
-                "mode is 'auto', which depends on the picture and is chosen when one is made; name a mode here, such as "
+                "mode is 'auto', which is chosen for each picture when its size is known; name a mode here, such as "
                 "'full_sync'"
             )
         return FULL_SYNC if self.patch == 1 else MODES.get(self.mode, FULL_SYNC)

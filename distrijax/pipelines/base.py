@@ -240,7 +240,7 @@ class SDXLPipeline(Loading, AdapterMethods, TextualInversion, GuidanceState):
         """Return the layout of rows of latents on the devices; raise DistrijaxError if there are too few."""
         return self.parallel.layout(rows, self.unet.config.row_multiple)
 
-    def choose(self, rows: int, columns: int, *, pictures: int, guided: bool) -> Choice:
+    def choose_mode(self, rows: int, columns: int, *, pictures: int, guided: bool) -> Choice:
         """Return the devices with the mode that a call takes, for latents of this size."""
         config, dtype = self.unet.config, self.dtype
         return choose(self.parallel, config, height=rows, width=columns, pictures=pictures, guided=guided, dtype=dtype)

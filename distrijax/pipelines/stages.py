@@ -117,7 +117,7 @@ def check_call(
     because = "this model takes it as an input" if pipe.distilled else f"guidance_scale is {guidance_scale}"
     pipe.parallel.check(pictures=prompts.batch, guided=guided, because=because)
     pipe.layout(rows)
-    choice = pipe.choose(rows, columns, pictures=prompts.batch, guided=guided)
+    choice = pipe.choose_mode(rows, columns, pictures=prompts.batch, guided=guided)
     ids = call_with(
         time_ids,
         given,

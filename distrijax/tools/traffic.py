@@ -128,7 +128,8 @@ def count_traffic(
     ).parallel
     absent = _AbstractParallel(**{name: getattr(parallel, name) for name in (*AXES, "mode", "warmup_steps")})
     inputs, layout = abstract_inputs(
-        config, parallel=absent, scheduler=scheduler, height=rows, width=columns, dtype=dtype, guided=guided, pictures=pictures,
+        config, parallel=absent, scheduler=scheduler, height=rows, width=columns, dtype=dtype,
+        guided=guided, pictures=pictures,
     )  # fmt: skip
     call = loop.LoopCall(inputs, absent, layout, scheduler)
     sizes = {"data": parallel.data, "cfg": parallel.cfg, AXIS: parallel.patch}

@@ -1,4 +1,4 @@
-"""Fit the estimate of `mode="auto"` to what `distrijax plan` says of programs that XLA compiled, and say how far it is off.
+"""Fit the estimate of `mode="auto"` to what `distrijax plan` says of compiled programs, and say how far it is off.
 
     python docs/measurements/waiting.py              # the table, from waiting.json
     python docs/measurements/waiting.py --fit        # fit its numbers again: writes distrijax/parallel/auto/fitted.py
@@ -147,7 +147,7 @@ def main() -> None:
             f"FITTED = Fit({fit.terms}, {json.dumps(fit.hidden)})\n"
         )
     else:
-        from distrijax.parallel.auto.fitted import FITTED as fit  # noqa: N811
+        from distrijax.parallel.auto.fitted import FITTED as fit
     print("| card, devices, pixels | mode | link | step, ms: plan | estimate | waits: plan | estimate |")
     print("|---|---|---|---|---|---|---|")
     for case in cases:

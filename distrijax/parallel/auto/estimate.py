@@ -16,7 +16,7 @@ from distrijax.parallel.cards import Rates
 from distrijax.parallel.policies import Policy
 
 KERNELS = {"halo": 6, "moments": 4, "attention": 17}
-"""Kernels of the layers around a question, as XLA fuses them, about; those of an attention are a transformer block's."""
+"""Kernels of the layers around a question, about, as XLA fuses them: for an attention, of its transformer block."""
 
 ROUND_TRIP = 1500  # cycles of an access to memory, as in `plan`
 EXPONENTIALS = 13  # of a multiprocessor in a cycle
@@ -139,7 +139,7 @@ def estimate(questions: Sequence[Question], policy: Policy, share: Share, rates:
     tokens, asked = [q for q in carried if q.kind == "attention"], 0
     layers = -(-len(tokens) // MESSAGES)  # of a message
     if tokens:
-        clock.send(tokens[:layers], 1)
+        clock.send(tokens[: max(2, layers)], 1)
     for question in questions:
         terms = work(question, share, rates)
         takes, ready = sum(map(operator.mul, fit.terms, terms)), clock.arrivals.get(question.layer, 0.0)

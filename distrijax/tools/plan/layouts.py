@@ -71,6 +71,7 @@ def comparison(plans: Sequence[Plan]) -> str:
             f"{step.seconds * MS:9.2f}{100 * step.wait_share:9.2f}{plan.picture_seconds:13.2f}"
             f"{plan.pictures_per_hour:9.0f}{'' if plan.fits else '  does not fit'}"
         )
+    lines += [f"{plan.name}: {plan.why}" for plan in plans if plan.why is not None]
     return "\n".join([*lines, "", *_recommendation(plans), "", *assumptions(plans[0])])
 
 
