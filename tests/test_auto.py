@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,8 +23,9 @@ from distrijax.config import UNetConfig
 from distrijax.models.unet import UNet
 from distrijax.nn.exchange import Projection, Whole
 from distrijax.nn.module import abstract
+from distrijax.parallel.auto import choose as choosing
 from distrijax.parallel.auto.choose import Choice, Machine, choose
-from distrijax.parallel.auto.estimate import Share, estimate, message
+from distrijax.parallel.auto.estimate import Estimate, Share, estimate, message
 from distrijax.parallel.auto.fitted import FITTED
 from distrijax.parallel.auto.questions import questions
 from distrijax.parallel.cards import CARDS, KINDS, Rates
@@ -142,6 +144,40 @@ def test_everything_is_sent(config: UNetConfig, mode: str) -> None:
     assert estimate(asked, MODES[mode], share, rates).seconds == pytest.approx(seconds, rel=0.02)
 
 
+def test_messages_are_those_of_the_program() -> None:
+    """As many as are counted in a traced step of `full_sync`, of as many bytes; rows that do not divide."""
+    three = Parallel(patch=3, mode="full_sync", emulate=True)
+    counted = count_traffic(DEMO, three, jnp.bfloat16, height=30, width=29).steps["synchronous"]
+    share, found = Share(30, three.layout(30, DEMO.row_multiple).slab, 29, 2, 3), Counter[str]()
+    for question in questions(DEMO):
+        messages, size = message(question, share)
+        found[f"{question.kind} messages"] += messages
+        found[f"{question.kind} bytes"] += round(size)
+    halos = counted["halos"] + counted["fresh_halos"]
+    assert found["halo messages"] == halos.messages
+    assert found["halo bytes"] == halos.bytes
+    assert found["moments messages"] == counted["moments"].messages
+    assert found["attention bytes"] == counted["tokens"].bytes
+
+
+def test_the_share_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[Share] = []
+
+    def record(config: UNetConfig, mode: str, share: Share, rates: Rates) -> Estimate:
+        shares.append(share)
+        return Estimate(1, 0)
+
+    monkeypatch.setattr(choosing, "estimates", record)
+    spread = Parallel(data=2, cfg=2, patch=2, mode="auto", emulate=True)
+    size = {"height": 90, "width": 33, "pictures": 6, "machine": machine("l40s")}
+    choose(spread, SDXL, **size, dtype=jnp.float32)  # type: ignore[arg-type]
+    assert shares[-1] == Share(90, 48, 33, 3, 2, itemsize=4, branches_apart=True)
+    choose(dataclasses.replace(spread, cfg=1), SDXL, **size, dtype=jnp.bfloat16)  # type: ignore[arg-type]
+    assert shares[-1] == Share(90, 48, 33, 6, 2)
+    choose(dataclasses.replace(spread, cfg=1), SDXL, **size, guided=False, dtype=jnp.bfloat16)  # type: ignore[arg-type]
+    assert shares[-1] == Share(90, 48, 33, 3, 2)
+
+
 def test_a_given_mode_stays() -> None:
     assert choose(
         Parallel(patch=2, mode="stale_gn", emulate=True), DEMO, height=32, width=32, dtype=jnp.float32
@@ -192,9 +228,11 @@ def test_real_devices(kind: str, processes: int, platform: str, why: str, monkey
 
 
 def test_devices_without_transfers() -> None:
-    for parallel in (EIGHT, Parallel(mode="auto")):
+    for parallel, why in ((EIGHT, "virtual devices have"), (Parallel(mode="auto"), "no devices share a picture")):
         choice = choose(parallel, SDXL, height=128, width=128, dtype=jnp.float32)
         assert choice.parallel == dataclasses.replace(parallel, mode="full_sync")
+        assert choice.why is not None
+        assert why in choice.why
 
 
 def test_cards_by_their_names() -> None:

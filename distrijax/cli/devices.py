@@ -42,13 +42,14 @@ def with_mode(options: argparse.Namespace, settings: Settings) -> Settings:
 def choose_devices(options: argparse.Namespace, settings: Settings, pictures: int) -> Parallel:
     """Return the devices that make a batch of `pictures`."""
     guided = settings.guidance_scale > 1
+    max_waiting = Parallel.max_waiting if settings.max_waiting is None else settings.max_waiting
     if options.auto:
         named = [name for name in (*AXES, "emulate") if name in options]
         if named:
             raise DistrijaxError(f"--auto chooses among all devices; leave out {_flags(named)}, or --auto")
         auto = Parallel.auto(guided=guided, pictures=pictures)
-        chosen = {name: getattr(settings, name) for name in ("mode", "warmup_steps", "max_waiting")}
-        return dataclasses.replace(auto, **chosen)
+        mode, warmup_steps = settings.mode, settings.warmup_steps
+        return dataclasses.replace(auto, mode=mode, warmup_steps=warmup_steps, max_waiting=max_waiting)
     # A picture of --like that was made beside others can be made again alone.
     data = settings.data if "data" in options else gcd(settings.data, pictures)
     parallel = Parallel(
@@ -58,7 +59,7 @@ def choose_devices(options: argparse.Namespace, settings: Settings, pictures: in
         settings.mode,
         settings.warmup_steps,
         emulate=settings.emulate,
-        max_waiting=settings.max_waiting,
+        max_waiting=max_waiting,
     )
     # The pipeline checks it too, but only once the model is loaded.
     parallel.check(pictures=pictures, guided=guided, because=f"guidance_scale is {settings.guidance_scale}")

@@ -46,8 +46,8 @@ class PictureFolder:
         """Write pictures that were made in this mode, then the manifest, and return the pictures' paths."""
         paths = []
         for request, picture in zip(requests, pictures, strict=True):
-            size = {"height": picture.height, "width": picture.width}
-            settings = dataclasses.replace(request.settings, **size, mode=mode)
+            height, width = picture.height, picture.width
+            settings = dataclasses.replace(request.settings, height=height, width=width, mode=mode)
             paths.append(Target(self.path / request.name, overwrite=True).write(png(picture, settings)))
             self._made[request.name] = {"line": request.line} | dataclasses.asdict(settings)
         self.write_manifest()

@@ -27,6 +27,7 @@ class Settings:
         seed: that of this picture alone.
         mode: the one that the picture was made in.
         mode_chosen_by: "auto" if that was its choice.
+        max_waiting: None for the default.
         upscale_mode: the one that it was enlarged in, if another.
     """
 
@@ -73,7 +74,7 @@ class Settings:
     patch: int = Parallel.patch
     mode: str = Parallel.mode
     mode_chosen_by: str | None = None
-    max_waiting: int | float = Parallel.max_waiting
+    max_waiting: int | float | None = None
     upscale_mode: str | None = None
     warmup_steps: int = Parallel.warmup_steps
     emulate: bool = Parallel.emulate

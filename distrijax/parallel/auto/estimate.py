@@ -10,6 +10,9 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
+from distrijax.parallel.answers.attention import AttentionAnswer
+from distrijax.parallel.answers.halos import HaloAnswer
+from distrijax.parallel.answers.moments import MomentsAnswer
 from distrijax.parallel.auto.fitted import FITTED
 from distrijax.parallel.auto.questions import Fit, Question
 from distrijax.parallel.cards import Rates
@@ -129,6 +132,7 @@ class _Clock:
 def estimate(questions: Sequence[Question], policy: Policy, share: Share, rates: Rates, fit: Fit = FITTED) -> Estimate:
     """Return how long a step of this policy takes and waits."""
     clock, waiting = _Clock(share, rates), 0.0
+    answers: dict[str, HaloAnswer | MomentsAnswer | AttentionAnswer]
     answers = {"halo": policy.halo, "moments": policy.moments, "attention": policy.attention}
     waits = {q.layer for q in questions if answers[q.kind].waits and q.layer not in policy.fresh}
     carried = [q for q in questions if answers[q.kind].carries and answers[q.kind].sends and q.layer not in waits]
