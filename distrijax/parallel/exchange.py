@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from distrijax.nn.exchange import Projection, Whole
+from distrijax.nn.exchange import Fit, Projection, Whole, untouched
 from distrijax.parallel.answers.moments import FreshMoments
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.messages import Carried, Delivered, Moments, Pieces, gather_moments, swap_all
@@ -53,16 +53,14 @@ class SlabExchange:
         self.delivered = Delivered(halos, moments, tokens)
         self.waiting_riders = self.carried.riders if policy.halo.carries else {}
 
-    def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
-        x = self.slab.without_padding(x)
-        edges = self.slab.edges(x, above, below)
+    def halo(self, layer: str, x: Array, above: int, below: int, fit: Fit = untouched) -> Array:
         if layer in self.policy.fresh:
-            rows = self._fresh_rows(layer, edges)
-        else:
-            self._keep_once(self.own.halos, layer, edges)
-            with jax.named_scope("halos"):
-                rows = self.policy.halo.around(edges, self.delivered.halos.get(layer), self.slab)
-        return jnp.concatenate([rows[0], x, rows[1]], 1)
+            x = self.slab.without_padding(fit(x)(x))
+            rows = self._fresh_rows(layer, self.slab.edges(x, above, below))
+            return jnp.concatenate([rows[0], x, rows[1]], 1)
+        y, own = self.policy.halo.extend(x, above, below, fit, self.delivered.halos.get(layer), self.slab)
+        self._keep_once(self.own.halos, layer, own)
+        return y
 
     def _fresh_rows(self, layer: str, edges: Edges) -> Edges:
         """Wait for the neighbours' rows of this step; the first layer that does takes the riders along."""

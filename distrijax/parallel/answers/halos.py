@@ -4,7 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
+from distrijax.nn.exchange import Fit
 from distrijax.parallel.messages import swap_all
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
@@ -26,18 +28,38 @@ class HaloAnswer:
         """Return the rows around this device's slab, by layer, from what the previous step kept."""
         return {}
 
+    def extend(
+        self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab
+    ) -> tuple[Array, Edges]:
+        """Return one layer's rows, fitted, with those around them, and this device's own edges."""
+        x = slab.without_padding(fit(x)(x))
+        own = slab.edges(x, above, below)
+        with jax.named_scope("halos"):
+            rows = self.around(own, delivered, slab)
+        return jnp.concatenate([rows[0], x, rows[1]], 1), own
+
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
         """Return the rows above and below the slab, from one layer's own edges and the halo delivered for it."""
         raise NotImplementedError
 
 
 class FreshHalos(HaloAnswer):
-    """The neighbours' rows of this step, for which it waits."""
+    """The neighbours' rows of this step, for which it waits.
+
+    They are sent as they come from the layer before, in the same message as the moments of a group norm that waits,
+    and each device fits those that it receives: one wait in place of three.
+    """
 
     sends = waits = True
 
-    def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
-        return slab.transport.swap(own)
+    def extend(
+        self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab
+    ) -> tuple[Array, Edges]:
+        with jax.named_scope("halos"):
+            rows = slab.transport.swap_at_once(slab.edges(x, above, below))
+        y = fit(x)(jnp.concatenate([rows[0], x, rows[1]], 1))
+        y = slab.without_outside(y, above, below)
+        return y, slab.edges(y[:, above : above + x.shape[1]], above, below)
 
 
 class StaleHalos(HaloAnswer):
