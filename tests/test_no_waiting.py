@@ -150,7 +150,7 @@ def test_a_displaced_step_waits_for_nothing_bulky(mode: str, rescaled: bool) -> 
     expected = {
         "psum": 1 + rescaled,
         "all_gather": 2 * rescaled + policy.moments.waits * layers(GroupNorm),
-        "ppermute": 2 * policy.halo.waits * (layers(Conv) - 1),
+        "all_to_all": policy.halo.waits * (layers(Conv) - 1),
     }
     assert not policy.attention.waits
     assert kinds(waiting) == Counter({kind: count for kind, count in expected.items() if count})
@@ -164,8 +164,8 @@ def test_a_synchronous_step_waits(mode: str) -> None:
     found, _ = traced(mode, False)
     again = (1, 2) if mode == "no_sync" else (0, 0)  # what its displaced steps will use is gathered a second time
     waiting = kinds([c for c in found if c.waits])
-    assert waiting["ppermute"] == 2 * (layers(Conv) - 1) + 2 * again[0]
-    assert waiting["all_gather"] == layers(GroupNorm) + layers(SelfAttention) * (2 + again[1])
+    assert waiting["ppermute"] == 2 * again[0]
+    assert waiting["all_gather"] == layers(GroupNorm) + layers(Conv) - 1 + layers(SelfAttention) * (2 + again[1])
 
 
 @pytest.mark.parametrize("mode", DISPLACED)
@@ -193,8 +193,8 @@ def test_a_displaced_step_sends_little_and_seldom(mode: str) -> None:
     if policy.moments.waits:
         tokens[1, 2, 1, small_unet().config.norm_num_groups] = layers(GroupNorm)
     assert shapes(found, "all_gather") == tokens
-    permutes = 4 if policy.halo.carries else 2 * layers(Conv)
-    assert count == Counter(ppermute=permutes, all_gather=tokens.total(), psum=1 + policy.moments.carries)
+    halos = Counter(ppermute=4) if policy.halo.carries else Counter(ppermute=2, all_to_all=layers(Conv) - 1)
+    assert count == halos + Counter(all_gather=tokens.total(), psum=1 + policy.moments.carries)
 
 
 @pytest.mark.parametrize("displaced", [False, True], ids=["synchronous", "displaced"])

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.layout import SlabLayout
-from distrijax.parallel.messages import Moments, gather_moments, gather_tokens, swap_all
+from distrijax.parallel.messages import Moments, deal_edges, gather_edges, gather_moments, gather_tokens, swap_all
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.slab import Slab
@@ -131,6 +131,25 @@ def test_neighbours_rows_arrive(devices: int) -> None:
             np.testing.assert_array_equal(arrived[layer][1][device], around[:, end : end + below])
 
 
+@pytest.mark.parametrize("deliver", [gather_edges, deal_edges])
+@pytest.mark.parametrize("devices", [1, 2, 3, 5])
+def test_neighbours_rows_arrive_in_one_message(devices: int, deliver: Any) -> None:
+    """As those of a swap do, inside the picture; what arrives at its ends is masked."""
+    layout = SlabLayout(4 * devices, devices)
+    slab = Slab(layout, MESH)
+    for above, below in ((1, 1), (0, 1), (2, 1), (2, 0)):
+        x = normal(2, layout.height, 3, 2)
+
+        def extended(part: Array) -> Array:
+            rows = deliver(slab.edges(part, above, below), MESH)  # noqa: B023
+            return slab.without_outside(jnp.concatenate([rows[0], part, rows[1]], 1), above, below)  # noqa: B023
+
+        around = np.pad(x, ((0, 0), (above, below), (0, 0), (0, 0)))
+        arrived = on_each(extended, slabs(layout, x))
+        for device, got in enumerate(arrived):
+            np.testing.assert_array_equal(got, around[:, 4 * device : 4 * device + 4 + above + below])
+
+
 def test_moments_arrive() -> None:
     pairs = {f"norm{i}": (normal(4, 2, 3, seed=i), normal(4, 2, 3, seed=9 + i) ** 2) for i in range(3)}
     arrived = on_each(lambda own: gather_moments(Moments.stack(own), MESH), pairs)
@@ -181,7 +200,8 @@ def test_local_copies_have_the_shapes_of_messages(devices: int) -> None:
 
     def used(transport: Any) -> Any:
         assert transport.count() == devices
-        return transport.swap(edges), transport.gather(edges[0]), transport.sum(edges[0])
+        dealt = transport.deal(jnp.ones((devices, 3)) + 0 * transport.index())
+        return transport.swap(edges), transport.gather(edges[0]), transport.sum(edges[0]), dealt
 
     real = jax.eval_shape(lambda: on_each(lambda _: used(MESH), jnp.arange(devices)))
     local = jax.eval_shape(lambda: used(LocalCopies(devices)))

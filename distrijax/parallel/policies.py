@@ -47,7 +47,7 @@ MODES = {
     "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
     "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
     "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
-    "halo_sync": Policy(FreshHalos(), StaleAttention(), CorrectedMoments()),
+    "halo_sync": Policy(FreshHalos(with_moments=False), StaleAttention(), CorrectedMoments()),
     "full_sync": FULL_SYNC,
     "naive_patch": Policy(ZeroHalos(), OwnAttention(), OwnMoments(), fresh=frozenset()),
 }

@@ -28,15 +28,12 @@ class Transport(Protocol):
         """Return the rows above and below this device's own, from its neighbours' `edges`; zero outside the picture."""
         ...
 
-    def swap_at_once(self, edges: Edges) -> Edges:
-        """Return the neighbours' rows as `swap` does, in one message to all devices, for who waits for it.
-
-        Outside the picture they may be anything.
-        """
-        ...
-
     def gather(self, x: Array) -> Array:
         """Return every device's `x`, concatenated: [n, ...] -> [N * n, ...]."""
+        ...
+
+    def deal(self, x: Array) -> Array:
+        """Return what every device has for this one: of [N, ...], part i is for device i, and then from it."""
         ...
 
     def sum(self, x: Array) -> Array:
@@ -61,15 +58,11 @@ class MeshTransport:
         below = lax.ppermute(top, AXIS, [((i + 1) % count, i) for i in range(count)])
         return jnp.where(index > 0, above, 0), jnp.where(index < count - 1, below, 0)
 
-    def swap_at_once(self, edges: Edges) -> Edges:
-        count, index, height = self.count(), self.index(), edges[0].shape[1]
-        both = lax.all_gather(jnp.concatenate(edges, 1), AXIS, axis=0, tiled=False)  # [N, B, n, W, C]
-        above = lax.dynamic_index_in_dim(both, (index - 1) % count, 0, keepdims=False)
-        below = lax.dynamic_index_in_dim(both, (index + 1) % count, 0, keepdims=False)
-        return above[:, height:], below[:, :height]
-
     def gather(self, x: Array) -> Array:
         return lax.all_gather(x, AXIS, tiled=True)
+
+    def deal(self, x: Array) -> Array:
+        return lax.all_to_all(x, AXIS, 0, 0, tiled=True)
 
     def sum(self, x: Array) -> Array:
         return lax.psum(x, AXIS)
@@ -95,11 +88,11 @@ class LocalCopies:
         top, bottom = edges
         return bottom, top
 
-    def swap_at_once(self, edges: Edges) -> Edges:
-        return self.swap(edges)
-
     def gather(self, x: Array) -> Array:
         return jnp.broadcast_to(x[None], (self.devices, *x.shape)).reshape(-1, *x.shape[1:])
+
+    def deal(self, x: Array) -> Array:
+        return x
 
     def sum(self, x: Array) -> Array:
         return x

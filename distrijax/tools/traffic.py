@@ -157,6 +157,8 @@ def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
             copies = others
         elif name in ("psum", "psum_invariant"):
             copies = 2 * others / (others + 1)
+        elif name == "all_to_all":
+            copies = others / (others + 1)
         elif name != "ppermute":
             raise NotImplementedError(f"traffic is not counted for {name} over {axes}")
         # Every question of the exchange sends under a scope of its own name (see `parallel/exchange.py`).

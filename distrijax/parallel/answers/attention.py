@@ -7,6 +7,7 @@ from jax import Array, lax
 
 from distrijax.nn.attention import attend
 from distrijax.nn.exchange import Projection, tokens
+from distrijax.parallel.answers.heads import Deal
 from distrijax.parallel.messages import KeysValues, gather_tokens
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Transport
@@ -56,6 +57,8 @@ class FreshAttention(AttentionAnswer):
     ) -> tuple[Array, KeysValues]:
         q, k, v = project(x)
         own = tokens(k), tokens(v)
+        if (deal := Deal.of(q, heads, slab.transport.count())).pays:
+            return deal.attend(q, *own, slab), own
         with jax.named_scope("tokens"):
             keys, values = (slab.existing_tokens(slab.transport.gather(fresh), k) for fresh in own)
         return attend(q, keys, values, heads), own

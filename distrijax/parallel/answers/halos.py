@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from distrijax.nn.exchange import Fit
-from distrijax.parallel.messages import swap_all
+from distrijax.parallel.messages import deal_edges, gather_edges, swap_all
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
 
@@ -43,22 +43,28 @@ class HaloAnswer:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
 class FreshHalos(HaloAnswer):
     """The neighbours' rows of this step, for which it waits.
 
-    They are sent as they come from the layer before, in the same message as the moments of a group norm that waits,
-    and each device fits those that it receives: one wait in place of three.
+    They are sent as the layer before made them, and each device fits those that it receives. So they travel in the
+    same message as the moments of a group norm that waits: one wait in place of three.
+
+    Attributes:
+        with_moments: whether moments are gathered in the same step, which XLA combines with a gather of rows. In a step
+            that gathers carried keys and values, XLA would combine those with the rows, and 28 MB would be waited for.
     """
 
+    with_moments: bool = True
     sends = waits = True
 
     def extend(
         self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab
     ) -> tuple[Array, Edges]:
         with jax.named_scope("halos"):
-            rows = slab.transport.swap_at_once(slab.edges(x, above, below))
-        y = fit(x)(jnp.concatenate([rows[0], x, rows[1]], 1))
-        y = slab.without_outside(y, above, below)
+            edges, transport = slab.edges(x, above, below), slab.transport
+            rows = gather_edges(edges, transport) if self.with_moments else deal_edges(edges, transport)
+        y = slab.without_outside(fit(x)(jnp.concatenate([rows[0], x, rows[1]], 1)), above, below)
         return y, slab.edges(y[:, above : above + x.shape[1]], above, below)
 
 
