@@ -108,7 +108,7 @@ def test_modes_differ_in_what_they_send_and_hold() -> None:
 
 def test_a_policy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh halos in a displaced step: a message of each convolution, and none of them carried or along with others."""
-    policy = Policy(FreshHalos(with_moments=False), StaleAttention(), StaleMoments())
+    policy = Policy(FreshHalos(), StaleAttention(), StaleMoments())
     monkeypatch.setitem(policies.MODES, "by_hand", policy)
     counted, stale = small(patch=4, mode="by_hand"), small(patch=4, mode="stale_gn")
     synchronous, displaced = counted.steps["synchronous"], counted.steps["displaced"]

@@ -99,9 +99,10 @@ def swap_all(halos: dict[str, Edges], transport: Transport) -> dict[str, Edges]:
 
 
 def gather_edges(edges: Edges, transport: Transport) -> Edges:
-    """Return what `swap` does in one message, to all devices; beyond the picture's ends, rows from elsewhere.
+    """Return the rows above and below from one gather, which XLA combines with one of moments.
 
-    A message of a few rows takes as long as one of none, so one of 2 N edges is faster than two of an edge each.
+    Beyond the ends of the picture they are rows from elsewhere. A message of a few rows takes as long as one of none,
+    so this one of 2 N edges arrives before two of one edge each.
     """
     top, bottom = edges
     index, count = transport.index(), transport.count()
@@ -111,15 +112,19 @@ def gather_edges(edges: Edges, transport: Transport) -> Edges:
 
 
 def deal_edges(edges: Edges, transport: Transport) -> Edges:
-    """Return what `gather_edges` does by an all-to-all, where each device gets its rows or zeros."""
+    """Return what `Transport.swap` does, in one message: each device gets a row from all others, mostly zeros.
+
+    XLA would combine a gather with those of carried keys and values, and the rows would wait for 28 MB.
+    """
     top, bottom = edges
     index, count = transport.index(), transport.count()
-    rows = max(top.shape[1], bottom.shape[1])
-    places = jnp.arange(count)[:, None, None, None, None]
-    top, bottom = (jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0), (0, 0))) for x in edges)
-    dealt = transport.deal(jnp.where(places == index + 1, bottom, jnp.where(places == index - 1, top, 0)))
+    most = max(top.shape[1], bottom.shape[1])
+    first, last = (jnp.pad(x, ((0, 0), (0, most - x.shape[1]), (0, 0), (0, 0))) for x in edges)
+    place = jnp.arange(count)[:, None, None, None, None]
+    dealt = transport.deal(jnp.where(place == index + 1, last, jnp.where(place == index - 1, first, 0)))
     above, below = (lax.dynamic_index_in_dim(dealt, (index + i) % count, keepdims=False) for i in (-1, 1))
-    return above[:, : edges[1].shape[1]], below[:, : edges[0].shape[1]]
+    above, below = jnp.where(index > 0, above, 0), jnp.where(index < count - 1, below, 0)
+    return above[:, : bottom.shape[1]], below[:, : top.shape[1]]
 
 
 def gather_moments(moments: Moments, transport: Transport) -> Moments:

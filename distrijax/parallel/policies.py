@@ -10,7 +10,7 @@ from distrijax.parallel.answers.attention import (
     OwnAttention,
     StaleAttention,
 )
-from distrijax.parallel.answers.halos import FreshHalos, FrozenHalos, HaloAnswer, StaleHalos, ZeroHalos
+from distrijax.parallel.answers.halos import EarlyHalos, FreshHalos, FrozenHalos, HaloAnswer, StaleHalos, ZeroHalos
 from distrijax.parallel.answers.moments import CorrectedMoments, FreshMoments, MomentsAnswer, OwnMoments, StaleMoments
 
 PROMPTED, GUIDED = "guidance.prompted", "guidance.guided"
@@ -39,7 +39,7 @@ class Policy:
         return self.halo.carries or self.attention.carries or self.moments.carries
 
 
-FULL_SYNC = Policy(FreshHalos(), FreshAttention(), FreshMoments())
+FULL_SYNC = Policy(EarlyHalos(), FreshAttention(), FreshMoments())
 
 MODES = {
     "corrected_async_gn": Policy(StaleHalos(), StaleAttention(), CorrectedMoments()),
@@ -47,7 +47,7 @@ MODES = {
     "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
     "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
     "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
-    "halo_sync": Policy(FreshHalos(with_moments=False), StaleAttention(), CorrectedMoments()),
+    "halo_sync": Policy(FreshHalos(), StaleAttention(), CorrectedMoments()),
     "full_sync": FULL_SYNC,
     "naive_patch": Policy(ZeroHalos(), OwnAttention(), OwnMoments(), fresh=frozenset()),
 }

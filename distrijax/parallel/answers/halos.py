@@ -43,27 +43,27 @@ class HaloAnswer:
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True)
 class FreshHalos(HaloAnswer):
-    """The neighbours' rows of this step, for which it waits.
+    """The neighbours' rows of this step, for which it waits."""
 
-    They are sent as the layer before made them, and each device fits those that it receives. So they travel in the
-    same message as the moments of a group norm that waits: one wait in place of three.
-
-    Attributes:
-        with_moments: whether moments are gathered in the same step, which XLA combines with a gather of rows. In a step
-            that gathers carried keys and values, XLA would combine those with the rows, and 28 MB would be waited for.
-    """
-
-    with_moments: bool = True
     sends = waits = True
+
+    def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
+        return deal_edges(own, slab.transport)
+
+
+class EarlyHalos(FreshHalos):
+    """Fresh halos that are sent as the layer before made them, and fitted by the device that receives them.
+
+    So they travel in the same message as the moments that a group norm waits for: one wait in place of two. For
+    policies whose moments are the same on all devices; where they are not, a neighbour would make other rows of them.
+    """
 
     def extend(
         self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab
     ) -> tuple[Array, Edges]:
         with jax.named_scope("halos"):
-            edges, transport = slab.edges(x, above, below), slab.transport
-            rows = gather_edges(edges, transport) if self.with_moments else deal_edges(edges, transport)
+            rows = gather_edges(slab.edges(x, above, below), slab.transport)
         y = slab.without_outside(fit(x)(jnp.concatenate([rows[0], x, rows[1]], 1)), above, below)
         return y, slab.edges(y[:, above : above + x.shape[1]], above, below)
 
