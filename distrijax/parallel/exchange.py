@@ -1,13 +1,15 @@
 """The exchange of one step on a device that holds one slab of rows, for use inside `shard_map` or `vmap`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from distrijax.nn.exchange import Projection, Whole
-from distrijax.parallel.answers.moments import FreshMoments
+from distrijax.parallel.answers.moments import FreshMoments, History
 from distrijax.parallel.layout import SlabLayout
-from distrijax.parallel.messages import Carried, Delivered, Moments, Pieces, gather_moments, swap_all
+from distrijax.parallel.messages import Carried, Delivered, Moments, Past, Pieces, gather_moments, swap_all
 from distrijax.parallel.policies import Policy
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
@@ -28,6 +30,7 @@ class SlabExchange:
         successor: policy of the next step, which decides what this one keeps.
         riders: number of leading layers whose stale halos are sent with the first fresh ones.
         carried: what the previous step kept; ignored by a policy that carries nothing.
+        persistence: the share of this step's changes that predictions expect to happen again in the next.
     """
 
     def __init__(
@@ -38,15 +41,17 @@ class SlabExchange:
         layout: SlabLayout,
         transport: Transport,
         carried: Carried | None,
+        persistence: Array | float = 0.0,
     ):
         self.policy, self.successor, self.riders = policy, successor, riders
         self.slab, self.transport = Slab(layout, transport), transport
-        self.carried, self.own = carried or Carried(), Pieces()
+        self.carried, self.persistence = carried or Carried(), jnp.float32(persistence)
+        self.own, self.messages = Pieces(), Pieces()
         with jax.named_scope("halos"):
             halos = policy.halo.deliver(self.carried.halos, transport)
         with jax.named_scope("moments"):
             moments = None
-            if policy.moments.carries and self.carried.moments is not None:
+            if (policy.moments.carries or successor.moments.predicts) and self.carried.moments is not None:
                 moments = gather_moments(self.carried.moments, transport)
         with jax.named_scope("tokens"):
             tokens = policy.attention.deliver(self.carried.tokens, transport)
@@ -56,10 +61,13 @@ class SlabExchange:
     def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
         x = self.slab.without_padding(x)
         edges = self.slab.edges(x, above, below)
-        if layer in self.policy.fresh:
+        if not self.successor.waits_for_halo(layer):
+            self._keep_once(self.own.halos, layer, edges)
+            past = self.carried.past.halos.get(layer)
+            self.messages.halos[layer] = self.successor.halo.message(edges, past, self.persistence)
+        if self.policy.waits_for_halo(layer):
             rows = self._fresh_rows(layer, edges)
         else:
-            self._keep_once(self.own.halos, layer, edges)
             with jax.named_scope("halos"):
                 rows = self.policy.halo.around(edges, self.delivered.halos.get(layer), self.slab)
         return jnp.concatenate([rows[0], x, rows[1]], 1)
@@ -79,31 +87,47 @@ class SlabExchange:
         own = self.slab.own_moments(x, groups)
         with jax.named_scope("moments"):
             if layer in self.policy.fresh:
-                return FreshMoments().merge(own, None, None, x.shape[1], self.slab)
+                return FreshMoments().merge(own, None, x.shape[1], self.slab)
             self._keep_once(self.own.moments, layer, own)
-            last = delivered = None
-            if self.delivered.moments is not None and self.carried.moments is not None:
-                last, delivered = self.carried.moments[layer], self.delivered.moments[layer]
-            return self.policy.moments.merge(own, last, delivered, x.shape[1], self.slab)
+            return self.policy.moments.merge(own, self._history(layer), x.shape[1], self.slab)
+
+    def _history(self, layer: str) -> History | None:
+        last, delivered, before = self.carried.moments, self.delivered.moments, self.carried.past.moments
+        if not self.policy.moments.carries or last is None or delivered is None:
+            return None
+        return History(last[layer], delivered[layer], before[layer] if before else None, self.persistence)
 
     def attention(self, layer: str, x: Array, project: Projection, heads: int) -> Array:
-        answer = self.policy.attention
-        y, own = answer.attend(x, project, heads, self.delivered.tokens.get(layer), self.slab)
+        y, own = self.policy.attention.attend(x, project, heads, self.delivered.tokens.get(layer), self.slab)
         self._keep_once(self.own.tokens, layer, own)
+        past = self.carried.past.tokens.get(layer)
+        self.messages.tokens[layer] = self.successor.attention.message(own, past, self.persistence)
         return y
 
     def carry(self) -> Carried:
         """Return what the next step's exchange needs from this one."""
         policy, riders = self.successor, {}
         with jax.named_scope("halos"):
-            halos = policy.halo.keep(self.own.halos, self.delivered.halos, self.transport)
+            halos = policy.halo.keep(self.messages.halos, self.delivered.halos, self.transport)
         if policy.halo.sends and policy.halo.carries:
             first = list(halos)[: self.riders]
             riders, halos = {k: halos[k] for k in first}, {k: v for k, v in halos.items() if k not in first}
         moments = Moments.stack(self.own.moments) if policy.moments.carries else None
         with jax.named_scope("tokens"):
-            tokens = policy.attention.keep(self.own.tokens, self.delivered.tokens, self.transport)
-        return Carried(halos, riders, moments, tokens)
+            tokens = policy.attention.keep(self.messages.tokens, self.delivered.tokens, self.transport)
+        past = Past(
+            self.own.halos if policy.halo.predicts else {},
+            self._past_moments(moments) if policy.moments.predicts else None,
+            self.own.tokens if policy.attention.predicts else {},
+        )
+        return Carried(halos, riders, moments, tokens, past)
+
+    def _past_moments(self, moments: Moments | None) -> Moments | None:
+        """Return what the next step needs of all devices' moments of the step before this one."""
+        if self.delivered.moments is not None or moments is None:
+            return self.delivered.moments
+        first = jnp.repeat(moments.values[:, :, None], self.transport.count(), 2)  # the first step: nothing is known
+        return dataclasses.replace(moments, values=first)
 
     def _keep_once(self, kind: dict, layer: str, piece: object) -> None:
         if layer in kind:

@@ -50,6 +50,22 @@ class Moments:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Past:
+    """What answers that predict remember of earlier steps.
+
+    Attributes:
+        halos: this device's own edges of the last step, by layer, where `Carried.halos` are predictions.
+        moments: those of all devices in the step before the last.
+        tokens: this device's own keys and values of the last step, by layer, where `Carried.tokens` are predictions.
+    """
+
+    halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
+    moments: Moments | None = None
+    tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Carried:
     """The state that the denoising loop carries between the exchanges of two steps, as far as a policy needs it.
 
@@ -58,12 +74,14 @@ class Carried:
         riders: halos of the first layers, which are sent with the fresh rows of latents.
         moments: moments of all group norms.
         tokens: keys and values, by layer.
+        past: what predictions of the next step need besides.
     """
 
     halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
     riders: dict[str, Edges] = dataclasses.field(default_factory=dict)
     moments: Moments | None = None
     tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+    past: Past = dataclasses.field(default_factory=Past)
 
     def second_half(self) -> "Carried":
         """Return the pieces of the second half of the pictures: of the second of two guidance branches."""
@@ -71,7 +89,8 @@ class Carried:
         def half(axis: int, tree: T) -> T:
             return jax.tree.map(lambda x: lax.slice_in_dim(x, x.shape[axis] // 2, None, axis=axis), tree)
 
-        return Carried(half(0, self.halos), half(0, self.riders), half(2, self.moments), half(1, self.tokens))
+        past = Past(half(0, self.past.halos), half(3, self.past.moments), half(1, self.past.tokens))
+        return Carried(half(0, self.halos), half(0, self.riders), half(2, self.moments), half(1, self.tokens), past)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +100,11 @@ class Delivered:
     halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
     moments: Moments | None = None
     tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+
+
+def predict(now: T, past: T, persistence: Array) -> T:
+    """Return arrays as they will be in the next step, if this share of their last change happens again."""
+    return jax.tree.map(lambda x, before: x + persistence.astype(x.dtype) * (x - before), now, past)
 
 
 def swap_all(halos: dict[str, Edges], transport: Transport) -> dict[str, Edges]:

@@ -49,11 +49,13 @@ class Steps:
         coefficients: the scheduler's, by name, fp32 [S] each.
         timesteps: the U-Net's time inputs, [S].
         noise: [S, B, h, W, C]; None if no step draws any.
+        persistence: the share of its changes that each step expects to happen again in the next, fp32 [S].
     """
 
     coefficients: Mapping[str, Array]
     timesteps: Array
     noise: Array | None
+    persistence: Array
 
     def at(self, step: Array | int) -> "Steps":
         """Return the inputs of one step."""
@@ -87,7 +89,7 @@ def denoise(
     maps: Maps,
     *,
     scheduler: Scheduler,
-    exchange: Callable[[Carried | None], StepExchange],
+    exchange: Callable[[Carried | None, Array], StepExchange],
     after_step: AfterStep = keep_latents,
     record: bool = False,
 ) -> tuple[Carry, Array | None]:
@@ -110,7 +112,7 @@ def denoise(
     """
 
     def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
-        answers = exchange(carry.pieces)
+        answers = exchange(carry.pieces, now.persistence)
         branches = jnp.ones_like(guidance.weights)[:, None, None, None, None]  # those of this device
         x = branches * scheduler.scale_model_input(now.coefficients, carry.latents)[None]  # [branches, B, h, W, C]
         seen = x

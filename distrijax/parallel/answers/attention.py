@@ -7,7 +7,7 @@ from jax import Array, lax
 
 from distrijax.nn.attention import attend
 from distrijax.nn.exchange import Projection, tokens
-from distrijax.parallel.messages import KeysValues, gather_tokens
+from distrijax.parallel.messages import KeysValues, gather_tokens, predict
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Transport
 
@@ -18,10 +18,14 @@ Tokens = dict[str, KeysValues]
 class AttentionAnswer:
     """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
-    carries = sends = waits = False
+    carries = sends = waits = predicts = False
 
-    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        """Return what the next step needs from this step's `own` keys and values and those `delivered` in it."""
+    def message(self, own: KeysValues, past: KeysValues | None, persistence: Array) -> KeysValues:
+        """Return the keys and values to send for one layer, from those of this step and of the last one."""
+        return own
+
+    def keep(self, messages: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        """Return what the next step needs from this step's messages and those `delivered` in it."""
         return {}
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
@@ -66,8 +70,8 @@ class StaleAttention(AttentionAnswer):
 
     carries = sends = True
 
-    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        return own
+    def keep(self, messages: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        return messages
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
         return gather_tokens(carried, transport)
@@ -89,13 +93,22 @@ class StaleAttention(AttentionAnswer):
         return attend(q, keys, values, heads), own
 
 
+class PredictedAttention(StaleAttention):
+    """Attention over the keys and values that the others expected for this step, by the last change of theirs."""
+
+    predicts = True
+
+    def message(self, own: KeysValues, past: KeysValues | None, persistence: Array) -> KeysValues:
+        return own if past is None else lax.optimization_barrier(predict(own, past, persistence))
+
+
 class FrozenAttention(StaleAttention):
     """Stale attention over the others' keys and values of the last synchronous step; nothing is sent after it."""
 
     sends = False
 
-    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        return delivered or gather_tokens(own, transport)
+    def keep(self, messages: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        return delivered or gather_tokens(messages, transport)
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
         return carried

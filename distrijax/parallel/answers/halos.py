@@ -4,8 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from distrijax.parallel.messages import swap_all
+from distrijax.parallel.messages import predict, swap_all
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
 
@@ -16,10 +17,14 @@ Halos = dict[str, Edges]
 class HaloAnswer:
     """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
-    carries = sends = waits = False
+    carries = sends = waits = predicts = False
 
-    def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
-        """Return what the next step needs from this step's `own` edges and the halos `delivered` in it."""
+    def message(self, own: Edges, past: Edges | None, persistence: Array) -> Edges:
+        """Return the edges to send for one layer, from those of this step and of the last one."""
+        return own
+
+    def keep(self, messages: Halos, delivered: Halos, transport: Transport) -> Halos:
+        """Return what the next step needs from this step's messages and the halos `delivered` in it."""
         return {}
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
@@ -45,8 +50,8 @@ class StaleHalos(HaloAnswer):
 
     carries = sends = True
 
-    def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
-        return own
+    def keep(self, messages: Halos, delivered: Halos, transport: Transport) -> Halos:
+        return messages
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
         return swap_all(carried, transport)
@@ -56,13 +61,22 @@ class StaleHalos(HaloAnswer):
         return delivered
 
 
+class PredictedHalos(StaleHalos):
+    """The rows that the neighbours expected to have in this step, by the last change of theirs."""
+
+    predicts = True
+
+    def message(self, own: Edges, past: Edges | None, persistence: Array) -> Edges:
+        return own if past is None else predict(own, past, persistence)
+
+
 class FrozenHalos(StaleHalos):
     """The neighbours' rows of the last synchronous step; nothing is sent after it."""
 
     sends = False
 
-    def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
-        return delivered or swap_all(own, transport)
+    def keep(self, messages: Halos, delivered: Halos, transport: Transport) -> Halos:
+        return delivered or swap_all(messages, transport)
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
         return carried
