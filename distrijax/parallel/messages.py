@@ -32,19 +32,23 @@ class Moments:
 
     Attributes:
         values: fp32 [L, 2, B, G], or of all devices [L, 2, N, B, G].
-        layers: names of the L norms.
+        heights: rows of a slab at each of the L norms, by name.
     """
 
     values: Array
-    layers: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    heights: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def stack(cls, moments: dict[str, MeanVariance]) -> "Moments":
+    def stack(cls, moments: dict[str, MeanVariance], heights: dict[str, int]) -> "Moments":
         values = jnp.stack([moment for pair in moments.values() for moment in pair])
-        return cls(values.reshape(len(moments), 2, *values.shape[1:]), tuple(moments))
+        return cls(values.reshape(len(moments), 2, *values.shape[1:]), tuple((name, heights[name]) for name in moments))
+
+    def index(self, layer: str) -> int:
+        """Return the position of a norm."""
+        return [name for name, _ in self.heights].index(layer)
 
     def __getitem__(self, layer: str) -> MeanVariance:
-        mean, variance = self.values[self.layers.index(layer)]
+        mean, variance = self.values[self.index(layer)]
         return mean, variance
 
 
@@ -54,14 +58,14 @@ class Past:
     """What answers that predict remember of earlier steps.
 
     Attributes:
-        halos: this device's own edges of the last step, by layer, where `Carried.halos` are predictions.
+        halos: what the prediction of this device's edges subtracts, by layer: see `Persistence.predict`.
         moments: those of all devices in the step before the last.
-        tokens: this device's own keys and values of the last step, by layer, where `Carried.tokens` are predictions.
+        tokens: what the prediction of its keys and values subtracts, by layer.
     """
 
-    halos: dict[str, Edges] = dataclasses.field(default_factory=dict)
+    halos: dict[str, Edges | None] = dataclasses.field(default_factory=dict)
     moments: Moments | None = None
-    tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
+    tokens: dict[str, KeysValues | None] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -102,9 +106,36 @@ class Delivered:
     tokens: dict[str, KeysValues] = dataclasses.field(default_factory=dict)
 
 
-def predict(now: T, past: T, persistence: Array) -> T:
-    """Return arrays as they will be in the next step, if this share of their last change happens again."""
-    return jax.tree.map(lambda x, before: x + persistence.astype(x.dtype) * (x - before), now, past)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Persistence:
+    """The share of the last change that is expected to happen again: of this step's, and of the next step's. Scalars.
+
+    Attributes:
+        now: of the change from the last step to this one, fp32.
+        next: of the change from this step to the next.
+    """
+
+    now: Array | float = 0.0
+    next: Array | float = 0.0
+
+    def predict(self, own: T, past: T | None) -> tuple[T, T]:
+        """Return arrays as they will be in the next step, and what that step's prediction has to subtract."""
+
+        def ahead(x: Array, before: Array) -> Array:
+            now = x.astype(jnp.float32)
+            return (now + (self.now * now - before.astype(jnp.float32))).astype(x.dtype)
+
+        def kept(x: Array, before: Array) -> Array:
+            # XLA computes this in place of `before` only if it depends on it; otherwise a step of SDXL has 220 copies.
+            return jnp.where(jnp.asarray(self.next) >= 0, (self.next * x.astype(jnp.float32)).astype(x.dtype), before)
+
+        if past is None:  # the first of all steps
+            past = jax.tree.map(jnp.zeros_like, own)
+        return jax.tree.map(ahead, own, past), jax.tree.map(kept, own, past)
+
+
+NOTHING_PERSISTS = Persistence()
 
 
 def swap_all(halos: dict[str, Edges], transport: Transport) -> dict[str, Edges]:

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Protocol
 
-from jax import Array
-
 from distrijax.parallel.exchange import OneDevice, SlabExchange
 from distrijax.parallel.layout import SlabLayout
-from distrijax.parallel.messages import Carried
+from distrijax.parallel.messages import NOTHING_PERSISTS, Carried, Persistence
 from distrijax.parallel.policies import FULL_SYNC, Policy
 from distrijax.parallel.transport import MESH, Transport
 
@@ -19,7 +17,9 @@ little runs before them to hide the message with all other halos: 7 MB each way 
 class MakeExchange(Protocol):
     """Makes a step's exchange object."""
 
-    def __call__(self, carried: Carried | None, persistence: Array | float = 0.0) -> OneDevice | SlabExchange: ...
+    def __call__(
+        self, carried: Carried | None, persistence: Persistence = NOTHING_PERSISTS
+    ) -> OneDevice | SlabExchange: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Phase:
     def exchange(self, layout: SlabLayout, transport: Transport = MESH) -> MakeExchange:
         """Return a function that makes a step's exchange object from what the previous step kept."""
 
-        def step(carried: Carried | None, persistence: Array | float = 0.0) -> OneDevice | SlabExchange:
+        def step(carried: Carried | None, persistence: Persistence = NOTHING_PERSISTS) -> OneDevice | SlabExchange:
             if layout.devices == 1:
                 return OneDevice()
             return SlabExchange(self.policy, self.successor, self.riders, layout, transport, carried, persistence)

@@ -68,7 +68,10 @@ MODES = {
     "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
     "predicted": Policy(PredictedHalos(), PredictedAttention(), PredictedMoments()),
     "halo_sync_up": Policy(
-        PredictedHalos(), PredictedAttention(), PredictedMoments(), fresh_halos=("up_blocks.0.", "up_blocks.1.")
+        PredictedHalos(),
+        PredictedAttention(),
+        PredictedMoments(),
+        fresh_halos=("unet.up_blocks.0.", "unet.up_blocks.1."),
     ),
     "halo_sync": Policy(FreshHalos(), PredictedAttention(), PredictedMoments()),
     "full_sync": FULL_SYNC,

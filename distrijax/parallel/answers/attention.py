@@ -1,17 +1,19 @@
 """Answers to self-attention: the attention of a slab's tokens over those of the whole picture."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax import Array, lax
 
 from distrijax.nn.attention import attend
 from distrijax.nn.exchange import Projection, tokens
-from distrijax.parallel.messages import KeysValues, gather_tokens, predict
+from distrijax.parallel.messages import KeysValues, Persistence, gather_tokens
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Transport
 
 Tokens = dict[str, KeysValues]
+Offer = Callable[[KeysValues], KeysValues]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +22,19 @@ class AttentionAnswer:
 
     carries = sends = waits = predicts = False
 
-    def message(self, own: KeysValues, past: KeysValues | None, persistence: Array) -> KeysValues:
-        """Return the keys and values to send for one layer, from those of this step and of the last one."""
-        return own
+    def message(
+        self, own: KeysValues, past: KeysValues | None, persistence: Persistence
+    ) -> tuple[KeysValues, KeysValues | None]:
+        """Return the keys and values to send for one layer, and what to remember for the message of the next step.
 
-    def keep(self, messages: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        """Return what the next step needs from this step's messages and those `delivered` in it."""
+        Args:
+            own: those of this device in this step.
+            past: what the last step remembered.
+        """
+        return own, None
+
+    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        """Return what the next step needs from this step's messages `own` and those `delivered` in it."""
         return {}
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
@@ -33,9 +42,13 @@ class AttentionAnswer:
         return {}
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
-        """Return one layer's attention, [h, W, B, C], and this device's keys and values, [h * W, B, C] each."""
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
+        """Return one layer's attention, [h, W, B, C].
+
+        Args:
+            offer: takes this device's keys and values [h * W, B, C] as soon as they are known, and returns them.
+        """
         raise NotImplementedError
 
 
@@ -43,11 +56,11 @@ class OwnAttention(AttentionAnswer):
     """Attention over the device's own slab alone."""
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
         q, k, v = project(x)
-        own = tokens(k), tokens(v)
-        return attend(q, *own, heads), own
+        own = offer((tokens(k), tokens(v)))
+        return attend(q, *own, heads)
 
 
 class FreshAttention(AttentionAnswer):
@@ -56,13 +69,13 @@ class FreshAttention(AttentionAnswer):
     sends = waits = True
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
         q, k, v = project(x)
-        own = tokens(k), tokens(v)
+        own = offer((tokens(k), tokens(v)))
         with jax.named_scope("tokens"):
             keys, values = (slab.existing_tokens(slab.transport.gather(fresh), k) for fresh in own)
-        return attend(q, keys, values, heads), own
+        return attend(q, keys, values, heads)
 
 
 class StaleAttention(AttentionAnswer):
@@ -70,27 +83,26 @@ class StaleAttention(AttentionAnswer):
 
     carries = sends = True
 
-    def keep(self, messages: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        return messages
+    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        return own
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
         return gather_tokens(carried, transport)
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
         assert delivered is not None
         # Barrier: the gather of the old keys and values must end before the new ones overwrite them, or XLA copies.
         x, delivered = lax.optimization_barrier((x, delivered))
         q, k, v = project(x)
-        # Barrier: store the next step's keys and values now; otherwise XLA keeps 480 MB of products to the step's end.
-        own = lax.optimization_barrier((tokens(k), tokens(v)))
+        own = offer((tokens(k), tokens(v)))
         start = slab.transport.index() * own[0].shape[0]
         keys, values = (
             slab.existing_tokens(lax.dynamic_update_slice_in_dim(stale, fresh, start, 0), k)
             for stale, fresh in zip(delivered, own, strict=True)
         )
-        return attend(q, keys, values, heads), own
+        return attend(q, keys, values, heads)
 
 
 class PredictedAttention(StaleAttention):
@@ -98,8 +110,10 @@ class PredictedAttention(StaleAttention):
 
     predicts = True
 
-    def message(self, own: KeysValues, past: KeysValues | None, persistence: Array) -> KeysValues:
-        return own if past is None else lax.optimization_barrier(predict(own, past, persistence))
+    def message(
+        self, own: KeysValues, past: KeysValues | None, persistence: Persistence
+    ) -> tuple[KeysValues, KeysValues | None]:
+        return persistence.predict(own, past)
 
 
 class FrozenAttention(StaleAttention):
@@ -107,8 +121,8 @@ class FrozenAttention(StaleAttention):
 
     sends = False
 
-    def keep(self, messages: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        return delivered or gather_tokens(messages, transport)
+    def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
+        return delivered or gather_tokens(own, transport)
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
         return carried

@@ -4,9 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
-from distrijax.parallel.messages import predict, swap_all
+from distrijax.parallel.messages import Persistence, swap_all
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
 
@@ -19,12 +18,17 @@ class HaloAnswer:
 
     carries = sends = waits = predicts = False
 
-    def message(self, own: Edges, past: Edges | None, persistence: Array) -> Edges:
-        """Return the edges to send for one layer, from those of this step and of the last one."""
-        return own
+    def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
+        """Return the edges to send for one layer, and what to remember for the message of the next step.
 
-    def keep(self, messages: Halos, delivered: Halos, transport: Transport) -> Halos:
-        """Return what the next step needs from this step's messages and the halos `delivered` in it."""
+        Args:
+            own: those of this device in this step.
+            past: what the last step remembered.
+        """
+        return own, None
+
+    def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
+        """Return what the next step needs from this step's messages `own` and the halos `delivered` in it."""
         return {}
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
@@ -50,8 +54,8 @@ class StaleHalos(HaloAnswer):
 
     carries = sends = True
 
-    def keep(self, messages: Halos, delivered: Halos, transport: Transport) -> Halos:
-        return messages
+    def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
+        return own
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
         return swap_all(carried, transport)
@@ -66,8 +70,8 @@ class PredictedHalos(StaleHalos):
 
     predicts = True
 
-    def message(self, own: Edges, past: Edges | None, persistence: Array) -> Edges:
-        return own if past is None else predict(own, past, persistence)
+    def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
+        return persistence.predict(own, past)
 
 
 class FrozenHalos(StaleHalos):
@@ -75,8 +79,8 @@ class FrozenHalos(StaleHalos):
 
     sends = False
 
-    def keep(self, messages: Halos, delivered: Halos, transport: Transport) -> Halos:
-        return delivered or swap_all(messages, transport)
+    def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
+        return delivered or swap_all(own, transport)
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
         return carried
