@@ -153,7 +153,7 @@ def test_neighbours_rows_arrive_in_one_message(devices: int, deliver: Any) -> No
 
 def test_moments_arrive() -> None:
     pairs = {f"norm{i}": (normal(4, 2, 3, seed=i), normal(4, 2, 3, seed=9 + i) ** 2) for i in range(3)}
-    arrived = on_each(lambda own: gather_moments(Moments.stack(own), MESH), pairs)
+    arrived = on_each(lambda own: gather_moments(Moments.stack(own, dict.fromkeys(own, 4)), MESH), pairs)
     for layer, expected in pairs.items():
         for device in range(4):
             got = jax.tree.map(lambda x: x[device], arrived)[layer]  # noqa: B023
@@ -180,7 +180,8 @@ def test_tokens_arrive_in_order() -> None:
 def test_number_of_messages() -> None:
     """One to each neighbour for all halos, one for all moments, two for each layer's keys and values."""
     halos = {f"conv{i}": (jnp.ones((1, i, 4, 2)), jnp.ones((1, 1, 4, 2))) for i in range(1, 5)}
-    moments = Moments.stack({f"norm{i}": (jnp.ones((1, 2)),) * 2 for i in range(4)})
+    names = [f"norm{i}" for i in range(4)]
+    moments = Moments.stack({name: (jnp.ones((1, 2)),) * 2 for name in names}, dict.fromkeys(names, 4))
     tokens = {f"attn{i}": (jnp.ones((3, 1, 2)),) * 2 for i in range(4)}
 
     def messages(deliver: Callable[..., Any], pieces: Any) -> list[int]:

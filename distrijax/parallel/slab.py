@@ -44,11 +44,15 @@ class Slab:
         """Return the rows of `x` that the neighbours need: the first `below` and the last `above`."""
         return x[:, :below], x[:, x.shape[1] - above :]
 
+    def weights(self, height: int) -> Array:
+        """Return the share of each slab of `height` rows in the picture, fp32 [N, 1, 1]."""
+        counts = self.layout.counts(height)
+        return jnp.asarray((counts / counts.sum()).astype(np.float32))[:, None, None]
+
     def merge_moments(self, moments: MeanVariance, height: int) -> MeanVariance:
         """Return the moments of the whole picture [B, G] from those of all slabs [N, B, G] of `height` rows."""
         means, variances = moments
-        counts = self.layout.counts(height)
-        weight = jnp.asarray((counts / counts.sum()).astype(np.float32))[:, None, None]
+        weight = self.weights(height)
         mean = (weight * means).sum(0)
         return mean, (weight * (variances + jnp.square(means - mean[None]))).sum(0)
 

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
+from distrijax.parallel.messages import Carried
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.specs import AXES
@@ -132,8 +133,9 @@ def count_traffic(
         jaxpr, call = loop.trace(call, phase)
         steps[phase.name] = _count(jaxpr, sizes)
     carry, kinds = call.inputs.carry, ("halos", "moments", "tokens")
-    held = {kind: _bytes(getattr(carry.pieces, kind, ())) // parallel.size for kind in kinds}
-    held["halos"] += _bytes(getattr(carry.pieces, "riders", ())) // parallel.size
+    pieces = carry.pieces or Carried()
+    held = {kind: _bytes((getattr(pieces, kind), getattr(pieces.past, kind))) // parallel.size for kind in kinds}
+    held["halos"] += _bytes(pieces.riders) // parallel.size
     held["latents"] = _bytes((carry.latents, carry.state)) // (parallel.data * parallel.patch)
     return Traffic(parallel, steps, held)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from distrijax.nn.exchange import Fit
-from distrijax.parallel.messages import deal_edges, gather_edges, swap_all
+from distrijax.parallel.messages import Persistence, deal_edges, gather_edges, swap_all
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
 
@@ -18,10 +18,19 @@ Halos = dict[str, Edges]
 class HaloAnswer:
     """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
-    carries = sends = waits = False
+    carries = sends = waits = predicts = False
+
+    def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
+        """Return the edges to send for one layer, and what to remember for the message of the next step.
+
+        Args:
+            own: those of this device in this step.
+            past: what the last step remembered.
+        """
+        return own, None
 
     def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
-        """Return what the next step needs from this step's `own` edges and the halos `delivered` in it."""
+        """Return what the next step needs from this step's messages `own` and the halos `delivered` in it."""
         return {}
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
@@ -82,6 +91,15 @@ class StaleHalos(HaloAnswer):
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
         assert delivered is not None
         return delivered
+
+
+class PredictedHalos(StaleHalos):
+    """The rows that the neighbours expected to have in this step, by the last change of theirs."""
+
+    predicts = True
+
+    def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
+        return persistence.predict(own, past)
 
 
 class FrozenHalos(StaleHalos):
