@@ -1,6 +1,7 @@
 """Compiled programs and the XLA options that go with them. What XLA makes of the options: test_overlap."""
 
 import re
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -90,24 +91,26 @@ def test_a_program_that_cannot_be_compiled_fails_for_all_and_may_be_tried_again(
         assert list(pool.map(call, [1, 2])) == ["2.0", "4.0"]
 
 
-def test_finding_a_program_takes_less_time_than_calling_it() -> None:
-    """With as many arrays as SDXL's U-Net has. The least of many tries, since the machine may be busy."""
-    weights = tuple(jnp.full((i % 40 + 1, 4), i, jnp.float32) for i in range(1680))
-
-    def least(call: object) -> float:
-        times = []
-        for _ in range(200):
-            start = time.perf_counter()
-            call()  # type: ignore[operator]
-            times.append(time.perf_counter() - start)
-        return min(times)
-
+def test_finding_a_program_takes_two_calls_for_each_array() -> None:
+    """With as many arrays as SDXL's U-Net has. On quiet cores finding takes 0.6 times as long as the call itself; with
+    `jax.typeof` for every array 3.7 times.
+    """
+    weights, count = tuple(jnp.full((i % 40 + 1, 4), i, jnp.float32) for i in range(1680)), 0
     program = Program("first weight", lambda weights: weights[0] + 1)
-    compiled = program.prepare(weights).wait()
     program(weights)
-    itself, whole = least(lambda: compiled(weights)), least(lambda: program(weights))
-    print(f"call {1e3 * itself:.2f} ms, with finding it {1e3 * whole:.2f} ms")
-    assert whole < 2.5 * itself  # measured: 1.6; with `jax.typeof` for every array 4.7
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        program(weights)
+    finally:
+        sys.setprofile(None)
+    calls = count / len(weights)
+    print(f"{calls:.2f} calls of Python functions for each array")
+    assert 1 < calls < 2.2  # whether it is a leaf, and its type
 
 
 def test_options_are_for_gpus_and_grow_with_the_picture() -> None:

@@ -23,7 +23,7 @@ from distrijax.nn.norm import GroupNorm
 from distrijax.nn.transformer import SelfAttention
 from distrijax.parallel.messages import Carried
 from distrijax.parallel.phases import RIDERS
-from distrijax.parallel.policies import MODES
+from distrijax.parallel.policies import MODES, Policy
 from distrijax.sampling import programs
 
 DISPLACED = [mode for mode, policy in MODES.items() if policy.carries]
@@ -140,6 +140,13 @@ def shapes(collectives: list[Collective], kind: str) -> Counter[tuple[int, ...]]
     return Counter(shape for c in collectives if c.kind.startswith(kind) for shape in c.shapes)
 
 
+def fresh_halos(policy: Policy) -> int:
+    """The number of convolutions that wait for this step's halos, besides conv_in."""
+    convolutions = [module.path for _, module in nnx.iter_modules(small_unet()) if isinstance(module, Conv)]
+    assert len(convolutions) == layers(Conv)
+    return sum(policy.halo.waits or policy.waits_for_halo(path) for path in convolutions) - 1
+
+
 @pytest.mark.parametrize("rescaled", [False, True], ids=["", "guidance rescaled"])
 @pytest.mark.parametrize("mode", DISPLACED)
 def test_a_displaced_step_waits_for_nothing_bulky(mode: str, rescaled: bool) -> None:
@@ -150,7 +157,7 @@ def test_a_displaced_step_waits_for_nothing_bulky(mode: str, rescaled: bool) -> 
     expected = {
         "psum": 1 + rescaled,
         "all_gather": 2 * rescaled + policy.moments.waits * layers(GroupNorm),
-        "ppermute": 2 * policy.halo.waits * (layers(Conv) - 1),
+        "all_to_all": fresh_halos(policy),
     }
     assert not policy.attention.waits
     assert kinds(waiting) == Counter({kind: count for kind, count in expected.items() if count})
@@ -164,8 +171,8 @@ def test_a_synchronous_step_waits(mode: str) -> None:
     found, _ = traced(mode, False)
     again = (1, 2) if mode == "no_sync" else (0, 0)  # what its displaced steps will use is gathered a second time
     waiting = kinds([c for c in found if c.waits])
-    assert waiting["ppermute"] == 2 * (layers(Conv) - 1) + 2 * again[0]
-    assert waiting["all_gather"] == layers(GroupNorm) + layers(SelfAttention) * (2 + again[1])
+    assert waiting["ppermute"] == 2 * again[0]
+    assert waiting["all_gather"] == layers(GroupNorm) + layers(Conv) - 1 + layers(SelfAttention) * (2 + again[1])
 
 
 @pytest.mark.parametrize("mode", DISPLACED)
@@ -181,20 +188,24 @@ def test_a_displaced_step_sends_little_and_seldom(mode: str) -> None:
     # One message up and one down with all halos, which are packed; those of the first layers go with conv_in's rows.
     if policy.halo.carries:
         halos, riders = (sum(prod(top.shape[1:]) for top, _ in x.values()) for x in (pieces.halos, pieces.riders))
-        assert (len(pieces.riders), len(pieces.halos)) == (RIDERS, layers(Conv) - 1 - RIDERS)
-        assert shapes(found, "ppermute") == Counter({(halos,): 2, (prod(rows) + riders,): 2})
+        stale = layers(Conv) - 1 - fresh_halos(policy)
+        assert (len(pieces.riders), len(pieces.halos)) == (RIDERS, stale - RIDERS)
+        permuted = shapes(found, "ppermute")
+        assert permuted[halos,] == permuted[prod(rows) + riders,] == 2
     # Keys and values of each layer as they are carried, and all moments in one message; no latents, no prediction.
     tokens = Counter(x.shape[1:] for pair in pieces.tokens.values() for x in pair)
     assert tokens.total() == 2 * layers(SelfAttention)
     if policy.moments.carries:
         _, norms, *moments = pieces.moments.values.shape  # [., L, 2, B, G]
-        assert norms == len(pieces.moments.layers) == layers(GroupNorm)
+        assert norms == len(pieces.moments.heights) == layers(GroupNorm)
         assert shapes(found, "psum")[norms, moments[0], PATCHES, *moments[1:]] == 1
     if policy.moments.waits:
         tokens[1, 2, 1, small_unet().config.norm_num_groups] = layers(GroupNorm)
     assert shapes(found, "all_gather") == tokens
-    permutes = 4 if policy.halo.carries else 2 * layers(Conv)
-    assert count == Counter(ppermute=permutes, all_gather=tokens.total(), psum=1 + policy.moments.carries)
+    halos = Counter(ppermute=2 + 2 * policy.halo.carries, all_to_all=fresh_halos(policy))
+    assert count == Counter({k: n for k, n in halos.items() if n}) + Counter(
+        all_gather=tokens.total(), psum=1 + policy.moments.carries
+    )
 
 
 @pytest.mark.parametrize("displaced", [False, True], ids=["synchronous", "displaced"])

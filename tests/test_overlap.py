@@ -106,6 +106,8 @@ def test_full_sdxl(size: int) -> None:
         assert displaced["temporary_bytes"] <= 200e6
         assert plan["carry_bytes"] <= 125e6
         assert plan["kernels"] <= 1800  # 1,765: one of these small ones takes 2 µs at the least, whatever it does
+    else:  # Attention is dealt by heads: 10 %. With keys and values gathered it was 19.
+        assert wait_share(synchronous) <= 0.12
     # Weights lie as the kernels want them, and activations are transposed inside of the norms alone.
     assert plan["copied_bytes"]["transpose"] == 0
     assert plan["copied_bytes"]["copy"] <= 4e6 * (size / 1024) ** 2

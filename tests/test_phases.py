@@ -57,6 +57,10 @@ class Recorder(LocalCopies):
         self.sizes.append(x.size)
         return super().gather(x)
 
+    def deal(self, x: Array) -> Array:
+        self.sizes.append(x.size)
+        return super().deal(x)
+
     def sum(self, x: Array) -> Array:
         self.sizes.append(x.size)
         return super().sum(x)
@@ -132,7 +136,7 @@ def test_riders_travel_with_the_first_fresh_rows() -> None:
 
 
 def test_a_layer_asks_once_a_step() -> None:
-    exchange = SlabExchange(MODES["stale_gn"], MODES["stale_gn"], 0, LAYOUT, LocalCopies(3), None)
+    exchange = SlabExchange(FULL_SYNC, MODES["stale_gn"], 0, LAYOUT, LocalCopies(3), None)
     x = jnp.ones((1, 4, 4, 2))
     exchange.own.halos["conv"] = (x[:, :1], x[:, :1])
     with pytest.raises(ValueError, match="'conv' asked twice"):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.layout import SlabLayout
-from distrijax.parallel.messages import Moments, gather_moments, gather_tokens, swap_all
+from distrijax.parallel.messages import Moments, deal_edges, gather_edges, gather_moments, gather_tokens, swap_all
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.slab import Slab
@@ -131,9 +131,29 @@ def test_neighbours_rows_arrive(devices: int) -> None:
             np.testing.assert_array_equal(arrived[layer][1][device], around[:, end : end + below])
 
 
+@pytest.mark.parametrize("deliver", [gather_edges, deal_edges])
+@pytest.mark.parametrize("devices", [1, 2, 3, 5])
+def test_neighbours_rows_arrive_in_one_message(devices: int, deliver: Any) -> None:
+    """As those of a swap do, inside the picture; what a gather delivers at its ends is masked."""
+    layout = SlabLayout(4 * devices, devices)
+    slab = Slab(layout, MESH)
+    for above, below in ((1, 1), (0, 1), (2, 1), (2, 0)):
+        x = normal(2, layout.height, 3, 2)
+
+        def extended(part: Array) -> Array:
+            rows = deliver(slab.edges(part, above, below), MESH)  # noqa: B023
+            whole = jnp.concatenate([rows[0], part, rows[1]], 1)
+            return slab.without_outside(whole, above, below) if deliver is gather_edges else whole  # noqa: B023
+
+        around = np.pad(x, ((0, 0), (above, below), (0, 0), (0, 0)))
+        arrived = on_each(extended, slabs(layout, x))
+        for device, got in enumerate(arrived):
+            np.testing.assert_array_equal(got, around[:, 4 * device : 4 * device + 4 + above + below])
+
+
 def test_moments_arrive() -> None:
     pairs = {f"norm{i}": (normal(4, 2, 3, seed=i), normal(4, 2, 3, seed=9 + i) ** 2) for i in range(3)}
-    arrived = on_each(lambda own: gather_moments(Moments.stack(own), MESH), pairs)
+    arrived = on_each(lambda own: gather_moments(Moments.stack(own, dict.fromkeys(own, 4)), MESH), pairs)
     for layer, expected in pairs.items():
         for device in range(4):
             got = jax.tree.map(lambda x: x[device], arrived)[layer]  # noqa: B023
@@ -160,7 +180,8 @@ def test_tokens_arrive_in_order() -> None:
 def test_number_of_messages() -> None:
     """One to each neighbour for all halos, one for all moments, two for each layer's keys and values."""
     halos = {f"conv{i}": (jnp.ones((1, i, 4, 2)), jnp.ones((1, 1, 4, 2))) for i in range(1, 5)}
-    moments = Moments.stack({f"norm{i}": (jnp.ones((1, 2)),) * 2 for i in range(4)})
+    names = [f"norm{i}" for i in range(4)]
+    moments = Moments.stack({name: (jnp.ones((1, 2)),) * 2 for name in names}, dict.fromkeys(names, 4))
     tokens = {f"attn{i}": (jnp.ones((3, 1, 2)),) * 2 for i in range(4)}
 
     def messages(deliver: Callable[..., Any], pieces: Any) -> list[int]:
@@ -181,7 +202,8 @@ def test_local_copies_have_the_shapes_of_messages(devices: int) -> None:
 
     def used(transport: Any) -> Any:
         assert transport.count() == devices
-        return transport.swap(edges), transport.gather(edges[0]), transport.sum(edges[0])
+        dealt = transport.deal(jnp.arange(3 * devices).reshape(devices, 3) + transport.index())
+        return transport.swap(edges), transport.gather(edges[0]), transport.sum(edges[0]), dealt
 
     real = jax.eval_shape(lambda: on_each(lambda _: used(MESH), jnp.arange(devices)))
     local = jax.eval_shape(lambda: used(LocalCopies(devices)))

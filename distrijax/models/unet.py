@@ -189,7 +189,7 @@ class UNet(nnx.Module):
             x = self.mid_block(x, time, cond.cross, exchange)
         for up in self.up_blocks:
             x = up(x, skips, time, cond.cross, exchange)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x, exchange)), exchange)
+        return self.conv_out(x, exchange, self.conv_norm_out.then_silu(exchange))
 
     def _sinusoids(self, x: Array, dim: int) -> Array:  # [N] -> [N, dim]
         config = self.config

@@ -86,7 +86,7 @@ class Encoder(nnx.Module):
         x = self.conv_in(x, exchange)
         for block in self.down_blocks:
             x = block(x, exchange)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x, exchange), exchange)), exchange)
+        return self.conv_out(self.mid_block(x, exchange), exchange, self.conv_norm_out.then_silu(exchange))
 
 
 class Decoder(nnx.Module):
@@ -111,7 +111,7 @@ class Decoder(nnx.Module):
         x = self.mid_block(self.conv_in(x, exchange), exchange)
         for block in self.up_blocks:
             x = block(x, exchange)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x, exchange)), exchange)
+        return self.conv_out(x, exchange, self.conv_norm_out.then_silu(exchange))
 
 
 class VAE(nnx.Module):

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from distrijax.nn.exchange import Exchange
+from distrijax.nn.exchange import Exchange, Fit, untouched
 from distrijax.nn.module import Layer
 
 _INIT = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=0)
@@ -41,10 +41,11 @@ class Conv(Layer):
             self.bias = nnx.Param(jnp.zeros(out_channels, dtype))
         self.order, self.stride, self.padding = "OHWI", stride, padding
 
-    def __call__(self, x: Array, exchange: Exchange) -> Array:  # [B, H, W, I] -> [B, H / stride, W / stride, O]
+    def __call__(self, x: Array, exchange: Exchange, fit: Fit = untouched) -> Array:
+        """Return the convolution of `fit(x)(x)`: [B, H, W, I] -> [B, H / stride, W / stride, O]."""
         rows, columns = self.padding
         with jax.named_scope(self.path):
-            return _convolve(exchange.halo(self.path, x, *rows), self, self.stride, columns)
+            return _convolve(exchange.halo(self.path, x, *rows, fit), self, self.stride, columns)
 
 
 class PointwiseConv(Layer):

@@ -16,12 +16,24 @@ from distrijax.nn.attention import attend
 Projection = Callable[[Array], tuple[Array, Array, Array]]
 """A function from the input of a self-attention [h, W, B, C] to queries, keys and values of the same shape."""
 
+Fit = Callable[[Array], Callable[[Array], Array]]
+"""A function from this device's rows [B, h, W, C] to what is done with each row, theirs or a neighbour's: a group norm
+that has seen the rows, for example."""
+
+
+def untouched(x: Array) -> Callable[[Array], Array]:
+    """Fit nothing, and leave rows as they are."""
+    return lambda rows: rows
+
 
 class Exchange(Protocol):
     """The questions that layers may ask. Each layer, identified by `layer`, asks once per call of the model."""
 
-    def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
-        """Return `x` extended by the rows around it.
+    def halo(self, layer: str, x: Array, above: int, below: int, fit: Fit = untouched) -> Array:
+        """Return `fit(x)(x)` extended by the rows around it.
+
+        What happens to the rows before the convolution is passed as a function so that the policy decides whether
+        rows are sent before or after: before, they travel while the group norm waits for the picture's moments.
 
         Args:
             x: this device's rows, [B, h, W, C].
@@ -55,8 +67,8 @@ class Exchange(Protocol):
 class Whole:
     """The exchange of a device that holds the whole picture."""
 
-    def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
-        return jnp.pad(x, ((0, 0), (above, below), (0, 0), (0, 0)))
+    def halo(self, layer: str, x: Array, above: int, below: int, fit: Fit = untouched) -> Array:
+        return jnp.pad(fit(x)(x), ((0, 0), (above, below), (0, 0), (0, 0)))
 
     def moments(self, layer: str, x: Array, groups: int) -> tuple[Array, Array]:
         return group_moments(x, groups)

@@ -38,8 +38,8 @@ class ResnetBlock(nnx.Module):
         )
 
     def __call__(self, x: Array, exchange: Exchange, time: Array | None = None) -> Array:  # [B, H, W, C], [B, D]
-        y = self.conv1(nnx.silu(self.norm1(x, exchange)), exchange)
+        y = self.conv1(x, exchange, self.norm1.then_silu(exchange))
         if time is not None and self.time_emb_proj is not None:
             y = y + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
-        y = self.conv2(nnx.silu(self.norm2(y, exchange)), exchange)
+        y = self.conv2(y, exchange, self.norm2.then_silu(exchange))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))

@@ -1,17 +1,25 @@
 """The phases of a denoising run: consecutive steps that share a compiled program."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import Protocol
 
 from distrijax.parallel.exchange import OneDevice, SlabExchange
 from distrijax.parallel.layout import SlabLayout
-from distrijax.parallel.messages import Carried
+from distrijax.parallel.messages import NOTHING_PERSISTS, Carried, Persistence
 from distrijax.parallel.policies import FULL_SYNC, Policy
 from distrijax.parallel.transport import MESH, Transport
 
 RIDERS = 6
 """Number of leading layers whose stale halos are sent with the fresh latent rows, for which a step waits anyway. Too
 little runs before them to hide the message with all other halos: 7 MB each way in SDXL at 1024x1024, 35 µs."""
+
+
+class MakeExchange(Protocol):
+    """Makes a step's exchange object."""
+
+    def __call__(
+        self, carried: Carried | None, persistence: Persistence = NOTHING_PERSISTS
+    ) -> OneDevice | SlabExchange: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +38,15 @@ class Phase:
     successor: Policy
     riders: int = RIDERS
 
-    def exchange(
-        self, layout: SlabLayout, transport: Transport = MESH
-    ) -> Callable[[Carried | None], OneDevice | SlabExchange]:
+    def exchange(self, layout: SlabLayout, transport: Transport = MESH) -> MakeExchange:
         """Return a function that makes a step's exchange object from what the previous step kept."""
-        if layout.devices == 1:
-            return lambda carried: OneDevice()
-        return lambda carried: SlabExchange(self.policy, self.successor, self.riders, layout, transport, carried)
+
+        def step(carried: Carried | None, persistence: Persistence = NOTHING_PERSISTS) -> OneDevice | SlabExchange:
+            if layout.devices == 1:
+                return OneDevice()
+            return SlabExchange(self.policy, self.successor, self.riders, layout, transport, carried, persistence)
+
+        return step
 
 
 SYNCHRONOUS = Phase("synchronous", FULL_SYNC, FULL_SYNC)

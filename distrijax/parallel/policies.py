@@ -8,10 +8,26 @@ from distrijax.parallel.answers.attention import (
     FreshAttention,
     FrozenAttention,
     OwnAttention,
+    PredictedAttention,
     StaleAttention,
 )
-from distrijax.parallel.answers.halos import FreshHalos, FrozenHalos, HaloAnswer, StaleHalos, ZeroHalos
-from distrijax.parallel.answers.moments import CorrectedMoments, FreshMoments, MomentsAnswer, OwnMoments, StaleMoments
+from distrijax.parallel.answers.halos import (
+    EarlyHalos,
+    FreshHalos,
+    FrozenHalos,
+    HaloAnswer,
+    PredictedHalos,
+    StaleHalos,
+    ZeroHalos,
+)
+from distrijax.parallel.answers.moments import (
+    CorrectedMoments,
+    FreshMoments,
+    MomentsAnswer,
+    OwnMoments,
+    PredictedMoments,
+    StaleMoments,
+)
 
 PROMPTED, GUIDED = "guidance.prompted", "guidance.guided"
 """Names under which the rescaling of guidance asks for the moments of predictions, as if it were a layer."""
@@ -26,12 +42,23 @@ class Policy:
     Attributes:
         fresh: layers that wait for this step's values regardless of the answers: a few kB, which depend only on the
             latents or the prediction itself.
+        fresh_halos: parts of the U-Net whose convolutions wait for this step's halos regardless of the answer.
     """
 
     halo: HaloAnswer
     attention: AttentionAnswer
     moments: MomentsAnswer
     fresh: frozenset[str] = FRESH
+    fresh_halos: tuple[str, ...] = ()
+
+    def waits_for_halo(self, layer: str) -> bool:
+        """Whether a convolution waits for this step's halo, whatever the answer."""
+        return layer in self.fresh or layer.startswith(self.fresh_halos)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a step needs values of the two steps before it."""
+        return self.halo.predicts or self.attention.predicts or self.moments.predicts
 
     @property
     def carries(self) -> bool:
@@ -39,7 +66,7 @@ class Policy:
         return self.halo.carries or self.attention.carries or self.moments.carries
 
 
-FULL_SYNC = Policy(FreshHalos(), FreshAttention(), FreshMoments())
+FULL_SYNC = Policy(EarlyHalos(), FreshAttention(), FreshMoments())
 
 MODES = {
     "corrected_async_gn": Policy(StaleHalos(), StaleAttention(), CorrectedMoments()),
@@ -47,13 +74,20 @@ MODES = {
     "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
     "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
     "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
-    "halo_sync": Policy(FreshHalos(), StaleAttention(), CorrectedMoments()),
+    "predicted": Policy(PredictedHalos(), PredictedAttention(), PredictedMoments()),
+    "halo_sync_up": Policy(
+        PredictedHalos(),
+        PredictedAttention(),
+        PredictedMoments(),
+        fresh_halos=("unet.up_blocks.0.", "unet.up_blocks.1."),
+    ),
+    "halo_sync": Policy(FreshHalos(), PredictedAttention(), PredictedMoments()),
     "full_sync": FULL_SYNC,
     "naive_patch": Policy(ZeroHalos(), OwnAttention(), OwnMoments(), fresh=frozenset()),
 }
-"""The modes by name, the default first. All but `halo_sync` are those of the original (arXiv 2402.19481)."""
+"""The modes by name, the default first. Those that predict are not in the original (arXiv 2402.19481)."""
 
-BY_EXACTNESS = ("full_sync", "halo_sync", "corrected_async_gn")
+BY_EXACTNESS = ("full_sync", "halo_sync", "halo_sync_up", "predicted")
 """The modes that `auto` chooses from: the nearest to one device first, which waits for most."""
 
 AUTO = "auto"

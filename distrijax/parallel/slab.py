@@ -33,15 +33,26 @@ class Slab:
         own = self.own_rows(x.shape[1])
         return x if own is None else jnp.where((jnp.arange(x.shape[1]) < own)[None, :, None, None], x, 0)
 
+    def without_outside(self, x: Array, above: int, below: int) -> Array:
+        """Return a slab `x` [B, above + h + below, W, C] with zeros wherever its rows are not the picture's."""
+        height = x.shape[1] - above - below
+        rows = self.transport.index() * height - above + jnp.arange(x.shape[1])
+        inside = (rows >= 0) & (rows < self.layout.height_at(height))
+        return jnp.where(inside[None, :, None, None], x, 0)
+
     def edges(self, x: Array, above: int, below: int) -> Edges:
         """Return the rows of `x` that the neighbours need: the first `below` and the last `above`."""
         return x[:, :below], x[:, x.shape[1] - above :]
 
+    def weights(self, height: int) -> Array:
+        """Return the share of each slab of `height` rows in the picture, fp32 [N, 1, 1]."""
+        counts = self.layout.counts(height)
+        return jnp.asarray((counts / counts.sum()).astype(np.float32))[:, None, None]
+
     def merge_moments(self, moments: MeanVariance, height: int) -> MeanVariance:
         """Return the moments of the whole picture [B, G] from those of all slabs [N, B, G] of `height` rows."""
         means, variances = moments
-        counts = self.layout.counts(height)
-        weight = jnp.asarray((counts / counts.sum()).astype(np.float32))[:, None, None]
+        weight = self.weights(height)
         mean = (weight * means).sum(0)
         return mean, (weight * (variances + jnp.square(means - mean[None]))).sum(0)
 

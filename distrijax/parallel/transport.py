@@ -32,6 +32,10 @@ class Transport(Protocol):
         """Return every device's `x`, concatenated: [n, ...] -> [N * n, ...]."""
         ...
 
+    def deal(self, x: Array) -> Array:
+        """Return what every device has for this one: of [N, ...], part i is for device i, and then from it."""
+        ...
+
     def sum(self, x: Array) -> Array:
         """Return the sum of every device's `x`."""
         ...
@@ -56,6 +60,9 @@ class MeshTransport:
 
     def gather(self, x: Array) -> Array:
         return lax.all_gather(x, AXIS, tiled=True)
+
+    def deal(self, x: Array) -> Array:
+        return lax.all_to_all(x, AXIS, 0, 0, tiled=True)
 
     def sum(self, x: Array) -> Array:
         return lax.psum(x, AXIS)
@@ -83,6 +90,9 @@ class LocalCopies:
 
     def gather(self, x: Array) -> Array:
         return jnp.broadcast_to(x[None], (self.devices, *x.shape)).reshape(-1, *x.shape[1:])
+
+    def deal(self, x: Array) -> Array:
+        return x
 
     def sum(self, x: Array) -> Array:
         return x

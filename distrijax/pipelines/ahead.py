@@ -8,6 +8,7 @@ import numpy as np
 
 from distrijax.parallel.options import for_autoencoder
 from distrijax.parallel.placement import place
+from distrijax.parallel.spread import PER_DEVICE
 from distrijax.pipelines.loop import static_arguments
 from distrijax.pipelines.stages import Call, condition_on_text, first_inputs
 from distrijax.runtime.compile import Prepared, Program
@@ -45,8 +46,14 @@ def begin_compiling(pipe: "SDXLPipeline", call: Call, parts: "Parts", *, encodes
     latents, noise = jax.ShapeDtypeStruct((batch, rows, columns, channels), np.float32), None
     if call.schedule.draws.any():
         noise = jax.ShapeDtypeStruct((len(call.schedule), *latents.shape), np.float32)
+
+    def first_pieces(*args: object, **static: Any) -> Any:
+        return place(jax.tree.map(_shape, begin(programs.first_pieces, *args, **static)), PER_DEVICE, parallel)
+
     maps = {name: jax.ShapeDtypeStruct((*latents.shape[:3], n), np.float32) for name, n in call.maps.channels.items()}
-    inputs = first_inputs(pipe, call, parts, text, latents, maps, noise, partial(begin, programs.condition))
+    inputs = first_inputs(
+        pipe, call, parts, text, latents, maps, noise, partial(begin, programs.condition), first_pieces
+    )
     inputs = inputs.with_steps(0, 1, parallel)
     static = static_arguments(pipe, call)
     for _, phase in parallel.phases(call.schedule.steps):

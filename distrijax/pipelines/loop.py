@@ -59,7 +59,7 @@ def run_loop(pipe: "SDXLPipeline", call: "Call", inputs: LoopInputs, held: Held)
             if stop > placed.stop:
                 table, placed = inputs.with_steps(start, stop, parallel).steps, range(start, start + inputs.rows)
             now = inputs._replace(steps=table).with_turns(start - placed.start, stop - placed.start, parallel)
-            if not phase.policy.carries:
+            if not (phase.policy.carries or parallel.policy.predicts):
                 # No step uses what the dispatch before left. Without it, all dispatches run the first one's program.
                 now = now._replace(carry=dataclasses.replace(now.carry, pieces=None))
             carry, finite, _ = pipe.programs.denoise[phase.name](*now, **static, phase=phase)

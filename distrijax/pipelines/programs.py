@@ -34,6 +34,8 @@ class Programs:
         self.denoise = {
             name: programs.denoising(f"denoising, {name} steps", report) for name in ("synchronous", "displaced")
         }
+        static = "parallel", "layout", "scheduler", "phase", "after_step"
+        self.first_pieces = program("first pieces", programs.first_pieces, *static)
         self.end_guidance = program("end of guidance", programs.end_guidance, "parallel")
         self.deal = program("change of U-Nets", programs.deal, "parallel", "layout")
         self.crop = program("end of denoising", programs.crop, "parallel", "height")
@@ -45,7 +47,7 @@ class Programs:
     @property
     def all(self) -> tuple[Program, ...]:
         """Every program, in the order of a call."""
-        before = self.encode_prompt, self.encode_image, self.condition
+        before = self.encode_prompt, self.encode_image, self.condition, self.first_pieces
         denoise = self.denoise.values()
         return *self.merge.all, *before, *denoise, self.end_guidance, self.deal, self.crop, self.decode
 

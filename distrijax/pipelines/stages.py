@@ -13,11 +13,12 @@ from distrijax.checks import finite_number, one_of, true_or_false
 from distrijax.errors import DistrijaxError
 from distrijax.models.unet import Conditioning
 from distrijax.nn.embeddings import guidance_embedding
+from distrijax.parallel.messages import Carried
 from distrijax.parallel.options import Parallel
 from distrijax.pipelines.adapters import check_lora_scale
 from distrijax.pipelines.arguments import call_with
 from distrijax.pipelines.callback import Callback, Held
-from distrijax.pipelines.loop import run_loop
+from distrijax.pipelines.loop import run_loop, static_arguments
 from distrijax.pipelines.maps import NO_MAPS, MapKinds, Start
 from distrijax.pipelines.output import OUTPUT_TYPES, Seed
 from distrijax.pipelines.randomness import Generators, make_generators, step_noise
@@ -221,9 +222,10 @@ def first_inputs(
     maps: Mapping[str, Host],
     noise: Host | None,
     condition: Callable[..., Conditioning],
+    first_pieces: Callable[..., Carried],
 ) -> LoopInputs:
     """Return `loop_inputs` of a call, from arrays or shapes."""
-    return loop_inputs(
+    inputs = loop_inputs(
         parts["unet"],
         text,
         latents,
@@ -237,11 +239,18 @@ def first_inputs(
         maps=maps,
         previews=call.previews,
     )
+    if call.parallel.policy.predicts:
+        _, phase = call.parallel.phases(call.schedule.steps)[0]
+        static = static_arguments(pipe, call)
+        pieces = first_pieces(*inputs.with_steps(0, 1, call.parallel), **static, phase=phase)
+        inputs = inputs._replace(carry=dataclasses.replace(inputs.carry, pieces=pieces))
+    return inputs
 
 
 def denoise(pipe: "SDXLPipeline", call: Call, parts: "Parts", text: TextInputs, start: Start) -> Array:
     """Take all steps; return latents [B, >= h, W, C], whose rows past the picture's are padding."""
     with pipe.programs.timed("denoising"):
         noise = step_noise(call.generators, call.shape, call.schedule, pipe.scheduler.noise_dtype)
-        inputs = first_inputs(pipe, call, parts, text, start.latents, start.maps, noise, pipe.programs.condition)
+        condition, pieces = pipe.programs.condition, pipe.programs.first_pieces
+        inputs = first_inputs(pipe, call, parts, text, start.latents, start.maps, noise, condition, pieces)
         return run_loop(pipe, call, inputs, Held(text, start.maps, parts.get("preview", parts["vae"])))

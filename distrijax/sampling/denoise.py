@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from distrijax.models.unet import Conditioning, UNet
 from distrijax.nn.exchange import Exchange
-from distrijax.parallel.messages import Carried
+from distrijax.parallel.messages import Carried, Persistence
 from distrijax.sampling.guidance import Guidance, guide
 from distrijax.schedulers import Scheduler
 from distrijax.schedulers.predictions import combine
@@ -49,11 +49,13 @@ class Steps:
         coefficients: the scheduler's, by name, fp32 [S] each.
         timesteps: the U-Net's time inputs, [S].
         noise: [S, B, h, W, C]; None if no step draws any.
+        persistence: the share of a step's changes that is expected to happen again, fp32 [S] each.
     """
 
     coefficients: Mapping[str, Array]
     timesteps: Array
     noise: Array | None
+    persistence: Persistence
 
     def at(self, step: Array | int) -> "Steps":
         """Return the inputs of one step."""
@@ -87,7 +89,7 @@ def denoise(
     maps: Maps,
     *,
     scheduler: Scheduler,
-    exchange: Callable[[Carried | None], StepExchange],
+    exchange: Callable[[Carried | None, Persistence], StepExchange],
     after_step: AfterStep = keep_latents,
     record: bool = False,
 ) -> tuple[Carry, Array | None]:
@@ -110,7 +112,7 @@ def denoise(
     """
 
     def step(carry: Carry, now: Steps) -> tuple[Carry, Array]:
-        answers = exchange(carry.pieces)
+        answers = exchange(carry.pieces, now.persistence)
         branches = jnp.ones_like(guidance.weights)[:, None, None, None, None]  # those of this device
         x = branches * scheduler.scale_model_input(now.coefficients, carry.latents)[None]  # [branches, B, h, W, C]
         seen = x

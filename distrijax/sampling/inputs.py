@@ -21,6 +21,7 @@ from distrijax.parallel.placement import place
 from distrijax.sampling import programs
 from distrijax.sampling.denoise import EXTRA_CHANNELS, Carry, Maps, Steps
 from distrijax.sampling.guidance import Guidance
+from distrijax.sampling.persistence import persistence
 from distrijax.schedulers import Schedule, Scheduler
 
 Host = np.ndarray | jax.ShapeDtypeStruct
@@ -124,7 +125,7 @@ def loop_inputs(
     padded_maps: Any = {name: pad_rows(x, layout, axis=1) for name, x in (maps or {}).items()}
     coefficients = schedule.coefficients | (scheduler.denoised_factors(schedule) if previews else {})
     denoised: Any = np.zeros(rows.shape, np.float32) if previews else None
-    steps = Steps(coefficients, schedule.timesteps, padded_noise)  # type: ignore[arg-type]  # still on the host
+    steps: Any = Steps(coefficients, schedule.timesteps, padded_noise, persistence(schedule))  # type: ignore[arg-type]
     cond = condition(unet, *place(text, programs.TEXT, parallel), parallel=parallel.program_key)
     if isinstance(rows, jax.ShapeDtypeStruct):
         state, steps, guidance, denoised = jax.tree.map(_shape, (state, steps, guidance, denoised))

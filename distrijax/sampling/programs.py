@@ -4,7 +4,8 @@ All take arrays as positional arguments, and static hashable choices (`parallel`
 """
 
 import dataclasses
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ T = TypeVar("T")
 LATENTS = P("data", "patch")  # [B, h, W, C]
 TEXT = P("cfg", "data")  # [branches, B, ...]
 BRANCH = P(("data", "cfg"))  # each device's own, the same for all patches of a picture
-STEPS = Steps(coefficients=P(), timesteps=P(), noise=P(None, "data", "patch"))  # type: ignore[arg-type]
+STEPS = Steps(coefficients=P(), timesteps=P(), noise=P(None, "data", "patch"), persistence=P())  # type: ignore[arg-type]
 GUIDANCE = Guidance(weights=P("cfg"), prompted=P("cfg"), rescale=P())  # type: ignore[arg-type]
 CARRY = Carry(LATENTS, LATENTS, PER_DEVICE, LATENTS)  # type: ignore[arg-type]
 
@@ -112,6 +113,16 @@ def denoise(
     padding = jnp.arange(carry.latents.shape[1])[None, :, None, None] >= layout.height
     finite = jnp.isfinite(carry.latents) | padding
     return carry, lax.with_sharding_constraint(finite.all(), parallel.replicated), predictions
+
+
+def first_pieces(*inputs: Any, parallel: Parallel, **choices: Any) -> Carried:
+    """Return pieces of zeros for the first step of a policy that predicts, with the arguments of `denoise`.
+
+    All dispatches of synchronous steps then run the same program, and each passes its pieces on to the next.
+    """
+    carry, _, _ = jax.eval_shape(partial(denoise, parallel=parallel, **choices), *inputs)
+    sharding = sharding_of(PER_DEVICE, parallel)
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), sharding), carry.pieces)
 
 
 def denoising(name: str, report: Report) -> Program:

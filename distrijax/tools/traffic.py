@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from distrijax.config import UNetConfig
 from distrijax.errors import DistrijaxError
 from distrijax.parallel.auto.choose import choose
+from distrijax.parallel.messages import Carried
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import TENSOR
 from distrijax.parallel.specs import AXES
@@ -138,8 +139,9 @@ def count_traffic(
         jaxpr, call = loop.trace(call, phase)
         steps[phase.name] = _count(jaxpr, sizes)
     carry, kinds = call.inputs.carry, ("halos", "moments", "tokens")
-    held = {kind: _bytes(getattr(carry.pieces, kind, ())) // parallel.size for kind in kinds}
-    held["halos"] += _bytes(getattr(carry.pieces, "riders", ())) // parallel.size
+    pieces = carry.pieces or Carried()
+    held = {kind: _bytes((getattr(pieces, kind), getattr(pieces.past, kind))) // parallel.size for kind in kinds}
+    held["halos"] += _bytes(pieces.riders) // parallel.size
     held["latents"] = _bytes((carry.latents, carry.state)) // (parallel.data * parallel.patch)
     return Traffic(parallel, steps, held)
 
@@ -163,6 +165,8 @@ def _count(jaxpr: Jaxpr, sizes: dict[str, int]) -> dict[str, Volume]:
             copies = others
         elif name in ("psum", "psum_invariant"):
             copies = 2 * others / (others + 1)
+        elif name == "all_to_all":
+            copies = others / (others + 1)
         elif name != "ppermute":
             raise NotImplementedError(f"traffic is not counted for {name} over {axes}")
         # Every question of the exchange sends under a scope of its own name (see `parallel/exchange.py`).

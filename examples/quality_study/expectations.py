@@ -3,8 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
+from quality_study.paired import Paired
 from quality_study.results import Measurements
 from quality_study.settings import DISPLACED, ONE_DEVICE, Setting, vary_only
 
@@ -63,10 +62,7 @@ def _next_in_proportion(settings: Collection[Setting], setting: Setting) -> Sett
 
 def judge(measurements: Measurements, expected: Expectation) -> tuple[str, float, float]:
     """Return one of `VERDICTS`, the mean difference in dB over prompts, and its standard error."""
-    better, worse = (np.array(measurements[s].psnr) for s in (expected.better, expected.worse))
-    difference = better - worse
-    mean = float(difference.mean())
-    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else float("inf")
-    excess = mean - expected.margin
-    verdict = "undecided" if abs(excess) < SIGNIFICANT * error else "holds" if excess > 0 else "does not hold"
-    return verdict, mean, error
+    pair = Paired.of(measurements[expected.better].psnr, measurements[expected.worse].psnr)
+    excess = pair.mean - expected.margin
+    verdict = "undecided" if abs(excess) < SIGNIFICANT * pair.error else "holds" if excess > 0 else "does not hold"
+    return verdict, pair.mean, pair.error

@@ -1,23 +1,41 @@
-"""The plot of PSNR over patches, warm-up and steps, and the contact sheet."""
+"""The plot of PSNR over patches, warm-up and steps; colours and markers of the modes."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from quality_study.results import Measurements
-from quality_study.settings import DISPLACED, MODES_COMPARED, ONE_DEVICE, Setting, vary_only
+from quality_study.settings import DISPLACED, MODES_COMPARED, Setting, vary_only
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#555555", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#332288", "#999933", "#882255")
-MARKERS = "xosD^vP<>*"
+COLOURS = (
+    "#555555",
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#e69f00",
+    "#cc79a7",
+    "#d55e00",
+    "#332288",
+    "#999933",
+    "#882255",
+    "#44aa99",
+    "#aa4499",
+)
+MARKERS = "xosD^vP<>*hd"
+EXACT = 90.0  # dB: above it, pictures differ by rounding alone
 PROPORTION = "warm-up in proportion"
 FACTORS = {"patch": "patches", "warmup": "warm-up steps", "steps": "steps"}
+
+
+def look(mode: str) -> tuple[str, str]:
+    """Return the colour and the marker of a mode."""
+    index = MODES_COMPARED.index(mode)
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
 def plot(measurements: Measurements, base: Setting, path: Path) -> None:
@@ -31,12 +49,11 @@ def plot(measurements: Measurements, base: Setting, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.6), dpi=100, sharey=True, layout="constrained")
-    exact = [m.mean_psnr for s, m in measurements.items() if s.mode == "full_sync" and m.psnr]
-    shown = {s: m for s, m in measurements.items() if s.mode != "full_sync" and m.psnr}
-    schedulers = sorted({s.scheduler for s in shown} - {base.scheduler})
+    exact = [m.mean_psnr for m in measurements.values() if m.psnr and m.mean_psnr > EXACT]
+    shown = {s: m for s, m in measurements.items() if m.psnr and m.mean_psnr <= EXACT}
     fixed = {"patch": f"{base.patch} patches", "warmup": f"warm-up {base.warmup}", "steps": f"{base.steps} steps"}
     for axis, (factor, label) in zip(axes, FACTORS.items(), strict=True):
-        for line in [base.but(mode=mode) for mode in MODES_COMPARED] + [base.but(scheduler=s) for s in schedulers]:
+        for line in [base.but(mode=mode) for mode in MODES_COMPARED]:
             points = {s: m for s, m in shown.items() if vary_only(s, line, factor)}
             varied = len(points) > 1 and not (factor == "warmup" and line.mode not in DISPLACED)
             if varied or (points and factor == "patch"):
@@ -47,7 +64,7 @@ def plot(measurements: Measurements, base: Setting, path: Path) -> None:
             axis.legend(*(part[-1:] for part in axis.get_legend_handles_labels()), fontsize=8)
         axis.set_title(", ".join(text for name, text in fixed.items() if name != factor), fontsize=10)
         axis.set_xlabel(label)
-        ticks = sorted({getattr(s, factor) for s in shown if vary_only(s, base, factor, "scheduler")})
+        ticks = sorted({getattr(s, factor) for s in shown if vary_only(s, base, factor)})
         if factor != "warmup":
             axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(t) for t in ticks])
@@ -55,71 +72,29 @@ def plot(measurements: Measurements, base: Setting, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("PSNR against one device, dB")
     if exact:
-        axes[0].set_title(f"{axes[0].get_title()}\nfull_sync: {min(exact):.0f} dB or more", fontsize=10)
+        axes[0].set_title(f"{axes[0].get_title()}\nsynchronous modes: {min(exact):.0f} dB or more", fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
 
 
 def _curve(axis: "Axes", points: Measurements, factor: str, base: Setting, line: Setting | None = None) -> None:
-    """Plot PSNR over a factor, with standard errors, for the mode and scheduler of `line` (None: `PROPORTION`)."""
-    values = sorted((getattr(s, factor), m.mean_psnr, _standard_error(m.psnr)) for s, m in points.items())
+    """Plot PSNR over a factor, with standard errors, for the mode of `line` (None: `PROPORTION`)."""
+    values = sorted((getattr(s, factor), m.mean_psnr, standard_error(m.psnr)) for s, m in points.items())
     x, y, error = zip(*values, strict=True)
     mode = (line or base).mode
-    index = MODES_COMPARED.index(mode)
-    label, marker, style, fill = mode, MARKERS[index % len(MARKERS)], "-", None
+    colour, marker = look(mode)
+    label, style, fill = mode, "-", None
     if line is None:
         label, marker, style, fill = PROPORTION, "D", ":", "white"
-    elif line.scheduler != base.scheduler:
-        label, style, fill = f"{mode}, {line.scheduler}", "--", "white"
     axis.errorbar(
         x, y, error, capsize=3, linewidth=1.5, markersize=6,
-        color=COLOURS[index % len(COLOURS)], label=label, marker=marker, linestyle=style, markerfacecolor=fill,
+        color=colour, label=label, marker=marker, linestyle=style, markerfacecolor=fill,
     )  # fmt: skip
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean, 0 for a single value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def sheet(
-    columns: Sequence[Setting],
-    pictures: Sequence[np.ndarray],
-    measurements: Measurements,
-    prompts: Sequence[str],
-    path: Path,
-) -> None:
-    """Draw settings side by side and prompts one below the other, with the similarity under each picture.
-
-    Args:
-        pictures: For each column, [P, H, W, 3] in [0, 1].
-    """
-    side, gap, left, top, foot = 192, 6, 150, 46, 20
-    width = left + len(columns) * (side + gap)
-    canvas = Image.new("RGB", (width, top + len(prompts) * (side + foot)), "white")
-    draw, font, bold = ImageDraw.Draw(canvas), _font(13), _font(13, "bold")
-    for i, (setting, images) in enumerate(zip(columns, pictures, strict=True)):
-        x, m = left + i * (side + gap), measurements[setting]
-        title = "one device" if setting.mode == ONE_DEVICE else f"{setting.mode}, {setting.patch}"
-        mean = f"mean {m.mean_psnr:.1f} dB" if m.psnr else f"{setting.steps} steps, {setting.scheduler}"
-        draw.text((x + side // 2, 14), title, "black", bold, anchor="mm")
-        draw.text((x + side // 2, 32), mean, "#444444", font, anchor="mm")
-        for j, image in enumerate(images):
-            y = top + j * (side + foot)
-            whole = Image.fromarray(np.rint(np.nan_to_num(image) * 255).astype(np.uint8))
-            canvas.paste(whole.resize((side, side), Image.Resampling.LANCZOS), (x, y))
-            if m.psnr:
-                text = f"{m.psnr[j]:.1f} dB, {m.ssim[j]:.3f}"
-                draw.text((x + side // 2, y + side + 9), text, "#444444", font, anchor="mm")
-    for j, prompt in enumerate(prompts):
-        caption = "\n".join(textwrap.wrap(prompt, 19))
-        draw.multiline_text((8, top + j * (side + foot) + side // 2), caption, "black", font, anchor="lm")
-    canvas.save(path, optimize=True)
-
-
-def _font(size: int, weight: str = "normal") -> ImageFont.FreeTypeFont:
-    from matplotlib.font_manager import FontProperties, findfont  # DejaVu comes with matplotlib
-
-    return ImageFont.truetype(findfont(FontProperties(family="DejaVu Sans", weight=weight)), size)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from distrijax import DistrijaxError
-from quality_study.settings import Setting
+from quality_study.settings import MODES_COMPARED, ONE_DEVICE, Setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,16 +13,19 @@ class Measurement:
     """What is measured of the pictures of one setting.
 
     Attributes:
-        problems: Number of problems that the judge finds in each picture.
+        problems: Number of problems that the judge finds in each picture; empty if it cannot tell.
         broken: Indices of pictures that are black or not finite.
         psnr: PSNR of each picture in dB; empty for a reference, and if a picture is broken.
-        ssim: SSIM of each picture; empty in the same cases.
+        ssim, lpips: the same of other metrics; `lpips` is empty, too, if no package has it.
+        made: how it came about: commit, date, seconds and so on.
     """
 
     problems: list[int]
     broken: list[int]
     psnr: list[float] = dataclasses.field(default_factory=list)
     ssim: list[float] = dataclasses.field(default_factory=list)
+    lpips: list[float] = dataclasses.field(default_factory=list)
+    made: dict[str, str | float] = dataclasses.field(default_factory=dict)
 
     @property
     def correct(self) -> int:
@@ -80,14 +83,20 @@ class Results:
         self.checks: dict[str, Check] = {}
         if not self.path.exists():
             return
-        content = json.loads(self.path.read_text())
-        if content["study"] != study:
-            there = content["study"]
+        try:
+            content = json.loads(self.path.read_text())
+            there = dict(content["study"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DistrijaxError(
+                f"{self.path} cannot be read ({error}); choose another --out, or use --restart"
+            ) from None
+        if there != study:
             different = [k for k in there | study if there.get(k) != study.get(k)]
             each = "; ".join(f"{k} is {there.get(k)!r} there, {study.get(k)!r} here" for k in different)
             raise DistrijaxError(f"{self.path} is of another study: {each}. Choose another --out, or use --restart")
         for entry in content["measurements"]:
-            self.measurements[Setting(**entry["setting"])] = Measurement(**entry["measurement"])
+            if entry["setting"]["mode"] in (ONE_DEVICE, *MODES_COMPARED):  # others are of another commit
+                self.measurements[Setting(**entry["setting"])] = Measurement(**entry["measurement"])
         self.checks = {mode: Check(**check) for mode, check in content["checks"].items()}
 
     def add(self, setting: Setting, measurement: Measurement) -> None:

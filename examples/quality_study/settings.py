@@ -1,16 +1,25 @@
 """The settings that the study compares: a `Setting` is one way to make the pictures of all prompts."""
 
 import dataclasses
-from collections.abc import Iterable
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from distrijax import Parallel
 from distrijax.parallel.policies import MODES
 
 ONE_DEVICE = "one_device"
+BASELINE = "corrected_async_gn"
+"""The original's default, with which other modes are compared picture by picture."""
+ORIGINAL = (BASELINE, "stale_gn", "sync_gn", "separate_gn", "no_sync", "full_sync", "naive_patch")
+"""The modes of DistriFusion (arXiv 2402.19481); those that the library has beside them are its own."""
+
 MODES_COMPARED = tuple(MODES)
 DISPLACED = tuple(mode for mode, policy in MODES.items() if policy.carries)
-PATCHES, WARMUPS, STEPS, SCHEDULERS = (2, 4, 8), (0, 1, 2, 4, 8), (10, 25, 50), ("ddim", "euler")
+OWN = tuple(mode for mode in MODES if mode not in ORIGINAL)
+PATCHES = (2, 4, 8)
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +27,29 @@ class Setting:
     """One way to make the pictures.
 
     Attributes:
-        mode: A mode of `Parallel`, or `ONE_DEVICE`.
-        patch: Number of devices.
-        warmup: Warm-up steps; None in modes without displaced steps, where they mean nothing.
-        steps: Denoising steps.
-        scheduler: Short name of the scheduler.
+        mode: a mode of `Parallel`, or `ONE_DEVICE`.
+        patch: number of devices that share the rows.
+        warmup: warm-up steps; None in modes without displaced steps, where they mean nothing.
+        steps: denoising steps.
+        scheduler: a name that `scheduler_from_config` takes.
+        guidance: guidance scale.
+        height, width: of the pictures, in units of the size that the model was trained on.
+        strength: how much of a picture to change, if the pictures start from others.
+        dtype: of weights and arithmetic.
+        cfg: 2 gives each guidance branch devices of its own.
     """
 
-    mode: str = "corrected_async_gn"
+    mode: str = BASELINE
     patch: int = 4
     warmup: int | None = 4
     steps: int = 25
     scheduler: str = "ddim"
+    guidance: float = 5.0
+    height: float = 1.0
+    width: float = 1.0
+    strength: float | None = None
+    dtype: str = "float32"
+    cfg: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in DISPLACED:
@@ -37,20 +57,38 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """A name for files and for `--only`, such as `stale_gn-n4-w4-s25-ddim`."""
+        """A name for files and for `--only`, such as `stale_gn-n4-w4-s25-ddim-g7.5`; what is usual is left out."""
+        usual = Setting()
         parts = [f"n{self.patch}"] * (self.mode != ONE_DEVICE) + [f"w{self.warmup}"] * (self.warmup is not None)
-        return "-".join([self.mode, *parts, f"s{self.steps}", self.scheduler])
+        parts += [f"s{self.steps}", self.scheduler]
+        parts += [f"g{self.guidance:g}"] * (self.guidance != usual.guidance)
+        parts += [f"{self.height:g}x{self.width:g}"] * ((self.height, self.width) != (usual.height, usual.width))
+        parts += [f"i{self.strength}"] * (self.strength is not None)
+        parts += [self.dtype] * (self.dtype != usual.dtype) + [f"cfg{self.cfg}"] * (self.cfg != usual.cfg)
+        return "-".join([self.mode, *parts])
 
     @property
     def reference(self) -> "Setting":
-        """The setting to compare with: one device, with the same steps and scheduler."""
-        return Setting(ONE_DEVICE, 1, None, self.steps, self.scheduler)
+        """The setting to compare with: one device, everything else the same."""
+        return self.but(mode=ONE_DEVICE, patch=1, cfg=1)
+
+    @property
+    def start(self) -> "Setting | None":
+        """The setting whose pictures these start from, each from that of the next prompt; None if from noise."""
+        return None if self.strength is None else self.reference.but(strength=None)
 
     @property
     def parallel(self) -> Parallel:
         if self.mode == ONE_DEVICE:
             return Parallel()
-        return Parallel(patch=self.patch, mode=self.mode, warmup_steps=self.warmup or 0, emulate=True)
+        return Parallel(cfg=self.cfg, patch=self.patch, mode=self.mode, warmup_steps=self.warmup or 0, emulate=True)
+
+    def pixels(self, size: Size) -> Size:
+        """Return height and width in pixels, given those that the model was trained on."""
+        height, width = (
+            round(side * scale / 8) * 8 for side, scale in zip(size, (self.height, self.width), strict=True)
+        )
+        return height, width
 
     def but(self, **changes: object) -> "Setting":
         """Return this setting with some fields changed."""
@@ -66,43 +104,57 @@ class Setting:
 BASE = Setting()
 QUICK = Setting(warmup=2, steps=10)
 
+Changes = Mapping[str, object]
+SCHEDULERS = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler_ancestral", "lcm")
+STEPS = ((4, 0), (4, 1), (6, 0), (6, 1), (10, 1), (10, 4), (25, 4), (50, 4), (50, 9))  # with their warm-up
+SIZES = ((1, 1), (1.5, 1.5), (1, 2))
 
-def around(base: Setting) -> list[Setting]:
-    """Return every mode with every number of patches, and variations of `base` in one other factor at a time.
+GROUPS: Mapping[str, tuple[Changes, ...]] = MappingProxyType(
+    {
+        "modes": tuple({"patch": patch} for patch in PATCHES),
+        "warmup": tuple({"warmup": warmup} for warmup in (0, 1, 2, 4, 8)),
+        "steps": tuple({"steps": steps, "warmup": warmup} for steps, warmup in STEPS),
+        "guidance": tuple({"guidance": guidance} for guidance in (1.0, 5.0, 7.5)),
+        "patches": tuple({"patch": patch} for patch in (2, 3, 4, 8)),
+        "sizes": tuple({"height": height, "width": width} for height, width in SIZES),
+        "dtypes": tuple({"dtype": dtype} for dtype in ("float32", "bfloat16")),
+        "samplers": tuple({"scheduler": scheduler} for scheduler in SCHEDULERS),
+        "starts": tuple({"strength": strength} for strength in (0.5, 0.8)),
+        "cfg": tuple({"cfg": cfg} for cfg in (1, 2)),
+    }
+)
+"""What each table varies: changes of the base setting. `modes` compares all modes, the others those of --modes."""
 
-    Steps are varied twice: with the same warm-up, and with a warm-up in proportion.
-    """
-    settings = [base.but(mode=mode, patch=patch) for patch, mode in product(PATCHES, MODES_COMPARED)]
-    settings += [base.but(warmup=warmup) for warmup in WARMUPS]
-    settings += [s for count in STEPS for s in (base.but(steps=count), base.in_proportion(count))]
-    settings += [base.but(scheduler=scheduler) for scheduler in SCHEDULERS]
-    return with_references(settings)
+ROBUSTNESS = tuple(group for group in GROUPS if group != "modes")
 
 
-def quick() -> list[Setting]:
+def modes_of(group: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the modes that a group compares, the baseline first: those `chosen`, or by default the library's own."""
+    modes = chosen or (MODES_COMPARED if group == "modes" else OWN)
+    return tuple(dict.fromkeys([BASELINE, *modes]))
+
+
+def grouped(base: Setting, groups: Iterable[str], chosen: Sequence[str] | None) -> list[Setting]:
+    """Return the settings of some groups."""
+    names = list(groups)
+    return with_references(
+        base.but(**changes, mode=mode) for g in names for changes in GROUPS[g] for mode in modes_of(g, chosen)
+    )
+
+
+def quick(base: Setting, chosen: Sequence[str] | None) -> list[Setting]:
     """Return the columns of the contact sheet and a few points of each curve."""
-    settings = [QUICK.but(mode=mode) for mode in ("full_sync", "separate_gn", "naive_patch")]
-    settings += [QUICK.but(patch=patch) for patch in PATCHES]
-    settings += [QUICK.but(warmup=0), QUICK.but(steps=20)]
+    modes = chosen or ("full_sync", *OWN, "separate_gn", "naive_patch")
+    settings = [base.but(mode=mode) for mode in (BASELINE, *modes)]
+    settings += [base.but(patch=patch) for patch in PATCHES]
+    settings += [base.but(warmup=0), base.but(steps=20)]
     return with_references(settings)
-
-
-def full() -> list[Setting]:
-    """Return all combinations of all factors."""
-    axes = product(PATCHES, MODES_COMPARED, WARMUPS, STEPS, SCHEDULERS)
-    return with_references(Setting(mode, n, warmup, steps, scheduler) for n, mode, warmup, steps, scheduler in axes)
 
 
 def with_references(settings: Iterable[Setting]) -> list[Setting]:
-    """Return each setting once, after the one-device setting that it is compared with."""
-    return list(dict.fromkeys(s for setting in settings for s in (setting.reference, setting)))
-
-
-def columns(base: Setting) -> list[Setting]:
-    """Return the settings of the contact sheet."""
-    displaced = [base.but(patch=patch) for patch in PATCHES]
-    modes = [base.but(mode=mode) for mode in ("full_sync", "separate_gn", "naive_patch")]
-    return [base.reference, modes[0], *displaced, *modes[1:]]
+    """Return each setting once, after the one-device settings that it starts from and is compared with."""
+    needed = (s for setting in settings for s in (setting.start, setting.reference, setting) if s is not None)
+    return list(dict.fromkeys(needed))
 
 
 def vary_only(a: Setting, b: Setting, *factors: str) -> bool:

@@ -1,27 +1,41 @@
 """Answers to self-attention: the attention of a slab's tokens over those of the whole picture."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax import Array, lax
 
 from distrijax.nn.attention import attend
 from distrijax.nn.exchange import Projection, tokens
-from distrijax.parallel.messages import KeysValues, gather_tokens
+from distrijax.parallel.answers.heads import Deal
+from distrijax.parallel.messages import KeysValues, Persistence, gather_tokens
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Transport
 
 Tokens = dict[str, KeysValues]
+Offer = Callable[[KeysValues], KeysValues]
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionAnswer:
     """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
-    carries = sends = waits = False
+    carries = sends = waits = predicts = False
+
+    def message(
+        self, own: KeysValues, past: KeysValues | None, persistence: Persistence
+    ) -> tuple[KeysValues, KeysValues | None]:
+        """Return the keys and values to send for one layer, and what to remember for the message of the next step.
+
+        Args:
+            own: those of this device in this step.
+            past: what the last step remembered.
+        """
+        return own, None
 
     def keep(self, own: Tokens, delivered: Tokens, transport: Transport) -> Tokens:
-        """Return what the next step needs from this step's `own` keys and values and those `delivered` in it."""
+        """Return what the next step needs from this step's messages `own` and those `delivered` in it."""
         return {}
 
     def deliver(self, carried: Tokens, transport: Transport) -> Tokens:
@@ -29,9 +43,13 @@ class AttentionAnswer:
         return {}
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
-        """Return one layer's attention, [h, W, B, C], and this device's keys and values, [h * W, B, C] each."""
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
+        """Return one layer's attention, [h, W, B, C].
+
+        Args:
+            offer: takes this device's keys and values [h * W, B, C] as soon as they are known, and returns them.
+        """
         raise NotImplementedError
 
 
@@ -39,11 +57,11 @@ class OwnAttention(AttentionAnswer):
     """Attention over the device's own slab alone."""
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
         q, k, v = project(x)
-        own = tokens(k), tokens(v)
-        return attend(q, *own, heads), own
+        own = offer((tokens(k), tokens(v)))
+        return attend(q, *own, heads)
 
 
 class FreshAttention(AttentionAnswer):
@@ -52,13 +70,15 @@ class FreshAttention(AttentionAnswer):
     sends = waits = True
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
         q, k, v = project(x)
-        own = tokens(k), tokens(v)
+        own = offer((tokens(k), tokens(v)))
+        if (deal := Deal.of(q, heads, slab.transport.count())).pays:
+            return deal.attend(q, *own, slab)
         with jax.named_scope("tokens"):
             keys, values = (slab.existing_tokens(slab.transport.gather(fresh), k) for fresh in own)
-        return attend(q, keys, values, heads), own
+        return attend(q, keys, values, heads)
 
 
 class StaleAttention(AttentionAnswer):
@@ -73,20 +93,30 @@ class StaleAttention(AttentionAnswer):
         return gather_tokens(carried, transport)
 
     def attend(
-        self, x: Array, project: Projection, heads: int, delivered: KeysValues | None, slab: Slab
-    ) -> tuple[Array, KeysValues]:
+        self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
+    ) -> Array:
         assert delivered is not None
         # Barrier: the gather of the old keys and values must end before the new ones overwrite them, or XLA copies.
         x, delivered = lax.optimization_barrier((x, delivered))
         q, k, v = project(x)
-        # Barrier: store the next step's keys and values now; otherwise XLA keeps 480 MB of products to the step's end.
-        own = lax.optimization_barrier((tokens(k), tokens(v)))
+        own = offer((tokens(k), tokens(v)))
         start = slab.transport.index() * own[0].shape[0]
         keys, values = (
             slab.existing_tokens(lax.dynamic_update_slice_in_dim(stale, fresh, start, 0), k)
             for stale, fresh in zip(delivered, own, strict=True)
         )
-        return attend(q, keys, values, heads), own
+        return attend(q, keys, values, heads)
+
+
+class PredictedAttention(StaleAttention):
+    """Attention over the keys and values that the others expected for this step, by the last change of theirs."""
+
+    predicts = True
+
+    def message(
+        self, own: KeysValues, past: KeysValues | None, persistence: Persistence
+    ) -> tuple[KeysValues, KeysValues | None]:
+        return persistence.predict(own, past)
 
 
 class FrozenAttention(StaleAttention):

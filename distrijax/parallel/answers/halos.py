@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from distrijax.parallel.messages import swap_all
+from distrijax.nn.exchange import Fit
+from distrijax.parallel.messages import Persistence, deal_edges, gather_edges, swap_all
 from distrijax.parallel.slab import Slab
 from distrijax.parallel.transport import Edges, Transport
 
@@ -16,15 +18,34 @@ Halos = dict[str, Edges]
 class HaloAnswer:
     """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
-    carries = sends = waits = False
+    carries = sends = waits = predicts = False
+
+    def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
+        """Return the edges to send for one layer, and what to remember for the message of the next step.
+
+        Args:
+            own: those of this device in this step.
+            past: what the last step remembered.
+        """
+        return own, None
 
     def keep(self, own: Halos, delivered: Halos, transport: Transport) -> Halos:
-        """Return what the next step needs from this step's `own` edges and the halos `delivered` in it."""
+        """Return what the next step needs from this step's messages `own` and the halos `delivered` in it."""
         return {}
 
     def deliver(self, carried: Halos, transport: Transport) -> Halos:
         """Return the rows around this device's slab, by layer, from what the previous step kept."""
         return {}
+
+    def extend(
+        self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab
+    ) -> tuple[Array, Edges]:
+        """Return one layer's rows, fitted, with those around them, and this device's own edges."""
+        x = slab.without_padding(fit(x)(x))
+        own = slab.edges(x, above, below)
+        with jax.named_scope("halos"):
+            rows = self.around(own, delivered, slab)
+        return jnp.concatenate([rows[0], x, rows[1]], 1), own
 
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
         """Return the rows above and below the slab, from one layer's own edges and the halo delivered for it."""
@@ -37,7 +58,23 @@ class FreshHalos(HaloAnswer):
     sends = waits = True
 
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
-        return slab.transport.swap(own)
+        return deal_edges(own, slab.transport)
+
+
+class EarlyHalos(FreshHalos):
+    """Fresh halos that are sent as the layer before made them, and fitted by the device that receives them.
+
+    So they travel in the same message as the moments that a group norm waits for: one wait in place of two. For
+    policies whose moments are the same on all devices; where they are not, a neighbour would make other rows of them.
+    """
+
+    def extend(
+        self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab
+    ) -> tuple[Array, Edges]:
+        with jax.named_scope("halos"):
+            rows = gather_edges(slab.edges(x, above, below), slab.transport)
+        y = slab.without_outside(fit(x)(jnp.concatenate([rows[0], x, rows[1]], 1)), above, below)
+        return y, slab.edges(y[:, above : above + x.shape[1]], above, below)
 
 
 class StaleHalos(HaloAnswer):
@@ -54,6 +91,15 @@ class StaleHalos(HaloAnswer):
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
         assert delivered is not None
         return delivered
+
+
+class PredictedHalos(StaleHalos):
+    """The rows that the neighbours expected to have in this step, by the last change of theirs."""
+
+    predicts = True
+
+    def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
+        return persistence.predict(own, past)
 
 
 class FrozenHalos(StaleHalos):

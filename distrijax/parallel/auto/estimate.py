@@ -134,7 +134,8 @@ def estimate(questions: Sequence[Question], policy: Policy, share: Share, rates:
     clock, waiting = _Clock(share, rates), 0.0
     answers: dict[str, HaloAnswer | MomentsAnswer | AttentionAnswer]
     answers = {"halo": policy.halo, "moments": policy.moments, "attention": policy.attention}
-    waits = {q.layer for q in questions if answers[q.kind].waits and q.layer not in policy.fresh}
+    fresh_halos = {q.layer for q in questions if q.kind == "halo" and policy.waits_for_halo(q.layer)}
+    waits = (fresh_halos | {q.layer for q in questions if answers[q.kind].waits}) - policy.fresh
     carried = [q for q in questions if answers[q.kind].carries and answers[q.kind].sends and q.layer not in waits]
     clock.send(first := [q for q in questions if q.layer in policy.fresh], 2 * len(first))
     for kind, packed in (("halo", 2), ("moments", 1)):

@@ -76,7 +76,8 @@ def _collective(computations: Computations, instruction: Instruction) -> str | N
 def _transfer(kind: str, instruction: Instruction, operands: list[Instruction]) -> Transfer:
     groups, blocks = tuple(map(tuple, instruction.groups)), '"is_sync":true' in instruction.attributes
     ranks = max(len(group) for group in groups)
-    times = {"all-gather": ranks - 1, "all-reduce": 2 * (ranks - 1) / ranks}.get(kind, 1)
+    others = ranks - 1
+    times = {"all-gather": others, "all-reduce": 2 * others / ranks, "all-to-all": others / ranks}.get(kind, 1)
     received = int(times * sum(operand.bytes for operand in operands))
     return Transfer(instruction.name, kind, instruction.layer, received, groups, blocks or instruction.opcode == kind)
 
