@@ -119,7 +119,9 @@ def test_another_scale_compiles_nothing(
     assert compiled == []
 
 
-@pytest.mark.parametrize(("mode", "rescale"), [("full_sync", 0.0), ("corrected_async_gn", 0.5), ("no_sync", 0.0)])
+@pytest.mark.parametrize(
+    ("mode", "rescale"), [("full_sync", 0.0), ("corrected_async_gn", 0.5), ("predicted", 0.0), ("no_sync", 0.0)]
+)
 def test_any_mesh(pair: tuple[StableDiffusionXLPipeline, Any], mode: str, rescale: float, branches: list[int]) -> None:
     """Devices of cfg=2 hold a branch each, which then has no weight: the same picture, at the cost of before.
 

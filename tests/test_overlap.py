@@ -52,7 +52,7 @@ def planned(choices: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def bodies(size: int = 1024, layout: dict[str, int] | None = None, **choices: Any) -> tuple[Any, ...]:
+def bodies(size: int = 1024, layout: dict[str, Any] | None = None, **choices: Any) -> tuple[Any, ...]:
     plan = planned(json.dumps({"size": size, "layout": layout or {"patch": 8}, **choices}, sort_keys=True))
     for phase in plan["phases"]:
         print(phase)
@@ -77,6 +77,16 @@ def test_a_mid_sized_unet(layout: dict[str, int]) -> None:
     check_displaced(displaced, messages=42)  # its few keys and values are too unequal for 24 messages
     assert wait_share(synchronous) >= 0.1
     assert synchronous["exposed"] >= 0.8 * synchronous["collectives"]
+
+
+def test_predictions_are_made_where_pieces_are_written() -> None:
+    """Nothing more waits, and what a step sends more is written by the kernels that cut it out: SDXL has 36 more."""
+    _, _, displaced = bodies(mid=True)
+    _, _, predicted = bodies(mid=True, layout={"patch": 8, "mode": "predicted"})
+    check_displaced(predicted, messages=42)
+    assert predicted["received_bytes"] == displaced["received_bytes"]
+    assert predicted["estimated_step_seconds"] <= 1.08 * displaced["estimated_step_seconds"]
+    assert predicted["estimated_seconds"]["copies"] <= 1.1 * displaced["estimated_seconds"]["copies"]
 
 
 def test_one_device_copies_nothing() -> None:
