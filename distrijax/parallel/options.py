@@ -31,10 +31,12 @@ class Parallel:
         patch: devices that share a picture, each holding a slab of its rows.
         mode: what is exchanged after the warm-up. `corrected_async_gn` (default), `stale_gn`, `sync_gn`, `separate_gn`
             and `no_sync` use neighbours' activations of the previous step (arXiv 2402.19481) and differ in their group
-            norms. The default may leave marks where slabs have few rows: try `stale_gn` there. `full_sync` waits for
+            norms. The default may leave marks where slabs have few rows: try `predicted` there, in which devices send
+            what they expect to have in the next step. `halo_sync` and `halo_sync_up` also wait for the rows at the
+            boundaries, of all layers or of those in the up blocks with attention. `full_sync` waits for all
             activations of the same step and matches one device. `naive_patch` (no exchange at all) and `tensor`
-            (weights sharded instead of rows) are the baselines of that paper. `auto` chooses for each picture: the most
-            exact mode that is estimated to wait for at most `max_waiting`.
+            (weights sharded instead of rows) are baselines. `auto` chooses for each picture: the most exact mode that
+            is estimated to wait for at most `max_waiting`.
         warmup_steps: number of synchronous steps after the first, before the displaced steps.
         emulate: run virtual devices on one real device: slower, but with the same picture as on real ones.
         devices: the devices to use; by default the first of `jax.devices()`.
