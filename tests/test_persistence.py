@@ -49,6 +49,7 @@ def test_what_cannot_be_foreseen_is_not_predicted(scheduler: Scheduler) -> None:
 
 
 @pytest.mark.fast
-def test_the_next_share_is_the_next_row_s() -> None:
+def test_the_shares_around_a_row_are_those_of_its_neighbours() -> None:
     share = persistence(DDIMScheduler(**SDXL).schedule(10))
+    np.testing.assert_array_equal(share.last, np.append(0, share.now[:-1]))  # type: ignore[index]
     np.testing.assert_array_equal(share.next, np.append(share.now[1:], 0))  # type: ignore[index]

@@ -28,16 +28,22 @@ LAYOUT = SlabLayout(12, 3)
 GROUPS = 2
 
 
-def run(pictures: list[np.ndarray], persistence: list[float], mode: str = "predicted") -> Any:
-    """The answers of every device in the last of these steps, of which the first two are synchronous."""
+def run(pictures: list[np.ndarray], persistence: list[float], mode: str = "predicted", synchronous: int = 2) -> Any:
+    """The answers of every device in the last of these steps, of which the first ones are synchronous."""
 
     def device(*slabs: Any) -> Any:
         carried: Carried | None = None
         for step, x in enumerate(slabs):
             following = persistence[min(step + 1, len(persistence) - 1)]
-            policy = FULL_SYNC if step < 2 else MODES[mode]
+            policy = FULL_SYNC if step < synchronous else MODES[mode]
             exchange = SlabExchange(
-                policy, MODES[mode], 0, LAYOUT, MESH, carried, Persistence(persistence[step], following)
+                policy,
+                MODES[mode],
+                0,
+                LAYOUT,
+                MESH,
+                carried,
+                Persistence(persistence[max(step - 1, 0)], persistence[step], following),
             )
             answers = (
                 exchange.halo("unet.up_blocks.0.conv", x, 1, 1),
@@ -136,6 +142,24 @@ def test_moments_go_on_half_as_much() -> None:
     before, last = moments(start), moments(start, change)
     mean, _ = merged(PredictedMoments(), moments(start, change, change / 4), last, before, 0.5)
     np.testing.assert_allclose(mean, np.broadcast_to(last[0].mean(0) + 0.05, mean.shape), atol=1e-6)
+
+
+def test_nothing_is_known_in_the_second_step() -> None:
+    """Zeros stand for the moments before the first step: a change from them would be the moments themselves."""
+    before = (np.zeros((3, 1, GROUPS), np.float32),) * 2
+    last, own = moments(normal(3, 1, GROUPS)), moments(normal(3, 1, GROUPS, seed=1))
+    got, expected = (merged(answer, own, last, before) for answer in (PredictedMoments(), CorrectedMoments()))
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_one_synchronous_step_is_no_change_to_go_on() -> None:
+    """After it alone, the picture's moments are those of the last step and this device's change, of any persistence."""
+    pictures = [normal(1, 12, 4, 4, seed=seed) for seed in range(2)]
+    seen = []
+    for share in (0.0, 0.5):
+        _, _, (mean, _), _ = run(pictures, [0.0, share], synchronous=1)
+        seen.append(mean)
+    np.testing.assert_array_equal(*seen)
 
 
 def test_no_variance_is_negative() -> None:

@@ -42,7 +42,7 @@ class SlabExchange:
         successor: policy of the next step, which decides what this one keeps.
         riders: number of leading layers whose stale halos are sent with the first fresh ones.
         carried: what the previous step kept; ignored by a policy that carries nothing.
-        persistence: the share of this step's changes that predictions expect to happen again in the next.
+        persistence: the share of changes that predictions expect to happen again.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class SlabExchange:
         own, before, answer = self.carried.moments, self.carried.past.moments, self.policy.moments
         if not answer.carries or own is None or every is None:
             return None
-        return answer.prepare(History(own, every, before, self.persistence.now), self.slab)
+        return answer.prepare(
+            History(own, every, before, jnp.minimum(self.persistence.last, self.persistence.now)), self.slab
+        )
 
     def halo(self, layer: str, x: Array, above: int, below: int, fit: Fit = untouched) -> Array:
         if layer in self.policy.fresh:

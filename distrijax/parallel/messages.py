@@ -109,13 +109,15 @@ class Delivered:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Persistence:
-    """The share of the last change that is expected to happen again: of this step's, and of the next step's. Scalars.
+    """The share of a change that is expected to happen again in the step after it: fp32 scalars.
 
     Attributes:
-        now: of the change from the last step to this one, fp32.
+        last: of the change to the last step from the one before; 0 if there was none.
+        now: of the change from the last step to this one.
         next: of the change from this step to the next.
     """
 
+    last: Array | float = 0.0
     now: Array | float = 0.0
     next: Array | float = 0.0
 

@@ -24,7 +24,8 @@ def persistence(schedule: Schedule) -> Persistence:
     reach = np.minimum(np.minimum(last, following) * LARGEST, REACH)
     share = np.where(last > 0, reach / np.maximum(last, 1e-6), 0.0).astype(np.float32)
     share[schedule.draws | np.append(False, schedule.draws[:-1])] = 0.0
-    return Persistence(share, np.append(share[1:], np.float32(0)))  # type: ignore[arg-type]  # still on the host
+    around = np.pad(share, 1)
+    return Persistence(around[:-2], share, around[2:])  # type: ignore[arg-type]  # still on the host
 
 
 _TRAINING = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -125,7 +125,8 @@ class PredictedMoments(MomentsAnswer):
     How much of a slab's change the whole picture shares is estimated from the last change of all slabs, which every
     device knows: by layer, picture and moment, as the ratio of the square of the mean change to the mean square, summed
     over groups. It is 1 if all slabs changed alike and 1 / N if they changed independently: with a share of 1 this is
-    `CorrectedMoments`, with 1 / N `StaleMoments`. Half of the persistence of other pieces is the best for moments.
+    `CorrectedMoments`, with 1 / N `StaleMoments`. It is 1, too, in the second of all steps, before which no change is
+    known: variances of 0 stand for that. Half of the persistence of other pieces is the best for moments.
 
     The second moment is taken about the picture's stale mean, so that nothing cancels. Where the variance comes out
     negative, the device's own is used.
@@ -156,7 +157,7 @@ class PredictedMoments(MomentsAnswer):
         parts = (
             average(now) + again * common,
             about_origin(own.values[:, :, None]) + again * own_change,
-            shared / jnp.maximum(total, 1e-30),
+            jnp.where((before.values[:, 1:] > 0).any((2, 4), keepdims=True), shared / jnp.maximum(total, 1e-30), 1.0),
         )
         forecast = Forecast(origin[:, 0, 0], *(part[:, :, 0] for part in parts))
         return dataclasses.replace(history, forecast=forecast)
