@@ -23,8 +23,8 @@ KERNELS = {"halo": 6, "moments": 4, "attention": 17}
 """Kernels of the layers around a question, about, as XLA fuses them: for an attention, of its transformer block."""
 
 DEALING = 5, 19
-"""More kernels of an attention that is dealt by heads, and how many times as much as its keys they move. They take 30 µs
-for 2.6 MB of keys and 71 for 9.2 (compiled for H100s)."""
+"""More kernels of an attention that is dealt by heads, and how many times as much as its keys they move. Together they
+take 30 µs for 2.6 MB of keys, 71 for 9.2 (compiled for H100s)."""
 
 ROUND_TRIP = 1500  # cycles of an access to memory, as in `plan`
 EXPONENTIALS = 13  # of a multiprocessor in a cycle
