@@ -78,7 +78,7 @@ def test_questions_are_those_that_the_unet_asks(config: UNetConfig) -> None:
 
 
 def test_the_estimate_is_that_of_compiled_programs() -> None:
-    """Over a card's own link within 3 points; where a slower one is always busy, within 20; steps within 11 %."""
+    """Over a card's own link, the share within 5 points and steps within 10 %; over slower ones, within 12 and 20 %."""
     spec = importlib.util.spec_from_file_location("waiting", MEASUREMENTS / "waiting.py")
     assert spec is not None
     assert spec.loader is not None
@@ -88,11 +88,9 @@ def test_the_estimate_is_that_of_compiled_programs() -> None:
     cases = waiting.load()
     assert {case.mode for case in cases} == set(BY_EXACTNESS)
     for case in cases:
-        found = case.estimate(FITTED)
-        assert found.share == pytest.approx(case.waiting / case.seconds, abs=0.03 if case.link == "its own" else 0.2), (
-            case
-        )
-        assert found.seconds == pytest.approx(case.seconds, rel=0.11), case
+        found, (points, seconds) = case.estimate(FITTED), (0.05, 0.1) if case.link == "its own" else (0.12, 0.2)
+        assert found.share == pytest.approx(case.waiting / case.seconds, abs=points), case
+        assert found.seconds == pytest.approx(case.seconds, rel=seconds), case
 
 
 def machine(card: str, **replaced: float) -> Machine:
@@ -110,7 +108,7 @@ def test_the_larger_the_picture_the_more_exact() -> None:
     assert order == sorted(order, reverse=True)
     assert order[0] > order[-1]
     four = dataclasses.replace(EIGHT, patch=4)
-    assert of(3840, four, machine("a100")).parallel.mode == "full_sync"  # compiled: it waits 3.3 %
+    assert of(3840, four, machine("a100")).parallel.mode == "full_sync"  # compiled: it waits 3.6 %
 
 
 def test_the_bound_decides() -> None:
