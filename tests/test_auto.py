@@ -21,11 +21,11 @@ from distrijax.checkpoint import find
 from distrijax.cli.pictures import read_settings
 from distrijax.config import UNetConfig
 from distrijax.models.unet import UNet
-from distrijax.nn.exchange import Projection, Whole
+from distrijax.nn.exchange import Fit, Projection, Whole, untouched
 from distrijax.nn.module import abstract
 from distrijax.parallel.auto import choose as choosing
 from distrijax.parallel.auto.choose import Choice, Machine, choose
-from distrijax.parallel.auto.estimate import Estimate, Share, estimate, message
+from distrijax.parallel.auto.estimate import Estimate, Share, answer, estimate, message
 from distrijax.parallel.auto.fitted import FITTED
 from distrijax.parallel.auto.questions import questions
 from distrijax.parallel.cards import CARDS, KINDS, Rates
@@ -46,9 +46,10 @@ class Recording(Whole):
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, tuple[int, ...]]] = []
 
-    def halo(self, layer: str, x: Array, above: int, below: int) -> Array:
+    def halo(self, layer: str, x: Array, above: int, below: int, fit: Fit = untouched) -> Array:
+        y = super().halo(layer, x, above, below, fit)  # asks for moments
         self.asked.append(("halo", layer, x.shape))
-        return super().halo(layer, x, above, below)
+        return y
 
     def moments(self, layer: str, x: Array, groups: int) -> tuple[Array, Array]:
         self.asked.append(("moments", layer, x.shape))
@@ -77,7 +78,7 @@ def test_questions_are_those_that_the_unet_asks(config: UNetConfig) -> None:
 
 
 def test_the_estimate_is_that_of_compiled_programs() -> None:
-    """Over a card's own link within 3 points; where a slower one is always busy, within 20; steps within 11 %."""
+    """Over a card's own link, the share within 5 points and steps within 10 %; over slower ones, within 12 and 20 %."""
     spec = importlib.util.spec_from_file_location("waiting", MEASUREMENTS / "waiting.py")
     assert spec is not None
     assert spec.loader is not None
@@ -87,11 +88,9 @@ def test_the_estimate_is_that_of_compiled_programs() -> None:
     cases = waiting.load()
     assert {case.mode for case in cases} == set(BY_EXACTNESS)
     for case in cases:
-        found = case.estimate(FITTED)
-        assert found.share == pytest.approx(case.waiting / case.seconds, abs=0.03 if case.link == "its own" else 0.2), (
-            case
-        )
-        assert found.seconds == pytest.approx(case.seconds, rel=0.11), case
+        found, (points, seconds) = case.estimate(FITTED), (0.05, 0.1) if case.link == "its own" else (0.12, 0.2)
+        assert found.share == pytest.approx(case.waiting / case.seconds, abs=points), case
+        assert found.seconds == pytest.approx(case.seconds, rel=seconds), case
 
 
 def machine(card: str, **replaced: float) -> Machine:
@@ -109,7 +108,7 @@ def test_the_larger_the_picture_the_more_exact() -> None:
     assert order == sorted(order, reverse=True)
     assert order[0] > order[-1]
     four = dataclasses.replace(EIGHT, patch=4)
-    assert of(3840, four, machine("a100")).parallel.mode == "full_sync"  # compiled: it waits 3.3 %
+    assert of(3840, four, machine("a100")).parallel.mode == "full_sync"  # compiled: it waits 3.6 %
 
 
 def test_the_bound_decides() -> None:
@@ -120,7 +119,7 @@ def test_the_bound_decides() -> None:
     assert none.parallel.mode == BY_EXACTNESS[-1]
     assert none.why is not None
     assert none.why.endswith("(estimated; max_waiting is 0, and none waits so little)")
-    assert "full_sync 3" in none.why
+    assert "full_sync 2" in none.why
 
 
 def test_a_slow_link_waits_more() -> None:
@@ -140,24 +139,46 @@ def test_everything_is_sent(config: UNetConfig, mode: str) -> None:
     """Over a link that takes a second for each MB, a step takes that long: no answer is forgotten."""
     share, asked = Share(128, 32, 128, 2, 4), tuple(questions(config))
     rates = Rates.of(CARDS["h100"], link=1e6)
-    seconds = sum(message(question, share)[1] for question in asked) / 1e6
+    seconds = sum(message(question, MODES[mode], share)[1] for question in asked) / 1e6
     assert estimate(asked, MODES[mode], share, rates).seconds == pytest.approx(seconds, rel=0.02)
 
 
-def test_messages_are_those_of_the_program() -> None:
-    """As many as are counted in a traced step of `full_sync`, of as many bytes; rows that do not divide."""
-    three = Parallel(patch=3, mode="full_sync", emulate=True)
-    counted = count_traffic(DEMO, three, jnp.bfloat16, height=30, width=29).steps["synchronous"]
-    share, found = Share(30, three.layout(30, DEMO.row_multiple).slab, 29, 2, 3), Counter[str]()
-    for question in questions(DEMO):
-        messages, size = message(question, share)
-        found[f"{question.kind} messages"] += messages
-        found[f"{question.kind} bytes"] += round(size)
+@pytest.mark.parametrize("mode", ["full_sync", "halo_sync", "halo_sync_up"])
+@pytest.mark.parametrize(("patch", "size", "dealt"), [(3, (30, 29), False), (8, (1000, 500), True)], ids=str)
+def test_messages_are_those_of_the_program(mode: str, patch: int, size: tuple[int, int], dealt: bool) -> None:
+    """As many as are counted in a traced step, of as many bytes; rows that do not divide, and attention by heads."""
+    parallel, policy = Parallel(patch=patch, mode=mode, emulate=True), MODES[mode]
+    counted = list(count_traffic(DEMO, parallel, jnp.bfloat16, height=size[0], width=size[1]).steps.values())[-1]
+    share = Share(size[0], parallel.layout(size[0], DEMO.row_multiple).slab, size[1], 2, patch)
+    asked, found = tuple(questions(DEMO)), Counter[str]()
+    for question in asked:
+        messages, received = message(question, policy, share)
+        found[f"{question.kind} bytes"] += round(received)
+        if answer(question, policy).waits:
+            found[f"{question.kind} messages"] += messages
     halos = counted["halos"] + counted["fresh_halos"]
-    assert found["halo messages"] == halos.messages
     assert found["halo bytes"] == halos.bytes
-    assert found["moments messages"] == counted["moments"].messages
+    assert found["halo messages"] + 2 * (mode == "halo_sync_up") == halos.messages  # two carry all that are not fresh
     assert found["attention bytes"] == counted["tokens"].bytes
+    attentions = sum(question.kind == "attention" for question in asked)
+    if mode == "full_sync":
+        assert found["moments messages"] == counted["moments"].messages
+        assert found["attention messages"] == attentions * (2 if dealt else 1)  # XLA gathers keys and values at once
+    assert counted["tokens"].messages == 2 * attentions
+
+
+def test_rows_travel_with_moments() -> None:
+    """Where latency is all there is, a residual block waits twice in `full_sync`, and for its rows in `halo_sync`."""
+    asked = tuple(q for q in questions(SDXL) if q.kind != "attention" and "sampler" not in q.layer)
+    count = Counter(question.kind for question in asked)
+
+    def waiting(mode: str) -> float:
+        rates = Rates.of(CARDS["h100"], latency=1.0)
+        return estimate(asked, MODES[mode], Share(128, 32, 128, 2, 4), rates).waiting
+
+    # The first convolution swaps rows of latents, with two messages; moments of the last step come with one.
+    assert waiting("full_sync") == pytest.approx(2 + count["moments"], abs=0.01)
+    assert waiting("halo_sync") == pytest.approx(2 + 1 + count["halo"] - 1, abs=0.01)
 
 
 def test_the_share_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

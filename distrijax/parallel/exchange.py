@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from distrijax.nn.exchange import Fit, Projection, Whole, untouched
-from distrijax.parallel.answers.halos import FreshHalos
 from distrijax.parallel.answers.moments import FreshMoments, History
 from distrijax.parallel.layout import SlabLayout
 from distrijax.parallel.messages import (
@@ -87,7 +86,7 @@ class SlabExchange:
             rows = self._fresh_rows(layer, edges)
             y = jnp.concatenate([rows[0], x, rows[1]], 1)
         else:
-            answer = FreshHalos() if self.policy.waits_for_halo(layer) else self.policy.halo
+            answer = self.policy.halo_of(layer)
             y, edges = answer.extend(x, above, below, fit, self.delivered.halos.get(layer), self.slab)
         if not self.successor.waits_for_halo(layer):
             message, past = self.successor.halo.message(edges, self.carried.past.halos.get(layer), self.persistence)

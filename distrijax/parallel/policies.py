@@ -55,6 +55,10 @@ class Policy:
         """Whether a convolution waits for this step's halo, whatever the answer."""
         return layer in self.fresh or layer.startswith(self.fresh_halos)
 
+    def halo_of(self, layer: str) -> HaloAnswer:
+        """Return the answer to a convolution that is not one of `fresh`."""
+        return FreshHalos() if self.waits_for_halo(layer) else self.halo
+
     @property
     def predicts(self) -> bool:
         """Whether a step needs values of the two steps before it."""

@@ -1,6 +1,6 @@
 """Fit the estimate of `mode="auto"` to what `distrijax plan` says of compiled programs, and say how far it is off.
 
-    python docs/measurements/waiting.py              # the table, from waiting.json
+    python docs/measurements/waiting.py              # the table, from waiting.json, and what is chosen
     python docs/measurements/waiting.py --fit        # fit its numbers again: writes distrijax/parallel/auto/fitted.py
     python docs/measurements/waiting.py --compile    # first compile what waiting.json lacks; remove it for all
 
@@ -21,19 +21,21 @@ from distrijax.checkpoint import find
 from distrijax.parallel.auto.estimate import Estimate, Share, estimate, work
 from distrijax.parallel.auto.questions import Fit, questions
 from distrijax.parallel.cards import CARDS, Rates
-from distrijax.parallel.policies import MODES
+from distrijax.parallel.options import Parallel
+from distrijax.parallel.policies import BY_EXACTNESS, MODES
 from distrijax.tools.plan.gpus import prepare_cuda_compiler
 
 STORED = Path(__file__).with_name("waiting.json")
 FITTED = Path(__file__).parents[2] / "distrijax" / "parallel" / "auto" / "fitted.py"
 LINKS: dict[str, dict[str, float]] = {"its own": {}, "PCIe": {"link": 0.71 * 32e9}, "network": {}}
 PROGRAMS = [
-    *(("h100", pixels, 1, 8, mode) for pixels in (1024, 2048, 3840) for mode in ("full_sync", "halo_sync")),
-    *(("a100", pixels, 1, 4, "full_sync") for pixels in (1024, 2048, 3840)),
-    ("a100", 1024, 1, 4, "halo_sync"),
+    *(("h100", 1024, 1, 8, mode) for mode in BY_EXACTNESS),
+    ("h100", 3840, 1, 8, "full_sync"),
+    ("a100", 1024, 1, 4, "full_sync"),
+    ("h100", 2048, 1, 8, "full_sync"),
+    ("a100", 3840, 1, 4, "full_sync"),
+    ("h100", 3840, 1, 8, "halo_sync"),
     ("h100", 1024, 2, 4, "full_sync"),
-    ("h100", 1024, 1, 8, "corrected_async_gn"),
-    ("l40s", 2048, 1, 4, "full_sync"),
 ]
 """Card, pixels, cfg, patch, mode."""
 
@@ -63,13 +65,17 @@ class Case:
 
     @property
     def share(self) -> Share:
-        rows, multiple = self.pixels // 8, UNET.row_multiple
-        slab = -(-rows // (self.patch * multiple)) * multiple
-        apart, network = self.cfg == 2, self.link == "network"
-        return Share(rows, slab, rows, 2 // self.cfg, self.patch, branches_apart=apart, network=network)
+        return share(self.pixels, self.cfg, self.patch, network=self.link == "network")
 
     def estimate(self, fit: Fit) -> Estimate:
         return estimate(QUESTIONS, MODES[self.mode], self.share, self.rates, fit)
+
+
+def share(pixels: int, cfg: int, patch: int, *, network: bool = False) -> Share:
+    """Return what a device computes of a square picture."""
+    rows, multiple = pixels // 8, UNET.row_multiple
+    slab = -(-rows // (patch * multiple)) * multiple
+    return Share(rows, slab, rows, 2 // cfg, patch, branches_apart=cfg == 2, network=network)
 
 
 UNET = find("sdxl-base").unet
@@ -83,7 +89,7 @@ def load() -> list[Case]:
 def fitted(cases: Sequence[Case]) -> Fit:
     """Return the numbers that fit these cases: first the kernels' time, then what runs while transfers travel."""
     own = [case for case in cases if case.link == "its own"]
-    rows = [np.sum([work(q, c.share, c.rates) for q in QUESTIONS], 0) / c.kernels for c in own]
+    rows = [np.sum([work(q, MODES[c.mode], c.share, c.rates) for q in QUESTIONS], 0) / c.kernels for c in own]
     terms, _ = nnls(np.array(rows), np.ones(len(rows)))
 
     def fit(hidden: np.ndarray) -> Fit:
@@ -111,7 +117,6 @@ def compile_missing() -> None:
 
 
 def compiled(card: str, pixels: int, cfg: int, patch: int, mode: str) -> Iterator[Case]:
-    from distrijax import Parallel
     from distrijax.tools.plan.estimate import Request, plan
     from distrijax.tools.workload import Workload
 
@@ -155,6 +160,22 @@ def main() -> None:
         steps = f"{1e3 * case.seconds:.4g} | {1e3 * found.seconds:.4g}"
         waits = f"{100 * case.waiting / case.seconds:.1f} % | {100 * found.share:.1f} %"
         print(f"| {devices}, {case.pixels} | {case.mode} | {case.link} | {steps} | {waits} |")
+    print_choices(fit)
+
+
+def print_choices(fit: Fit) -> None:
+    """Print what is estimated for every mode that `auto` chooses from, the chosen one in bold."""
+    print("\n| devices, `patch` | picture |", *(f"`{mode}` |" for mode in BY_EXACTNESS))
+    print("|---|---|" + "---|" * len(BY_EXACTNESS))
+    for card, patch in (("h100", 8), ("a100", 4)):
+        for pixels in (1024, 2048, 3840):
+            size, rates = share(pixels, 1, patch), Rates.of(CARDS[card])
+            found = {mode: estimate(QUESTIONS, MODES[mode], size, rates, fit).share for mode in BY_EXACTNESS}
+            chosen = [mode for mode in BY_EXACTNESS if found[mode] <= Parallel.max_waiting][:1]
+            cells = (
+                f"**{100 * x:.1f} %** |" if [mode] == chosen else f"{100 * x:.1f} % |" for mode, x in found.items()
+            )
+            print(f"| {patch} {card.upper()}s | {pixels}x{pixels} |", *cells)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,17 @@ class AttentionAnswer:
 
     carries = sends = waits = predicts = False
 
+    def receives(self, own: int, heads: int, devices: int) -> tuple[int, float]:
+        """Return the messages of one layer, and the bytes that each of these devices receives.
+
+        XLA gathers keys and values with one message, up to 30 MB.
+
+        Args:
+            own: bytes of one device's keys.
+            heads: of all pictures of the batch.
+        """
+        return 1, 2 * (devices - 1) * own
+
     def message(
         self, own: KeysValues, past: KeysValues | None, persistence: Persistence
     ) -> tuple[KeysValues, KeysValues | None]:
@@ -69,12 +80,16 @@ class FreshAttention(AttentionAnswer):
 
     sends = waits = True
 
+    def receives(self, own: int, heads: int, devices: int) -> tuple[int, float]:
+        deal = Deal.of(own, heads, devices)
+        return (2, deal.received) if deal.pays else super().receives(own, heads, devices)
+
     def attend(
         self, x: Array, project: Projection, heads: int, offer: Offer, delivered: KeysValues | None, slab: Slab
     ) -> Array:
         q, k, v = project(x)
         own = offer((tokens(k), tokens(v)))
-        if (deal := Deal.of(q, heads, slab.transport.count())).pays:
+        if (deal := Deal.of(q.size * q.dtype.itemsize, q.shape[-2] * heads, slab.transport.count())).pays:
             return deal.attend(q, *own, slab)
         with jax.named_scope("tokens"):
             keys, values = (slab.existing_tokens(slab.transport.gather(fresh), k) for fresh in own)

@@ -19,6 +19,11 @@ class HaloAnswer:
     """The base class of answers; by default they carry nothing, send nothing and wait for nothing."""
 
     carries = sends = waits = predicts = False
+    with_moments = False  # whether the message of a layer travels with that of the group norm before it
+
+    def receives(self, devices: int) -> tuple[int, int]:
+        """Return the messages of one layer, and the rows that each of these devices receives."""
+        return 2, 2
 
     def message(self, own: Edges, past: Edges | None, persistence: Persistence) -> tuple[Edges, Edges | None]:
         """Return the edges to send for one layer, and what to remember for the message of the next step.
@@ -57,6 +62,9 @@ class FreshHalos(HaloAnswer):
 
     sends = waits = True
 
+    def receives(self, devices: int) -> tuple[int, int]:
+        return 1, devices - 1
+
     def around(self, own: Edges, delivered: Edges | None, slab: Slab) -> Edges:
         return deal_edges(own, slab.transport)
 
@@ -67,6 +75,11 @@ class EarlyHalos(FreshHalos):
     So they travel in the same message as the moments that a group norm waits for: one wait in place of two. For
     policies whose moments are the same on all devices; where they are not, a neighbour would make other rows of them.
     """
+
+    with_moments = True
+
+    def receives(self, devices: int) -> tuple[int, int]:
+        return 1, 2 * (devices - 1)
 
     def extend(
         self, x: Array, above: int, below: int, fit: Fit, delivered: Edges | None, slab: Slab

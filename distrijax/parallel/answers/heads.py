@@ -41,11 +41,10 @@ class Deal:
     own: int
 
     @classmethod
-    def of(cls, q: Array, heads: int, devices: int) -> "Deal":
-        """Return how devices with queries like these, [h, W, B, C], share their heads."""
-        every = q.shape[-2] * heads
-        groups = gcd(devices, every)
-        return cls(devices, groups, every // groups, q.size * q.dtype.itemsize)
+    def of(cls, own: int, heads: int, devices: int) -> "Deal":
+        """Return how devices share the heads of a batch, where each has `own` bytes of keys."""
+        groups = gcd(devices, heads)
+        return cls(devices, groups, heads // groups, own)
 
     @property
     def parts(self) -> int:
@@ -53,11 +52,14 @@ class Deal:
         return self.devices // self.groups
 
     @property
+    def received(self) -> float:
+        """Bytes that a device receives, but for the padding of queries."""
+        return 2 * (self.devices - 1) * self.own * (1 / self.groups + 1 / self.devices)
+
+    @property
     def pays(self) -> bool:
         """Whether it takes less time than a gather of keys and values, by what is received."""
-        gathered = 2 * (self.devices - 1)
-        dealt = gathered / self.groups + gathered / self.devices
-        return self.own * (gathered - dealt - _REARRANGING) > _SECOND_WAIT
+        return 2 * (self.devices - 1) * self.own - self.received - _REARRANGING * self.own > _SECOND_WAIT
 
     def attend(self, q: Array, k: Array, v: Array, slab: Slab) -> Array:
         """Return the attention of this device's queries, [h, W, B, C], from its keys and values, [t, B, C] each."""

@@ -2,4 +2,4 @@
 
 from distrijax.parallel.auto.questions import Fit
 
-FITTED = Fit((1.164, 1.089, 1.009, 0.52, 5.86), {"halo": 0.44, "moments": 1.847, "attention": 1.882})
+FITTED = Fit((0.986, 1.085, 1.398, 0.879, 4.774), {"halo": 0.575, "moments": 3.343, "attention": 0.861})
