@@ -39,7 +39,7 @@ def keep(run: Run) -> Path:
 
 def pages() -> dict[Path, str]:
     """Return the pages with today's tables in them, by path."""
-    files = sorted((DOCS / "measurements").glob("*.json"))
+    files = sorted((DOCS / "measurements").glob("*-????-??-??.json"))
     runs = {file.with_suffix(".md"): json.loads(file.read_text()) for file in files}
     summary = [
         f"{title(run)} ([all of it](measurements/{page.name})):\n\n{steps_table(run['stages'])}"
