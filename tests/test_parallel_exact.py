@@ -20,7 +20,7 @@ from distrijax.config import UNetConfig
 from distrijax.demo import MODEL
 from distrijax.models.unet import UNet
 from distrijax.nn.conv import Conv
-from distrijax.nn.exchange import Exchange
+from distrijax.nn.exchange import Exchange, Fit
 from distrijax.parallel.exchange import SlabExchange
 from distrijax.parallel.policies import MODES
 
@@ -86,8 +86,8 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every convolution leaves NaN in the rows of padding."""
     convolve = Conv.__call__
 
-    def poisoned(self: Conv, x: Array, exchange: Exchange) -> Array:
-        y = convolve(self, x, exchange)
+    def poisoned(self: Conv, x: Array, exchange: Exchange, *fit: Fit) -> Array:
+        y = convolve(self, x, exchange, *fit)
         assert isinstance(exchange, SlabExchange)
         own = jnp.asarray(exchange.slab.layout.counts(y.shape[1]))[lax.axis_index("patch")]
         return jnp.where((jnp.arange(y.shape[1]) < own)[None, :, None, None], y, jnp.nan)
@@ -106,7 +106,7 @@ def test_padding_does_not_reach_the_picture(request: pytest.FixtureRequest) -> N
     assert relative(predictions(small_unet(), parallel, size, padding=np.nan)[0], whole) <= NEAR
 
 
-@pytest.mark.parametrize("mode", ["corrected_async_gn", "separate_gn"])
+@pytest.mark.parametrize("mode", ["corrected_async_gn", "predicted", "separate_gn"])
 def test_padding_does_not_reach_the_picture_in_displaced_steps(mode: str, request: pytest.FixtureRequest) -> None:
     (parallel, size, batch), clean = displaced(mode, True), displaced_predictions(mode, True)[0]
     request.getfixturevalue("_poisoned")
