@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from distrijax import Parallel
+from distrijax.checkpoint import find
+from distrijax.parallel.cards import CARDS, Rates
 from distrijax.parallel.policies import MODES
+from distrijax.tools.plan.estimate import Request, plan
+from distrijax.tools.plan.gpus import prepare_cuda_compiler
+from distrijax.tools.workload import Workload
 
 STORED = Path(__file__).with_name("modes.json")
 CARD, CFG, PATCH, SIZES = "h100", 2, 4, (1024, 3840)
@@ -45,8 +50,6 @@ def load(path: Path) -> dict[str, Any]:
 
 def compile_missing(stored: dict[str, Any], again: list[str] | None) -> None:
     """Compile the programs that are not stored, and those of the modes `again`."""
-    from distrijax.tools.plan.gpus import prepare_cuda_compiler
-
     prepare_cuda_compiler()
     for size in SIZES:
         modes = stored["sizes"].setdefault(str(size), {})
@@ -59,11 +62,6 @@ def compile_missing(stored: dict[str, Any], again: list[str] | None) -> None:
 
 def compiled(size: int, mode: str) -> dict[str, float]:
     """Return the seconds of a step in each phase of a mode, and the part of the last phase's step that waits."""
-    from distrijax.checkpoint import find
-    from distrijax.tools.plan.estimate import Request, plan
-    from distrijax.tools.plan.gpus import CARDS, Rates
-    from distrijax.tools.workload import Workload
-
     card = CARDS[CARD]
     request = Request(Workload(find("sdxl-base"), size, size, "bfloat16", steps=50), card, Rates.of(card))
     alone = mode == ONE_DEVICE

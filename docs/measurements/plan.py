@@ -23,7 +23,9 @@ from distrijax.tools.plan.schedule import Step, Transfer, walk
 
 STORED = Path(__file__).with_name("plan.json.xz")
 ALONE = {"link": 1e18, "network": 1e18, "latency": 1e-12, "network_latency": 1e-12, "slowed": 1e-12}
-H200 = Rates.of(CARDS["h200"], **ALONE, dispatch=10.5e-3)  # as its host took with that day's program, 9 to 11.5 ms
+H200 = Rates.of(
+    CARDS["h200"], "bfloat16", **ALONE, dispatch=10.5e-3
+)  # as its host took with that day's program, 9 to 11.5 ms
 H200_STEPS = 4
 # stage of the run: cfg, patch, pixels
 STEPS = {
@@ -71,7 +73,7 @@ def cases() -> Iterator[Case]:
         yield Case("h200", name, milliseconds / 1e3, step, ("h200", cfg * patch, pixels) in FITTED)
     a100 = Rates.of(CARDS["a100"])
     for kind, patch, pixels, seconds in PICTURES:
-        rates = Rates.of(CARDS["a100"], **ALONE) if kind == "no transfers" else a100
+        rates = Rates.of(CARDS["a100"], "bfloat16", **ALONE) if kind == "no transfers" else a100
         phases = {"no transfers": ("displaced",), "displaced": ("synchronous", "displaced")}.get(kind, ("synchronous",))
         found = [programs[name] for p in phases if (name := f"a100-{pixels}-1-{patch}-{p}") in programs]
         if not found:
