@@ -28,7 +28,7 @@ from distrijax.parallel.auto.choose import Choice, Machine, choose
 from distrijax.parallel.auto.estimate import Estimate, Share, answer, estimate, message
 from distrijax.parallel.auto.fitted import FITTED
 from distrijax.parallel.auto.questions import questions
-from distrijax.parallel.cards import CARDS, KINDS, Rates
+from distrijax.parallel.cards import CARDS, DEVICE_KINDS, Rates
 from distrijax.parallel.policies import BY_EXACTNESS, MODES
 from distrijax.sampling.inputs import input_shapes
 from distrijax.tools.plan import estimate as planning
@@ -257,7 +257,7 @@ def test_devices_without_transfers() -> None:
 
 
 def test_cards_by_their_names() -> None:
-    assert set(KINDS.values()) == set(CARDS)
+    assert set(DEVICE_KINDS.values()) == set(CARDS)
     assert Machine.of("cpu", "float32") is None
 
 

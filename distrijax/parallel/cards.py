@@ -68,7 +68,7 @@ CARDS = {
     ),
 }  # fmt: skip
 
-KINDS = {
+DEVICE_KINDS = {
     "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A100-SXM4-40GB": "a100", "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H200": "h200", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA B200": "b200",
 }  # fmt: skip

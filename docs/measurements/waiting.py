@@ -19,11 +19,14 @@ from scipy.optimize import minimize, nnls
 
 from distrijax.checkpoint import find
 from distrijax.parallel.auto.estimate import Estimate, Share, estimate, work
-from distrijax.parallel.auto.questions import Fit, questions
+from distrijax.parallel.auto.questions import Constants, questions
 from distrijax.parallel.cards import CARDS, Rates
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import BY_EXACTNESS, MODES
+from distrijax.tools.plan.estimate import Request, plan
 from distrijax.tools.plan.gpus import prepare_cuda_compiler
+from distrijax.tools.plan.schedule import walk
+from distrijax.tools.workload import Workload
 
 STORED = Path(__file__).with_name("waiting.json")
 FITTED = Path(__file__).parents[2] / "distrijax" / "parallel" / "auto" / "fitted.py"
@@ -61,13 +64,13 @@ class Case:
 
     @property
     def rates(self) -> Rates:
-        return Rates.of(CARDS[self.card], **LINKS[self.link])
+        return Rates.of(CARDS[self.card], "bfloat16", **LINKS[self.link])
 
     @property
     def share(self) -> Share:
         return share(self.pixels, self.cfg, self.patch, network=self.link == "network")
 
-    def estimate(self, fit: Fit) -> Estimate:
+    def estimate(self, fit: Constants) -> Estimate:
         return estimate(QUESTIONS, MODES[self.mode], self.share, self.rates, fit)
 
 
@@ -86,15 +89,15 @@ def load() -> list[Case]:
     return [Case(*row) for row in json.loads(STORED.read_text())] if STORED.exists() else []
 
 
-def fitted(cases: Sequence[Case]) -> Fit:
+def fitted(cases: Sequence[Case]) -> Constants:
     """Return the numbers that fit these cases: first the kernels' time, then what runs while transfers travel."""
     own = [case for case in cases if case.link == "its own"]
     rows = [np.sum([work(q, MODES[c.mode], c.share, c.rates) for q in QUESTIONS], 0) / c.kernels for c in own]
     terms, _ = nnls(np.array(rows), np.ones(len(rows)))
 
-    def fit(hidden: np.ndarray) -> Fit:
+    def fit(hidden: np.ndarray) -> Constants:
         named = zip(("halo", "moments", "attention"), np.round(np.abs(hidden), 3).tolist(), strict=True)
-        return Fit(tuple(np.round(terms, 3).tolist()), dict(named))  # type: ignore[arg-type]
+        return Constants(tuple(np.round(terms, 3).tolist()), dict(named))  # type: ignore[arg-type]
 
     def loss(hidden: np.ndarray) -> float:
         made = fit(hidden)
@@ -117,9 +120,6 @@ def compile_missing() -> None:
 
 
 def compiled(card: str, pixels: int, cfg: int, patch: int, mode: str) -> Iterator[Case]:
-    from distrijax.tools.plan.estimate import Request, plan
-    from distrijax.tools.workload import Workload
-
     workload = Workload(find("sdxl-base"), pixels, pixels, "bfloat16", steps=50)
     layout = Parallel(cfg=cfg, patch=patch, mode=mode, emulate=True)
     program = plan(Request(workload, CARDS[card], Rates.of(CARDS[card])), layout).phases[-1].program
@@ -128,12 +128,10 @@ def compiled(card: str, pixels: int, cfg: int, patch: int, mode: str) -> Iterato
 
 def walked(program: object, card: str, pixels: int, cfg: int, patch: int, mode: str) -> Iterator[Case]:
     """Yield the program's case with each link that makes a difference."""
-    from distrijax.tools.plan.schedule import walk
-
     for link, replaced in LINKS.items():
         if (link == "network" and cfg > 1) or (link == "PCIe" and CARDS[card].link <= 32e9):
             continue
-        rates, nodes = Rates.of(CARDS[card], **replaced), 2 if link == "network" else 1
+        rates, nodes = Rates.of(CARDS[card], "bfloat16", **replaced), 2 if link == "network" else 1
         step = walk(program, rates, cfg * patch // nodes)  # type: ignore[arg-type]
         kernels = sum(kernel.took for kernel in step.kernels) + step.launches * rates.graph
         numbers = (float(f"{x:.4g}") for x in (kernels, step.seconds, step.waiting))
@@ -148,8 +146,8 @@ def main() -> None:
         fit = fitted(cases)
         FITTED.write_text(
             '"""Written by `python docs/measurements/waiting.py --fit`, from programs that XLA compiled."""\n\n'
-            "from distrijax.parallel.auto.questions import Fit\n\n"
-            f"FITTED = Fit({fit.terms}, {json.dumps(fit.hidden)})\n"
+            "from distrijax.parallel.auto.questions import Constants\n\n"
+            f"FITTED = Constants({fit.terms}, {json.dumps(fit.hidden)})\n"
         )
     else:
         from distrijax.parallel.auto.fitted import FITTED as fit
@@ -163,7 +161,7 @@ def main() -> None:
     print_choices(fit)
 
 
-def print_choices(fit: Fit) -> None:
+def print_choices(fit: Constants) -> None:
     """Print what is estimated for every mode that `auto` chooses from, the chosen one in bold."""
     print("\n| devices, `patch` | picture |", *(f"`{mode}` |" for mode in BY_EXACTNESS))
     print("|---|---|" + "---|" * len(BY_EXACTNESS))

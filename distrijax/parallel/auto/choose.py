@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from distrijax.config import UNetConfig
 from distrijax.parallel.auto.estimate import Estimate, Share, estimate
 from distrijax.parallel.auto.questions import questions
-from distrijax.parallel.cards import CARDS, KINDS, Rates
+from distrijax.parallel.cards import CARDS, DEVICE_KINDS, Rates
 from distrijax.parallel.options import Parallel
 from distrijax.parallel.policies import AUTO, BY_EXACTNESS, MODES
 
@@ -42,7 +42,7 @@ class Machine:
     @classmethod
     def of(cls, kind: str, dtype: str, *, network: bool = False) -> Self | None:
         """Return a machine of cards that JAX calls `kind`, or None if they are not in the table."""
-        card = CARDS[KINDS[kind]] if kind in KINDS else None
+        card = CARDS[DEVICE_KINDS[kind]] if kind in DEVICE_KINDS else None
         return None if card is None else cls(card.name, Rates.of(card, dtype), network)
 
 
@@ -84,7 +84,7 @@ def choose(
         kinds = sorted({device.device_kind for device in devices.flat})
         if devices.flat[0].platform == "cpu":
             return chosen(exact, "CPUs have no transfers to hide")
-        if len(kinds) > 1 or kinds[0] not in KINDS:
+        if len(kinds) > 1 or kinds[0] not in DEVICE_KINDS:
             return chosen(least, f"it waits least, and nothing is known of the speed of {' with '.join(kinds)}")
         groups = devices.reshape(-1, parallel.patch)
         network = any(len({device.process_index for device in group}) > 1 for group in groups)

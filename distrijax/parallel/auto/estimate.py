@@ -15,7 +15,7 @@ from distrijax.parallel.answers.attention import AttentionAnswer
 from distrijax.parallel.answers.halos import HaloAnswer
 from distrijax.parallel.answers.moments import MomentsAnswer
 from distrijax.parallel.auto.fitted import FITTED
-from distrijax.parallel.auto.questions import Fit, Question
+from distrijax.parallel.auto.questions import Constants, Question
 from distrijax.parallel.cards import Rates
 from distrijax.parallel.policies import Policy
 
@@ -143,7 +143,9 @@ class _Clock:
         return self.link
 
 
-def estimate(questions: Sequence[Question], policy: Policy, share: Share, rates: Rates, fit: Fit = FITTED) -> Estimate:
+def estimate(
+    questions: Sequence[Question], policy: Policy, share: Share, rates: Rates, fit: Constants = FITTED
+) -> Estimate:
     """Return how long a step of this policy takes and waits."""
     clock, waiting = _Clock(policy, share, rates), 0.0
     answers = {q.layer: answer(q, policy) for q in questions if q.layer not in policy.fresh}
@@ -183,6 +185,6 @@ def estimate(questions: Sequence[Question], policy: Policy, share: Share, rates:
     return Estimate(max(clock.now, enqueued), waiting)
 
 
-def _small_kernel(rates: Rates, fit: Fit) -> float:
+def _small_kernel(rates: Rates, fit: Constants) -> float:
     """Return the seconds of a kernel that starts, reads, and has nothing else to do."""
     return fit.terms[3] * rates.kernel + fit.terms[4] * ROUND_TRIP / rates.clock

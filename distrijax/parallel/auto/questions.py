@@ -32,7 +32,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Constants:
     """The numbers of the estimate that are fitted.
 
     Attributes:
