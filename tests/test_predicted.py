@@ -10,6 +10,7 @@ from test_slabs import normal, on_each, slabs
 
 from distrijax import Parallel
 from distrijax.models.unet import INPUT_LAYER
+from distrijax.nn.exchange import group_moments
 from distrijax.parallel.answers.moments import (
     CorrectedMoments,
     History,
@@ -138,10 +139,23 @@ def test_changes_that_cancel_are_nobody_s() -> None:
 
 
 def test_moments_go_on_half_as_much() -> None:
-    start, change = normal(3, 1, GROUPS), np.full((3, 1, GROUPS), 0.2)
+    """One slab changed by 0.3, the picture by 0.1: devices that saw no change expect a quarter of that again."""
+    start, change = normal(3, 1, GROUPS), np.zeros((3, 1, GROUPS))
+    change[1] = 0.3
     before, last = moments(start), moments(start, change)
-    mean, _ = merged(PredictedMoments(), moments(start, change, change / 4), last, before, 0.5)
-    np.testing.assert_allclose(mean, np.broadcast_to(last[0].mean(0) + 0.05, mean.shape), atol=1e-6)
+    mean, _ = merged(PredictedMoments(), last, last, before, 0.5)
+    expected = np.broadcast_to(last[0].mean(0) + 0.025, mean[::2].shape)
+    np.testing.assert_allclose(mean[::2], expected, atol=1e-6)
+
+
+def test_synchronous_steps_hand_on_the_moments_of_two() -> None:
+    pictures = [normal(1, 12, 4, 4, seed=seed) for seed in range(3)]
+    before, last, own = (
+        np.stack([group_moments(jnp.asarray(slab), GROUPS) for slab in slabs(LAYOUT, x)], 1) for x in pictures
+    )
+    *_, found, _ = run(pictures, [0, 0.25, 0.5])
+    for got, expected in zip(found, merged(PredictedMoments(), own, last, before, 0.25), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_is_known_in_the_second_step() -> None:
@@ -172,13 +186,16 @@ def test_no_variance_is_negative() -> None:
 
 @pytest.mark.parametrize("mode", ["predicted", "halo_sync_up"])
 def test_pictures_do_not_depend_on_dispatches(mode: str) -> None:
-    """With a callback every step is dispatched alone: synchronous steps must still hand on what they remember."""
+    """With a callback every step is dispatched alone: synchronous steps must still hand on what they remember.
+
+    Without one, the last three of the eight synchronous steps are one dispatch.
+    """
     pipe, calls = small_pipeline(), []
-    pipe.parallel = Parallel(patch=2, mode=mode, warmup_steps=2, emulate=True)
-    options: dict[str, Any] = {"num_inference_steps": 6, "height": 128, "width": 128, "output_type": "latent"}
+    pipe.parallel = Parallel(patch=2, mode=mode, warmup_steps=7, emulate=True)
+    options: dict[str, Any] = {"num_inference_steps": 12, "height": 128, "width": 128, "output_type": "latent"}
     at_once = pipe("a red circle", seed=3, **options).images
     one_by_one = pipe("a red circle", seed=3, callback_on_step_end=lambda *args: calls.append(args), **options).images
-    assert len(calls) == 6
+    assert len(calls) == 12
     np.testing.assert_array_equal(at_once, one_by_one)
 
 
