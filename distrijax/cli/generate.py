@@ -141,7 +141,7 @@ def _make(pipe: Pipeline, settings: Settings, call: dict[str, Any]) -> tuple[lis
         pipe.parallel = dataclasses.replace(before, mode=settings.upscale_mode or before.mode)
         output = pipe.upscale(made, **others)
         pipe.parallel, made = before, output.images
-        changed |= {"mode": changed.get("mode", output.mode)}
+        changed.setdefault("mode", output.mode)
         changed["upscale_mode"] = None if output.mode == changed["mode"] else output.mode
     return made, changed
 

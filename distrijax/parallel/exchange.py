@@ -75,9 +75,9 @@ class SlabExchange:
         own, before, answer = self.carried.moments, self.carried.past.moments, self.policy.moments
         if not answer.carries or own is None or every is None:
             return None
-        return answer.prepare(
-            History(own, every, before, jnp.minimum(self.persistence.last, self.persistence.now)), self.slab
-        )
+        # After a single synchronous step `last` is 0: there `before` holds zeros, not a step's moments.
+        persistence = jnp.minimum(self.persistence.last, self.persistence.now)
+        return answer.prepare(History(own, every, before, persistence), self.slab)
 
     def halo(self, layer: str, x: Array, above: int, below: int, fit: Fit = untouched) -> Array:
         if layer in self.policy.fresh:

@@ -9,7 +9,7 @@ LARGEST, REACH = 0.5, 25.0
 """Predictions go on by half of the next step, but by no more than this many of the 1000 steps of training.
 
 Half, since a device's error comes back from its neighbours a step later: with a whole step, halos alone lose 9 dB. At
-10 steps, where a whole one is 100 steps of training, half a step loses up to 6 dB of a picture and a quarter none.
+10 steps, where a whole one is 100 steps of training, half a step lost 6 dB of one picture, and a quarter of one gained.
 """
 
 
