@@ -260,7 +260,7 @@ def test_devices_of_a_picture_made_before(pipes: list[Pipe]) -> None:
         (["--patch", "0"], "--patch is 0; it must be a whole number, 1 or more"),
         (["--warmup-steps", "-1"], "--warmup-steps is -1"),
         (["--patch", "16"], "takes 16 devices, but there are 8. Choose at most 8, such as --cfg 2 x --patch 4"),
-        (["--mode", "async"], "mode is 'async'; it must be one of corrected_async_gn, stale_gn"),
+        (["--mode", "async"], "mode is 'async'; it must be one of predicted, halo_sync_up"),
         (["--auto", "--patch", "2", "--emulate"], "leave out --patch and --emulate, or --auto"),
         (
             ["--data", "2", "--num-images", "3"],

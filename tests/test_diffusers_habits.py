@@ -193,7 +193,7 @@ def test_what_an_output_and_a_pipeline_say(pipe: StableDiffusionXLPipeline, fold
     output = pipe(**CALL, seed=1)
     assert output[0] is output.images
     assert output["images"] is output.images
-    for part in (str(folder), "float32", "patch=1", "corrected_async_gn", "EulerDiscreteScheduler"):
+    for part in (str(folder), "float32", "patch=1", "predicted", "EulerDiscreteScheduler"):
         assert part in repr(pipe)
     assert str(folder) in repr(StableDiffusionXLImg2ImgPipeline.from_pipe(pipe))
 

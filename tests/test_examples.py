@@ -62,7 +62,7 @@ def test_several_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "a red circle above a blue square"
     example("several_gpus").main([prompt, "--steps", STEPS, "--output", "spread.png"])
     printed = capsys.readouterr().out
-    assert "data=1 cfg=2 patch=4, mode corrected_async_gn" in printed  # the eight devices of the tests
+    assert "data=1 cfg=2 patch=4, mode predicted" in printed  # the eight devices of the tests
     assert not wrong(prompt, "spread.png")
 
 

@@ -56,7 +56,7 @@ def test_synchronous_predictions_are_those_of_one_device(cfg: int, patch: int) -
 
 def displaced(mode: str, emulate: bool) -> tuple[Parallel, tuple[int, int], int]:
     """The mesh, the size of the latents and the batch: slabs of four rows, of which the last has one."""
-    mesh: dict[str, int] = {"data": 2, "cfg": 2, "patch": 2} if mode == "corrected_async_gn" else {"patch": 3}
+    mesh: dict[str, int] = {"data": 2, "cfg": 2, "patch": 2} if mode == "predicted" else {"patch": 3}
     parallel = Parallel(**mesh, mode=mode, warmup_steps=0, emulate=emulate)
     return parallel, (4 * parallel.patch - 3, 7), 4 if parallel.data == 2 else 1
 

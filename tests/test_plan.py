@@ -15,6 +15,7 @@ import pytest
 
 from distrijax import DistrijaxError, Parallel, cli
 from distrijax.checkpoint import find
+from distrijax.cli import plan as plan_command
 from distrijax.parallel.cards import CARDS, Rates
 from distrijax.tools.plan import estimate, gpus, layouts, report
 from distrijax.tools.plan.hlo import Instruction
@@ -335,9 +336,9 @@ def test_the_picture_of_a_plan(tmp_path: Path) -> None:
 @pytest.fixture
 def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a CUDA compiler; nothing here gets as far as using it."""
-    for module in (cli.plan, gpus):
+    for module in (plan_command, gpus):
         monkeypatch.setattr(module, "missing_compiler", lambda: None)
-    monkeypatch.setattr(cli.plan, "prepare_cuda_compiler", lambda: None)
+    monkeypatch.setattr(plan_command, "prepare_cuda_compiler", lambda: None)
 
 
 @pytest.mark.usefixtures("with_compiler")

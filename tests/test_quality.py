@@ -135,7 +135,7 @@ def test_prompts_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--modes", "stale"], "--modes: there is no mode 'stale'; choose among corrected_async_gn"),
+        (["--modes", "stale"], "--modes: there is no mode 'stale'; choose among predicted"),
         (["--only", "samplerz"], "--only samplerz matches no setting; the groups are robustness, modes"),
         (["--only", "warmup", "*-s26-*"], "--only *-s26-* matches no setting"),
         (["--batch", "0"], "--batch is 0; it must be 1 or more"),

@@ -119,9 +119,9 @@ def test_costs_are_stored_one_by_one(costs_of_modes: Any, monkeypatch: pytest.Mo
     assert list(tradeoff.read_costs(costs_of_modes.STORED)["sizes"]["1024"]) == [mode for _, mode in first]
     compiled.clear()
     with pytest.raises(KeyboardInterrupt):
-        costs_of_modes.main(["--compile", "--modes", "stale_gn"])
-    assert compiled[:2] == [(1024, "stale_gn"), (1024, list(MODES)[3])]
-    assert "| `stale_gn` | 10.2, 1.0 % |" in costs_of_modes.table(costs_of_modes.load(costs_of_modes.STORED))
+        costs_of_modes.main(["--compile", "--modes", "halo_sync_up"])
+    assert compiled[:2] == [(1024, "halo_sync_up"), (1024, list(MODES)[3])]
+    assert "| `halo_sync_up` | 10.2, 1.0 % |" in costs_of_modes.table(costs_of_modes.load(costs_of_modes.STORED))
 
 
 def test_costs_of_a_mode_that_is_gone_are_forgotten(costs_of_modes: Any) -> None:

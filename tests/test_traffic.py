@@ -46,7 +46,7 @@ TOKENS = ATTENTIONS * 2 * (8 * 6) * 16  # keys and values of the whole picture a
 
 @cache
 def small(dtype: str = "bfloat16", pictures: int = 1, guided: bool = True, **choices: Any) -> Traffic:
-    parallel = Parallel(**({"emulate": True} | choices))
+    parallel = Parallel(**({"emulate": True, "mode": "corrected_async_gn"} | choices))
     return count_traffic(SMALL, parallel, jnp.dtype(dtype), height=16, width=12, guided=guided, pictures=pictures)
 
 
@@ -152,7 +152,8 @@ def test_what_cannot_be_counted(parallel: Parallel, options: dict[str, Any], mes
 
 def test_a_unet_that_sees_a_mask_sends_more_of_its_input_alone() -> None:
     """Nine channels in place of four in the rows of latents, which are sent anew in every step."""
-    config, parallel = dataclasses.replace(SMALL, in_channels=9), Parallel(patch=4, emulate=True)
+    config = dataclasses.replace(SMALL, in_channels=9)
+    parallel = Parallel(patch=4, mode="corrected_async_gn", emulate=True)
     counted = count_traffic(config, parallel, jnp.bfloat16, height=16, width=12)
     assert counted.carry == small(patch=4).carry
     for phase, kinds in small(patch=4).steps.items():
@@ -180,7 +181,8 @@ def test_verbose_prints_it_before_the_first_picture(
 def test_sdxl_on_eight_devices() -> None:
     """The promise: a guidance branch's carry of 62 MB, and less received than the original's 0.424e9 elements."""
     config = json.loads((resources.files("distrijax.checkpoint") / "configs" / "base_unet.json").read_text())
-    counted = count_traffic(UNetConfig.from_json(config), Parallel(patch=8, emulate=True), jnp.bfloat16)  # 1024x1024
+    stale = Parallel(patch=8, mode="corrected_async_gn", emulate=True)
+    counted = count_traffic(UNetConfig.from_json(config), stale, jnp.bfloat16)  # 1024x1024
     tokens = 2 * (10 * 64 * 64 * 640 + 60 * 32 * 32 * 1280)  # keys and values of a branch
     assert counted.carry["tokens"] == 2 * 2 * tokens // 8
     assert counted.steps["displaced"]["tokens"].elements == 2 * tokens * 7 // 8

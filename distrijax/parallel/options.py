@@ -29,14 +29,14 @@ class Parallel:
         data: groups of devices that make different pictures of a batch.
         cfg: 2 gives each of the two guidance branches its own devices.
         patch: devices that share a picture, each holding a slab of its rows.
-        mode: what is exchanged after the warm-up. `corrected_async_gn` (default), `stale_gn`, `sync_gn`, `separate_gn`
-            and `no_sync` use neighbours' activations of the previous step (arXiv 2402.19481) and differ in their group
-            norms. The default may leave marks where slabs have few rows: try `predicted` there, in which devices send
-            what they expect to have in the next step. `halo_sync` and `halo_sync_up` also wait for the rows at the
-            boundaries, of all layers or of those in the up blocks with attention. `full_sync` waits for all
-            activations of the same step and matches one device. `naive_patch` (no exchange at all) and `tensor`
-            (weights sharded instead of rows) are baselines. `auto` chooses for each picture: the most exact mode that
-            is estimated to wait for at most `max_waiting`.
+        mode: what is exchanged after the warm-up. In `predicted` (default) devices send what they expect to have in the
+            next step, so that nothing waits; `halo_sync_up` and `halo_sync` also wait for the rows at the boundaries,
+            of the up blocks with attention or of all layers. `full_sync` waits for all activations of the same step
+            and matches one device. `corrected_async_gn`, `stale_gn`, `sync_gn`, `separate_gn` and `no_sync` are those
+            of DistriFusion (arXiv 2402.19481): they use neighbours' activations of the previous step and differ in
+            their group norms. `naive_patch` (no exchange at all) and `tensor` (weights sharded instead of rows) are
+            baselines. `auto` chooses for each picture: the most exact mode that is estimated to wait for at most
+            `max_waiting`.
         warmup_steps: number of synchronous steps after the first, before the displaced steps.
         emulate: run virtual devices on one real device: slower, but with the same picture as on real ones.
         devices: the devices to use; by default the first of `jax.devices()`.
@@ -49,7 +49,7 @@ class Parallel:
     data: int = 1
     cfg: int = 1
     patch: int = 1
-    mode: str = "corrected_async_gn"
+    mode: str = "predicted"
     warmup_steps: int = 4
     emulate: bool = False
     devices: tuple[jax.Device, ...] | None = None

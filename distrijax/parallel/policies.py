@@ -73,11 +73,6 @@ class Policy:
 FULL_SYNC = Policy(EarlyHalos(), FreshAttention(), FreshMoments())
 
 MODES = {
-    "corrected_async_gn": Policy(StaleHalos(), StaleAttention(), CorrectedMoments()),
-    "stale_gn": Policy(StaleHalos(), StaleAttention(), StaleMoments()),
-    "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
-    "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
-    "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
     "predicted": Policy(PredictedHalos(), PredictedAttention(), PredictedMoments()),
     "halo_sync_up": Policy(
         PredictedHalos(),
@@ -87,9 +82,17 @@ MODES = {
     ),
     "halo_sync": Policy(FreshHalos(), PredictedAttention(), PredictedMoments()),
     "full_sync": FULL_SYNC,
+    "corrected_async_gn": Policy(StaleHalos(), StaleAttention(), CorrectedMoments()),
+    "stale_gn": Policy(StaleHalos(), StaleAttention(), StaleMoments()),
+    "sync_gn": Policy(StaleHalos(), StaleAttention(), FreshMoments()),
+    "separate_gn": Policy(StaleHalos(), StaleAttention(), OwnMoments()),
+    "no_sync": Policy(FrozenHalos(), FrozenAttention(), OwnMoments()),
     "naive_patch": Policy(ZeroHalos(), OwnAttention(), OwnMoments(), fresh=frozenset()),
 }
-"""The modes by name, the default first. Those that predict are not in the original (arXiv 2402.19481)."""
+"""The modes by name, the default first.
+
+Those that predict are not in the original (arXiv 2402.19481), whose own default is `corrected_async_gn`.
+"""
 
 BY_EXACTNESS = ("full_sync", "halo_sync", "halo_sync_up", "predicted")
 """The modes that `auto` chooses from: the nearest to one device first, which waits for most."""

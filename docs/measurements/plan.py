@@ -134,7 +134,7 @@ def compile_missing() -> None:
             continue
         workload = Workload(find("sdxl-base"), pixels, pixels, "bfloat16", steps=50)
         request = Request(workload, CARDS[card], Rates.of(CARDS[card]))
-        for phase in plan(request, Parallel(cfg=cfg, patch=patch, emulate=True)).phases:
+        for phase in plan(request, Parallel(cfg=cfg, patch=patch, mode="corrected_async_gn", emulate=True)).phases:
             programs[f"{card}-{pixels}-{cfg}-{patch}-{phase.name}"] = phase.program
         store(programs)
         print("compiled", card, pixels, cfg, patch, file=sys.stderr, flush=True)
