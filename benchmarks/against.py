@@ -29,6 +29,7 @@ from distrijax.cli.options import add_workload, workload
 from distrijax.models.unet import UNet
 from distrijax.nn.exchange import WHOLE
 from distrijax.nn.module import Weights as UNetWeights
+from distrijax.parallel.placement import place_model
 from distrijax.tools.bench import weights
 from distrijax.tools.bench.timing import BenchReport, RunSettings, TimedFunction, take_turns
 from distrijax.tools.workload import Workload
@@ -104,6 +105,7 @@ def compare(
 def _ours(case: Workload, arrays: Weights) -> PeerSteps:
     unet = case.model.components["unet"].build(arrays, case.dtype)
     assert isinstance(unet, UNet)
+    place_model(unet, Parallel())  # on a CPU, kernels have another order
     inputs = StepInputs.of(case)
     text = jax.tree.map(jnp.asarray, (inputs.context, inputs.pooled, inputs.ids, inputs.guidance))
     cond, latents = jax.jit(UNet.condition)(unet, *text), jnp.asarray(inputs.latents)

@@ -26,17 +26,18 @@ PADDINGS = {"all around": ((1, 1), (1, 1)), "below and right": ((0, 1), (0, 1))}
 @pytest.mark.parametrize("order", ["OHWI", "HWIO"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", PADDINGS.values(), ids=PADDINGS)
-def test_conv_equals_torch(order: str, stride: int, padding: Any) -> None:
-    layer = Conv(8, 96, stride=stride, padding=padding, dtype=jnp.float32, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("channels", [16, 96], ids=["fewer channels than pixels", "more channels than pixels"])
+def test_conv_equals_torch(order: str, stride: int, padding: Any, channels: int) -> None:
+    layer = Conv(8, channels, stride=stride, padding=padding, dtype=jnp.float32, rngs=nnx.Rngs(0))
     rng = np.random.RandomState(0)
-    layer.bias[...] = jnp.asarray(rng.randn(96), jnp.float32)
+    layer.bias[...] = jnp.asarray(rng.randn(channels), jnp.float32)
     kernel = torch.from_numpy(np.array(layer.kernel[...])).permute(0, 3, 1, 2)
     x = rng.randn(2, 5, 6, 8).astype(np.float32)
     (above, below), (left, right) = padding
     padded = torch.nn.functional.pad(to_torch(x), (left, right, above, below))
     expected = torch.nn.functional.conv2d(padded, kernel, torch.from_numpy(np.array(layer.bias[...])), stride)
     order_kernels(layer, order)
-    assert layer.kernel.shape == ((3, 3, 8, 96) if order == "HWIO" else (96, 3, 3, 8))
+    assert layer.kernel.shape == ((3, 3, 8, channels) if order == "HWIO" else (channels, 3, 3, 8))
     assert error(layer(jnp.asarray(x), WHOLE), to_numpy(expected)) < 1e-5
 
 
