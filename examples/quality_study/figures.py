@@ -55,8 +55,8 @@ def plot(measurements: Measurements, base: Setting, path: Path) -> None:
     for axis, (factor, label) in zip(axes, FACTORS.items(), strict=True):
         for line in [base.but(mode=mode) for mode in MODES_COMPARED]:
             points = {s: m for s, m in shown.items() if vary_only(s, line, factor)}
-            varied = len(points) > 1 and not (factor == "warmup" and line.mode not in DISPLACED)
-            if varied or (points and factor == "patch"):
+            several = len(points) > 1 and not (factor == "warmup" and line.mode not in DISPLACED)
+            if several or (points and factor == "patch"):
                 _curve(axis, points, factor, base, line)
         points = {s: m for s, m in shown.items() if factor == "steps" and s == base.in_proportion(s.steps)}
         if len(points) > 1:
@@ -64,7 +64,8 @@ def plot(measurements: Measurements, base: Setting, path: Path) -> None:
             axis.legend(*(part[-1:] for part in axis.get_legend_handles_labels()), fontsize=8)
         axis.set_title(", ".join(text for name, text in fixed.items() if name != factor), fontsize=10)
         axis.set_xlabel(label)
-        ticks = sorted({getattr(s, factor) for s in shown if vary_only(s, base, factor)})
+        varied = {s for s in shown if vary_only(s, base, factor)}
+        ticks = sorted({getattr(s, factor) for s in (*varied, *points)})
         if factor != "warmup":
             axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(t) for t in ticks])
