@@ -36,7 +36,11 @@ PARTS: tuple[tuple[str, ...], ...] = (
     ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "conv_out"),
     ("down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "conv_out"),
 )
-LINKS = {"8 H100s": ("h100", 8, {}), "4 A100s": ("a100", 4, {}), "4 A100s, PCIe": ("a100", 4, {"link": 0.71 * 32e9})}
+LINKS: dict[str, tuple[str, int, dict[str, float]]] = {
+    "8 H100s": ("h100", 8, {}),
+    "4 A100s": ("a100", 4, {}),
+    "4 A100s, PCIe": ("a100", 4, {"link": 0.71 * 32e9}),
+}
 SIZES = (1024, 2048, 3840)
 
 
@@ -63,8 +67,9 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="as for examples/quality.py (default: %(default)s)")
     options = parser.parse_args()
     prompts, model = read_prompts(options.prompts), Model(options.model)
-    study = {"model": Path(options.model).name, "weights": model.fingerprint, "prompts": prompts.name}
-    results = Results(options.out, study)
+    results = Results(
+        options.out, {"model": Path(options.model).name, "weights": model.fingerprint, "prompts": prompts.name}
+    )
     evaluator = Evaluator(model, prompts, 16, options.out, lambda _: None)
     for setting in tqdm(with_references(BASE.but(mode=mode) for mode in COMPARED), unit="setting"):
         if setting not in results.measurements:
@@ -81,7 +86,7 @@ def waiting(mode: str) -> list[float]:
         for size in (pixels // 8 for pixels in SIZES):
             rows = -(-size // devices // 4) * 4
             share = Share(size, rows, size, 2, devices)
-            shares.append(estimate(asked, MODES[mode], share, Rates.of(CARDS[card], **rates)).share)
+            shares.append(estimate(asked, MODES[mode], share, Rates.of(CARDS[card], "bfloat16", **rates)).share)
     return shares
 
 

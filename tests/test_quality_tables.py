@@ -1,6 +1,8 @@
 """The tables of the quality study: differences that are paired by picture, the report, and the expectations."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,3 +165,28 @@ def test_cases_are_listed_by_verdict() -> None:
     }
     text = report.order(measurements | {BASE.reference: measured()})  # a reference has nothing to be compared with
     assert text.index("undecided: corrected_async_gn-n4-w4") < text.index("holds: sync_gn-n4-w4")
+
+
+def test_a_table_of_halos_beside_what_they_wait() -> None:
+    """In a process of its own, since the script adds modes: the more parts wait for halos, the longer a step waits."""
+    code = """
+import halos
+from quality_helpers import measured
+from quality_study.settings import BASE
+values = {BASE.but(mode=mode): measured(30.0 + i, 31.0 + i) for i, mode in enumerate(halos.COMPARED)}
+print(halos.table(values))
+alone = halos.waiting("halos of up_blocks.0")
+all_up = halos.waiting("halos of up_blocks.0, up_blocks.1, up_blocks.2, conv_out")
+assert all(less < more for less, more in zip(alone, all_up, strict=True)), (alone, all_up)
+predicted, every = halos.waiting("predicted"), halos.waiting("halo_sync")
+assert all(a <= b <= c for a, b, c in zip(predicted, alone, every, strict=True)), (predicted, alone, every)
+"""
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent / "examples"), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.strip().splitlines()]
+    assert len(rows) == 2 + 17
+    assert rows[2][:3] == ["| `corrected_async_gn`", "30.5", ""]
+    assert rows[3][:3] == ["| `predicted`", "31.5", "+1.0 ± 0.0"]
