@@ -86,6 +86,8 @@ def test_the_figure_has_a_point_for_each_mode_with_costs(tmp_path: Path, monkeyp
     assert lower[BASE.mode] == [5.0, pytest.approx(0.1)]
     assert 0 < lower["full_sync"][1] < 0.1
     assert not tradeoff.tradeoff({BASE.but(mode="stale_gn"): measured(33.0)}, BASE, COSTS, tmp_path / "none.png")
+    partly = COSTS | {"sizes": COSTS["sizes"] | {"3840": {"one device": {"synchronous": 900.0}}}}
+    assert tradeoff.tradeoff(measurements, BASE, partly, tmp_path / "partly.png")
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ def tradeoff(measurements: Measurements, base: Setting, costs: Costs, path: Path
 
     settings = [base.but(mode=mode, patch=costs["patch"]) for mode in MODES_COMPARED]
     measured = {s: measurements[s] for s in settings if s in measurements and measurements[s].psnr}
-    sizes = list(costs["sizes"])
-    if not any(speed_up(costs, size, s) for size in sizes for s in measured):
+    sizes = [size for size in costs["sizes"] if any(speed_up(costs, size, s) for s in measured)]
+    if not sizes:
         return False
     figure, axes = pyplot.subplots(2, len(sizes), figsize=(6.5 * len(sizes), 9), dpi=100, layout="constrained")
     devices = costs["cfg"] * costs["patch"]
