@@ -14,9 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from distrijax import Parallel
 from distrijax.checkpoint import find
-from distrijax.parallel.auto.estimate import Share, estimate
-from distrijax.parallel.auto.questions import questions
+from distrijax.parallel.auto.choose import estimates
+from distrijax.parallel.auto.estimate import Share
 from distrijax.parallel.cards import CARDS, Rates
 from distrijax.parallel.policies import MODES, Policy
 
@@ -36,10 +37,10 @@ PARTS: tuple[tuple[str, ...], ...] = (
     ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "conv_out"),
     ("down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "conv_out"),
 )
-LINKS: dict[str, tuple[str, int, dict[str, float]]] = {
-    "8 H100s": ("h100", 8, {}),
-    "4 A100s": ("a100", 4, {}),
-    "4 A100s, PCIe": ("a100", 4, {"link": 0.71 * 32e9}),
+MACHINES = {
+    "8 H100s": (CARDS["h100"], 8),
+    "4 A100s": (CARDS["a100"], 4),
+    "4 A100s, PCIe": (dataclasses.replace(CARDS["a100"], link=32e9), 4),
 }
 SIZES = (1024, 2048, 3840)
 
@@ -79,26 +80,24 @@ def main() -> None:
 
 
 def waiting(mode: str) -> list[float]:
-    """Return the part of a step that SDXL base is estimated to wait, for each of `LINKS` and `SIZES`."""
-    asked = tuple(questions(find("sdxl-base").unet))
-    shares = []
-    for card, devices, rates in LINKS.values():
+    """Return the part of a step that SDXL base is estimated to wait, for each of `MACHINES` and `SIZES`."""
+    config, shares = find("sdxl-base").unet, []
+    for card, devices in MACHINES.values():
         for size in (pixels // 8 for pixels in SIZES):
-            rows = -(-size // devices // 4) * 4
-            share = Share(size, rows, size, 2, devices)
-            shares.append(estimate(asked, MODES[mode], share, Rates.of(CARDS[card], "bfloat16", **rates)).share)
+            rows = Parallel(patch=devices, emulate=True).layout(size, config.row_multiple).slab
+            shares.append(estimates(config, mode, Share(size, rows, size, 2, devices), Rates.of(card)).share)
     return shares
 
 
 def table(measurements: Measurements) -> str:
     """Return a Markdown table: PSNR, its difference from the baseline, and the waiting of each card and size."""
-    cards = [f"{name}, {' / '.join(map(str, SIZES))}" for name in LINKS]
+    cards = [f"{name}, {' / '.join(map(str, SIZES))}" for name in MACHINES]
     lines = [["mode", "PSNR, dB", "difference", *cards], ["---"] * (3 + len(cards))]
     baseline = measurements[BASE]
     for mode in COMPARED:
         values, waits = measurements[BASE.but(mode=mode)], iter(waiting(mode))
         pair = "" if mode == BASELINE else Paired.of(values.psnr, baseline.psnr).text(1)
-        cells = [" / ".join(f"{100 * next(waits):.1f}" for _ in SIZES) + " %" for _ in LINKS]
+        cells = [" / ".join(f"{100 * next(waits):.1f}" for _ in SIZES) + " %" for _ in MACHINES]
         lines.append([mode if mode in ROWS else f"`{mode}`", f"{values.mean_psnr:.1f}", pair, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
