@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from gpu import driver, profile, table
 from gpu.driver import Stage, drive
+from gpu.geglu import geglu
+from gpu.gelus import gelu_errors, gelu_exp, gelu_logistic, gelu_tanh
 from gpu.results import Results
 from gpu.stages import OF_EACH_KIND, STAGES
-from gpu.variants import VARIANTS, Variant, gelu_errors, gelu_exp, gelu_logistic, gelu_tanh
+from gpu.variants import VARIANTS, Variant, gated
 
 ROOT = Path(__file__).parents[1]
 
@@ -239,12 +242,22 @@ def test_gelus_are_as_far_from_the_exact_one_as_they_say() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(("tokens", "channels", "width"), [(256, 64, 192), (24, 96, 40)])
+def test_geglu_is_a_product_and_its_gate(tokens: int, channels: int, width: int) -> None:
+    rng = np.random.RandomState(0)
+    x, kernel, bias = rng.randn(tokens, channels), rng.randn(channels, 2 * width), rng.randn(2 * width)
+    hidden, gate = np.split(x @ kernel + bias, 2, -1)
+    y = geglu(*(jnp.asarray(value, jnp.float32) for value in (x, kernel, bias)), interpret=True)
+    np.testing.assert_allclose(y, hidden * gate * scipy.special.ndtr(gate), rtol=1e-5, atol=1e-3)  # up to 500
+
+
+@pytest.mark.fast
 def test_a_variant_changes_what_is_traced_and_nothing_after_it() -> None:
     layer, x = FeedForward(4, dtype=jnp.float32, rngs=nnx.Rngs(0)), 4 * jnp.ones((1, 4))
     step = jax.jit(lambda x: layer(x))
     exact = step(x)
     for name, zero in (("a variant", True), ("the default again", False)):
-        variant = Variant(gelu=jnp.zeros_like) if zero else Variant()
+        variant = Variant(feed_forward=partial(gated, gelu=jnp.zeros_like)) if zero else Variant()
         with variant.active():
             y = step(x)
         assert bool((y == layer.proj_out(jnp.zeros((1, 16)))).all()) is zero, name

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distrijax.errors import DistrijaxError
 from distrijax.parallel.phases import Phase
 from distrijax.tools import loop
 from distrijax.tools.bench.steps import prepared, share_call, share_layout
@@ -129,8 +130,12 @@ def _dispatch(program: loop.PhaseProgram, step: Step) -> float:
 
 
 def _kernels(step: Step, program: loop.PhaseProgram) -> Json:
-    """Return what else is known of a program; if the profiler fails, its traceback beside the times."""
-    planned, kernels = step.plan(program), Json()
+    """Return what else is known of a program; if the plan or the profiler fails, its error beside the times."""
+    planned, kernels = dict[str, profile.Planned](), Json()
+    try:
+        planned |= step.plan(program)
+    except DistrijaxError as error:  # a kernel of the variant's own, of which the plan cannot tell what it computes
+        kernels["plan_error"] = str(error)
     try:
         events = profile.trace(prepared(program, step.call))
         kernels["kernels"] = profile.by_kind(events, planned, step.count)
@@ -138,7 +143,7 @@ def _kernels(step: Step, program: loop.PhaseProgram) -> Json:
         kernels["profile_error"] = traceback.format_exc()
     memory, stats = program.executable.memory_analysis(), jax.local_devices()[0].memory_stats() or {}
     return kernels | {
-        "planned_flops": sum(kernel.flops for kernel in planned.values()),
+        "planned_flops": sum(kernel.flops for kernel in planned.values()) or None,
         "finite": bool(np.isfinite(step.latents(program)).all()),
         "temporary_bytes": None if memory is None else memory.temp_size_in_bytes,
         "peak_bytes_of_process": stats.get("peak_bytes_in_use"),

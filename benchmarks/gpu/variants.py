@@ -2,26 +2,24 @@
 
 In a step of one of eight devices at 1024x1024, an H200 runs 2,060 kernels of 5 µs each: most variants aim at fewer of
 them, or at less time between them.
-
-    python benchmarks/gpu/variants.py    # how far each GELU is from the exact one, over all numbers of bf16
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.special
-from jax import Array, lax
+from jax import Array
 
-from distrijax.nn import transformer
+from distrijax.nn.transformer import FeedForward
 from distrijax.runtime.xla_options import Options
+from gpu.geglu import geglu
+from gpu.gelus import Activation, gelu_exp, gelu_logistic, gelu_tanh
 
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION"
-Activation = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,83 +28,51 @@ class Variant:
 
     Attributes:
         options: of XLA, besides ours.
-        gelu: in place of the exact one.
+        feed_forward: in place of `FeedForward`'s call.
         tunes: XLA's autotuner chooses among other kernels. What it chose before is kept, by process and on disk, so
             that such a variant needs a process of its own without that cache.
     """
 
     options: Options = dataclasses.field(default_factory=dict)
-    gelu: Activation | None = None
+    feed_forward: Callable[[FeedForward, Array], Array] | None = None
     tunes: bool = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Trace with this variant."""
-        gelu = self.gelu
-        if gelu is None:
+        forward = self.feed_forward
+        if forward is None:
             yield
             return
         jax.clear_caches()  # otherwise JAX would take the traced program of another variant
-        with mock.patch.object(transformer.nnx, "gelu", lambda x, approximate: gelu(x)):
+        with mock.patch.object(FeedForward, "__call__", lambda layer, x: forward(layer, x)):
             yield
         jax.clear_caches()
 
 
-def gelu_exp(x: Array) -> Array:
-    """Return GELU by formula 7.1.26 of Abramowitz and Stegun: one exponential, one division, errors of 4e-7."""
-    y = x.astype(jnp.float32)
-    z = jnp.abs(y) * 0.5**0.5
-    t = 1 / (1 + 0.3275911 * z)
-    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    tail = tail * jnp.exp(-z * z) / 2  # of a normal distribution, beyond |y|
-    return (y * jnp.where(y < 0, tail, 1 - tail)).astype(x.dtype)
+def gated(layer: FeedForward, x: Array, *, gelu: Activation) -> Array:  # [..., C]
+    """Apply a feed-forward with this GELU."""
+    with jax.named_scope(layer.path):
+        hidden, gate = jnp.split(layer.proj_in(x), 2, -1)
+        return layer.proj_out(hidden * gelu(gate))
 
 
-def gelu_tanh(x: Array) -> Array:
-    """Return the usual approximation by a hyperbolic tangent, in fp32: errors of up to 4.7e-4."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
-
-
-def gelu_logistic(x: Array) -> Array:
-    """Return the same as `gelu_tanh` by one exponential and one division."""
-    y = x.astype(jnp.float32)
-    return (y * lax.logistic(y * (1.5957691216 + 0.0713548162726 * y * y))).astype(x.dtype)
-
-
-GELUS: dict[str, Activation] = {
-    "fp32 erf (default)": lambda x: jax.nn.gelu(x, approximate=False),
-    "an exponential": gelu_exp,
-    "tanh": gelu_tanh,
-    "a logistic": gelu_logistic,
-}
-
-
-def gelu_errors() -> dict[str, tuple[float, float, float]]:
-    """Return how far GELUs in bf16 are from the exact one in fp64, over all numbers of bf16 from -10 to 10.
-
-    Returns:
-        By name: the largest error; the share of results that are not the exact one, rounded; and the largest distance
-        from that in steps of bf16, of results above 1e-3.
-    """
-    numbers = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
-    numbers = numbers[np.abs(numbers.astype(np.float32)) <= 10]
-    x = numbers.astype(np.float64)
-    exact = x * scipy.special.ndtr(x)
-    rounded, large, errors = exact.astype(jnp.bfloat16), np.abs(exact) > 1e-3, {}
-    for name, gelu in GELUS.items():
-        y = np.asarray(jax.jit(gelu)(jnp.asarray(numbers)))
-        steps = np.abs(y.view(np.int16).astype(int) - rounded.view(np.int16).astype(int))
-        largest = float(np.abs(y.astype(np.float64) - exact).max())
-        errors[name] = largest, float((y != rounded).mean()), float(steps[large].max())
-    return errors
+def gated_at_once(layer: FeedForward, x: Array) -> Array:  # [..., C]
+    """Apply a feed-forward whose first product gates its own result."""
+    kernel, bias = layer.proj_in.kernel, layer.proj_in.bias
+    assert bias is not None
+    with jax.named_scope(layer.path):
+        product = geglu(x.reshape(-1, x.shape[-1]), kernel[...], bias[...])
+        return layer.proj_out(product.reshape(*x.shape[:-1], -1))
 
 
 VARIANTS = {  # most promising first
     "convolutions in CUDA graphs": Variant({"xla_gpu_enable_command_buffer": f"{GRAPHS},CONVOLUTION"}),
     "programmatic dependent launch": Variant({"xla_gpu_enable_pdl": True, "xla_gpu_enable_pdl_launch": True}),
     "no Triton products": Variant({"xla_gpu_enable_triton_gemm": False}),
-    "GELU by an exponential": Variant(gelu=gelu_exp),
+    "GELU by an exponential": Variant(feed_forward=partial(gated, gelu=gelu_exp)),
     "queries, keys and values apart": Variant({"xla_gpu_dot_merger_threshold_mb": 0}),
+    "GEGLU in one kernel": Variant(feed_forward=gated_at_once),
     "the loop in a CUDA graph": Variant(
         {
             "xla_gpu_enable_command_buffer": f"{GRAPHS},CONVOLUTION,WHILE",
@@ -115,8 +81,8 @@ VARIANTS = {  # most promising first
     ),
     "no split-K": Variant({"xla_gpu_experimental_force_split_k": 1}, tunes=True),
     "concurrent CUDA graphs": Variant({"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}),
-    "GELU by a logistic": Variant(gelu=gelu_logistic),
-    "GELU by tanh": Variant(gelu=gelu_tanh),
+    "GELU by a logistic": Variant(feed_forward=partial(gated, gelu=gelu_logistic)),
+    "GELU by tanh": Variant(feed_forward=partial(gated, gelu=gelu_tanh)),
     "products by cuDNN": Variant({"xla_gpu_cudnn_gemm_fusion_level": 3}, tunes=True),
     "convolution fusions": Variant({"xla_gpu_experimental_enable_conv_fusion": True}, tunes=True),
     "fusion autotuner": Variant({"xla_gpu_experimental_enable_fusion_autotuner": True}, tunes=True),
@@ -125,10 +91,3 @@ VARIANTS = {  # most promising first
     "64 traces of a CUDA graph": Variant({"xla_cmd_buffer_trace_cache_size": 64}),
     "all tilings of Triton products": Variant({"xla_gpu_exhaustive_tiling_search": True}, tunes=True),
 }
-
-
-if __name__ == "__main__":
-    print("| GELU in bf16 | largest error | not the exact result, rounded | steps of bf16 off, at most |")
-    print("|---|---|---|---|")
-    for name, (largest, share, steps) in gelu_errors().items():
-        print(f"| {name} | {largest:.1e} | {100 * share:.2f} % | {steps:.0f} |")
