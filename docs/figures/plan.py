@@ -29,7 +29,7 @@ def main() -> None:
     request = Request(
         Workload(find("sdxl-base"), 1024, 1024, "bfloat16", steps=50), CARDS["h100"], Rates.of(CARDS["h100"])
     )
-    layout = Parallel(patch=8, mode="corrected_async_gn", emulate=True)
+    layout = Parallel(patch=8, emulate=True)
     draw(plan(request, layout), sys.argv[1] if len(sys.argv) > 1 else "plan.png")
 
 
