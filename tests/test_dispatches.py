@@ -54,6 +54,19 @@ def test_another_number_of_steps_compiles_nothing_and_takes_few_dispatches(
     assert pipe.seconds["compiling"] == compiled
 
 
+@pytest.mark.parametrize(
+    ("parallel", "programs"),
+    [(Parallel(), 1), (Parallel(patch=2, emulate=True, mode="stale_gn"), 2), (Parallel(patch=2, emulate=True), 3)],
+    ids=["one device", "stale_gn", "predicted, with first pieces"],
+)
+def test_each_program_traces_the_unet_once(monkeypatch: pytest.MonkeyPatch, parallel: Parallel, programs: int) -> None:
+    pipe, traced, call = small_pipeline(), [], UNet.__call__
+    pipe.parallel = parallel
+    monkeypatch.setattr(UNet, "__call__", lambda *arguments: (traced.append(1), call(*arguments))[1])
+    pipe.compile(**CALL | {"width": 8 * (programs + 2)}, num_inference_steps=8)  # a size that no other test has
+    assert len(traced) == programs
+
+
 @pytest.mark.parametrize("name", ["dpmsolver++", "euler_ancestral"])  # with a state; with noise, in tables of 16 steps
 def test_pictures_do_not_depend_on_how_steps_are_dispatched(
     pipe: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch, name: str

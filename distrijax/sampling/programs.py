@@ -75,7 +75,7 @@ def denoise(
     after_step: AfterStep = keep_latents,
     record: bool = False,
 ) -> tuple[Carry, Array, Array | None]:
-    """Take some steps of one phase, without pieces of a previous step if `carry.pieces` is None.
+    """Take some steps of one phase, none of which reads what a step before it left if `carry.pieces` is None.
 
     Returns:
         The carry; whether its latents are finite, which also tells that the steps have ended; and every step's
