@@ -8,8 +8,6 @@ from importlib.util import find_spec
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Nearly all of the suite's time is compilation, and LLVM takes a third less of it at its lowest level.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from pathlib import Path
 
@@ -20,7 +18,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Nearly all of the suite's time is compilation: a second run takes it from here.
+# Nearly all of the suite's time is compilation, and a third of that LLVM's optimizations. Other processes that tests start
+# compile as users do, and so does `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+# A second run takes compiled programs from here.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
