@@ -18,8 +18,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Nearly all of the suite's time is compilation, and a third of that LLVM's optimizations. Other processes that tests start
-# compile as users do, and so does `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`.
+# Nearly all of the suite's time is compilation, and a third of that LLVM's optimizations. Other processes that tests
+# start compile as users do, and so does `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 # A second run takes compiled programs from here.
