@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from helpers_checkpoint import SMALLER, UNET, VAE
+from helpers_checkpoint import SHALLOW, UNET, VAE
 from PIL import Image
 from test_pipeline import write_pipeline
 
@@ -91,7 +91,7 @@ CONVERT = {"source": "path", "target": "path", "dtype": "dtype", "overwrite": "f
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("arguments") / "base"
-    write_pipeline(path, unet=UNET | SMALLER, vae=VAE)
+    write_pipeline(path, unet=UNET | SHALLOW, vae=VAE)
     return path
 
 

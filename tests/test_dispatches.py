@@ -60,11 +60,17 @@ def test_another_number_of_steps_compiles_nothing_and_takes_few_dispatches(
     ids=["one device", "stale_gn", "predicted, with first pieces"],
 )
 def test_each_program_traces_the_unet_once(monkeypatch: pytest.MonkeyPatch, parallel: Parallel, programs: int) -> None:
-    pipe, traced, call = small_pipeline(), [], UNet.__call__
+    pipe, traces, call = small_pipeline(), 0, UNet.__call__
     pipe.parallel = parallel
-    monkeypatch.setattr(UNet, "__call__", lambda *arguments: (traced.append(1), call(*arguments))[1])
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return call(*arguments)
+
+    monkeypatch.setattr(UNet, "__call__", counted)
     pipe.compile(**CALL | {"width": 8 * (programs + 2)}, num_inference_steps=8)  # a size that no other test has
-    assert len(traced) == programs
+    assert traces == programs
 
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "euler_ancestral"])  # with a state; with noise, in tables of 16 steps

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_checkpoint import SMALLER, base_pipeline
+from helpers_checkpoint import SHALLOW, base_pipeline
 
 from distrijax import DistrijaxError, Parallel, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
@@ -16,7 +16,7 @@ CALL: dict[str, Any] = {"num_inference_steps": 3, "seed": 1, "height": 22, "widt
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("long")
-    base_pipeline(path, **SMALLER).save_pretrained(path / "base")
+    base_pipeline(path, **SHALLOW).save_pretrained(path / "base")
     return path / "base"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_adapters import every_layer, lora, weights
-from helpers_checkpoint import SMALLER, UNET, base_pipeline
+from helpers_checkpoint import SHALLOW, UNET, base_pipeline
 
 from distrijax import StableDiffusionXLPipeline
 from distrijax.checkpoint import Component
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lora")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        base_pipeline(path / "own", **SMALLER).save_pretrained(path / "base")
+        base_pipeline(path / "own", **SHALLOW).save_pretrained(path / "base")
     return path / "base"
 
 

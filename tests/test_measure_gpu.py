@@ -252,6 +252,13 @@ def test_geglu_is_a_product_and_its_gate(tokens: int, channels: int, width: int)
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("gelu", [gelu_exp, gelu_tanh, gelu_logistic])
+def test_a_variant_of_the_feed_forward_differs_by_its_gelu_alone(gelu: Any) -> None:
+    layer, x = FeedForward(8, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.linspace(-2, 2, 24).reshape(3, 8)
+    np.testing.assert_allclose(gated(layer, x, gelu=gelu), layer(x), rtol=0, atol=1e-3)
+
+
+@pytest.mark.fast
 def test_a_variant_changes_what_is_traced_and_nothing_after_it() -> None:
     layer, x = FeedForward(4, dtype=jnp.float32, rngs=nnx.Rngs(0)), 4 * jnp.ones((1, 4))
     step = jax.jit(lambda x: layer(x))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers_checkpoint import SMALLER, TEXT, UNET, VAE, tokenizer
+from helpers_checkpoint import SHALLOW, TEXT, UNET, VAE, tokenizer
 from reference import random_weights
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -38,7 +38,7 @@ SCHEDULERS = {
     "unipc": {"_class_name": "UniPCMultistepScheduler"},
 }  # fmt: skip
 CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "base": {"unet": UNET | SMALLER, "vae": VAE},
+    "base": {"unet": UNET | SHALLOW, "vae": VAE},
     "distilled": {"unet": UNET | {"layers_per_block": 1, "time_cond_proj_dim": 8}, "vae": VAE},
     "deep": {
         "unet": UNET

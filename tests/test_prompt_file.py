@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_checkpoint import SMALLER, base_pipeline
+from helpers_checkpoint import SHALLOW, base_pipeline
 from safetensors.numpy import save_file
 from test_cli import in_an_empty_folder, pixels, run, settings
 
@@ -30,7 +30,7 @@ LINES = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
-    base_pipeline(folder, **SMALLER).save_pretrained(folder / "base")
+    base_pipeline(folder, **SHALLOW).save_pretrained(folder / "base")
     return str(folder / "base")
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers_checkpoint import SMALLER, base_pipeline
+from helpers_checkpoint import SHALLOW, base_pipeline
 from safetensors.torch import save_file
 
 from distrijax import DistrijaxError, StableDiffusionXLPipeline
@@ -22,7 +22,7 @@ def vectors(count: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("inversion") / "base"
-    base_pipeline(path.parent, **SMALLER).save_pretrained(path)
+    base_pipeline(path.parent, **SHALLOW).save_pretrained(path)
     return path
 
 

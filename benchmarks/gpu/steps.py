@@ -131,10 +131,11 @@ def _dispatch(program: loop.PhaseProgram, step: Step) -> float:
 
 def _kernels(step: Step, program: loop.PhaseProgram) -> Json:
     """Return what else is known of a program; if the plan or the profiler fails, its error beside the times."""
-    planned, kernels = dict[str, profile.Planned](), Json()
+    planned: profile.Plan = {}
+    kernels = Json()
     try:
-        planned |= step.plan(program)
-    except DistrijaxError as error:  # a kernel of the variant's own, of which the plan cannot tell what it computes
+        planned = step.plan(program)
+    except DistrijaxError as error:  # the plan cannot tell what a kernel of the variant's own computes
         kernels["plan_error"] = str(error)
     try:
         events = profile.trace(prepared(program, step.call))

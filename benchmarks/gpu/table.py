@@ -156,7 +156,7 @@ def remains(stages: Run) -> str:
         distance = ", ".join(f"{key} {value:.1e}" for key, value in stage.get("relative_distance", {}).items())
         if agreement or distance:
             lines.append(f"- {name}: {agreement or distance}")
-        for what in ("error", "profile_error"):
+        for what in ("error", "plan_error", "profile_error"):
             if what in stage:
                 lines.append(f"- {name} failed: `{stage[what].strip().splitlines()[-1][:150]}`")
         if not stage.get("finite", True):
